@@ -1,0 +1,1 @@
+"""Measuring: latency, memory and quality of any model, side by side in one table."""

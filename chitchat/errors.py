@@ -1,0 +1,23 @@
+"""The exceptions that the training-side rooms raise on purpose; the front door turns each into one line.
+
+`serve` has a tree of its own (`serve.errors`), since it imports nothing of ours. Both carry `exit_code`, which is all
+that the front door looks at.
+"""
+
+from typing import ClassVar
+
+
+class ChitchatError(Exception):
+    """Base of the tree. The message is one line: which option or file, which value, what to do."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class BadInput(ChitchatError):
+    """What the user gave cannot be used (exit code 2)."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class WorkFailed(ChitchatError):
+    """The input was good and the work did not succeed (exit code 1)."""

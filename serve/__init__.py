@@ -1,0 +1,1 @@
+"""The edge runtime, free of torch: bundle reader, engine, sampler, text, terminal chat and HTTP server."""
