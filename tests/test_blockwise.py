@@ -58,7 +58,8 @@ def test_rounding_equals_a_float64_reference(bits: int, block_size: int, columns
     weight = random_weight(columns=columns)
     tensor = quantize_blocks(weight, bits, block_size)
     np.testing.assert_allclose(dequantize_blocks(tensor), reference(weight, bits, block_size), rtol=1e-6, atol=1e-7)
-    assert tensor.q.dtype == np.uint8 and tensor.scales.dtype == np.float32
+    assert tensor.q.dtype == np.uint8
+    assert tensor.scales.dtype == np.float32
     assert tensor.q.shape == (24, -(-columns // block_size), block_size * bits // 8)
 
 
@@ -72,7 +73,7 @@ def test_onnxruntime_multiplies_by_the_same_matrix(bits: int, block_size: int, c
         "MatMulNBits",
         {"x": x},
         {"q": tensor.q, "scales": tensor.scales},
-        **dict(K=columns, N=24, bits=bits, block_size=block_size, accuracy_level=1),
+        **{"K": columns, "N": 24, "bits": bits, "block_size": block_size, "accuracy_level": 1},
     )
     np.testing.assert_allclose(got, x @ dequantize_blocks(tensor).T, rtol=1e-5, atol=1e-5)
 
@@ -87,7 +88,7 @@ def test_onnxruntime_looks_up_rows_in_the_same_table(bits: int, block_size: int,
         "GatherBlockQuantized",
         {"x": ids},
         {"q": tensor.q, "scales": tensor.scales[..., None]},
-        **dict(bits=bits, block_size=block_size, gather_axis=0, quantize_axis=2),
+        **{"bits": bits, "block_size": block_size, "gather_axis": 0, "quantize_axis": 2},
     )
     assert got.shape == (2, 2, tensor.q.shape[1], block_size)
     np.testing.assert_array_equal(got.reshape(2, 2, -1)[..., :columns], dequantize_blocks(tensor)[ids])
@@ -96,13 +97,14 @@ def test_onnxruntime_looks_up_rows_in_the_same_table(bits: int, block_size: int,
 def test_onnxruntime_level_4_takes_negative_scales() -> None:
     """Stops a sign lost in the integer kernel that ships: 4-bit scales are negative in half of the blocks."""
     tensor = quantize_blocks(random_weight(), 4, 32)
-    assert (tensor.scales < 0).any() and (tensor.scales > 0).any()
+    assert (tensor.scales < 0).any()
+    assert (tensor.scales > 0).any()
     x = random_weight(5, seed=1)
     got = run_node(
         "MatMulNBits",
         {"x": x},
         {"q": tensor.q, "scales": tensor.scales},
-        **dict(K=96, N=24, bits=4, block_size=32, accuracy_level=4),
+        **{"K": 96, "N": 24, "bits": 4, "block_size": 32, "accuracy_level": 4},
     )
     exact = x @ dequantize_blocks(tensor).T
     assert np.abs(got - exact).max() < 0.02 * np.abs(exact).max()

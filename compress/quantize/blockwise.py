@@ -6,13 +6,13 @@ Each block has one float32 scale and `block_size` unsigned integers of `bits` bi
     weight = (q - 2**(bits - 1)) * scale                      symmetric: the zero point is never stored
 
 Layout (`BlockTensor`)
-    q       uint8    [N, blocks, block_size * bits / 8]       4 bits: column 2i in the low nibble, 2i + 1 in the high one
+    q       uint8    [N, blocks, block_size * bits / 8]       4 bits: column 2i in the low nibble, 2i+1 in the high
     scales  float32  [N, blocks]
 
 Rounding, to nearest (ties to even):
     8 bits  scale = absmax / 127, q in 1..255.
-    4 bits  scale = extreme / -8, where extreme is the value of the largest magnitude *with its sign*, q in 0..15. Scales
-            can be negative, and the extreme is represented exactly. It uses all 16 levels, where absmax / 7 uses 15: on
+    4 bits  scale = extreme / -8, where extreme is the value of the largest magnitude *with its sign*, q in 0..15.
+            Scales can be negative, and the extreme is represented exactly. It uses all 16 levels, where absmax / 7 uses 15: on
             a trained GPT-2 (8.8 M parameters, block 32) the squared error is 22 % lower. It is llama.cpp's Q4_0 rule.
 
 What onnxruntime 1.32 on a CPU does with these arrays (the tests ask it again):
@@ -108,7 +108,7 @@ def block_scales(blocks: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
 
 
 def dequantize_blocks(tensor: BlockTensor) -> NDArray[np.float32]:
-    """The float32 `[N, K]` matrix that the integers stand for: `(q - zero point) * scale`, as the kernels compute it."""
+    """The float32 `[N, K]` matrix that the integers stand for: `(q - zero point) * scale`, as the kernels do it."""
     centred = unpack(tensor.q, tensor.bits).astype(np.float32) - np.float32(2 ** (tensor.bits - 1))
     weight = (centred * tensor.scales[..., None]).reshape(tensor.q.shape[0], -1)
     return np.ascontiguousarray(weight[:, : tensor.K])
