@@ -12,8 +12,9 @@ Layout (`BlockTensor`)
 Rounding, to nearest (ties to even):
     8 bits  scale = absmax / 127, q in 1..255.
     4 bits  scale = extreme / -8, where extreme is the value of the largest magnitude *with its sign*, q in 0..15.
-            Scales can be negative, and the extreme is represented exactly. It uses all 16 levels, where absmax / 7 uses 15: on
-            a trained GPT-2 (8.8 M parameters, block 32) the squared error is 22 % lower. It is llama.cpp's Q4_0 rule.
+            Scales can be negative, and the extreme is represented exactly. It uses all 16 levels, where absmax / 7
+            uses 15: on a trained GPT-2 (8.8 M parameters, block 32) the squared error is 22 % lower. It is llama.cpp's
+            Q4_0 rule.
 
 What onnxruntime 1.32 on a CPU does with these arrays (the tests ask it again):
     - MatMulNBits (K, N, bits, block_size; inputs A, q, scales and no zero_points) takes 2**(bits-1) as the zero point,

@@ -1,0 +1,41 @@
+# The same few commands serve people and CI. `make demo` and `make test` do their own set-up.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+EXTRA ?= cpu
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(EXTRA)
+
+.PHONY: install demo test test-fast lint types format clean
+
+install: $(STAMP)
+
+# onnxruntime and onnxruntime-gpu overwrite each other's files: changing the extra removes the other one first.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: PYTHON=$(PYTHON) is older than 3.11; say make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if ls $(VENV)/.installed-* >/dev/null 2>&1; then $(BIN)/pip uninstall --quiet --yes onnxruntime onnxruntime-gpu; rm -f $(VENV)/.installed-*; fi
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRA),demo,dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/compress run --out out/demo
+
+test: install
+	$(BIN)/python -m pytest
+
+test-fast: install
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf out build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,333 @@
+"""The front door: one verb per stage. It parses, calls the room that does the work, and prints its figures.
+
+Nothing imports this module. Rooms are imported inside the verbs, so that `--help` answers at once and an edge box can
+serve a bundle without torch.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compress.console import call, quiet_libraries, show
+
+app = typer.Typer(
+    name="compress",
+    help="Conversations in, a small fast chat model on an edge box out: quality and speed measured at every step.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+Json = Annotated[bool, typer.Option("--json", help="Make the last line of stdout one JSON object with the figures.")]
+Model = Annotated[str, typer.Argument(help="Checkpoint, quantized checkpoint, bundle, or hub id.")]
+Checkpoint = Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")]
+DataOption = Annotated[Path, typer.Option("--data", help="Data set made by `compress data`.")]
+MaybeData = Annotated[Path | None, typer.Option("--data", help="Data set made by `compress data`.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of the runtime (default: the cores this process may use).")]
+MaxTokens = Annotated[int | None, typer.Option(help="Score at most this many held-out tokens (default: all).", min=1)]
+
+
+def Out(what: str) -> Any:  # noqa: N802 - stands where a type stands
+    """The `--out` option of a verb that writes `what`."""
+    return typer.Option("--out", help=f"Folder for {what}; complete or absent.")
+
+
+@app.command()
+def data(
+    corpora: Annotated[
+        list[str], typer.Argument(help="Files (.txt .json .jsonl) or installed corpora (byu, chatterbot:<language>).")
+    ],
+    out: Annotated[Path, Out("the data set")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Checkpoint, hub id or BERT vocab.txt (default: train one).")
+    ] = None,
+    vocab_size: Annotated[int, typer.Option(help="Tokens of a tokenizer trained here (byte-level BPE).")] = 4096,
+    validation: Annotated[float, typer.Option(help="Share of conversations held out.")] = 0.05,
+    dialogue: Annotated[str | None, typer.Option(help="Dialogue format: chitchat or dialogpt.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Conversations → tokenised data set, split by conversation."""
+    from chitchat.dataset import build_dataset
+
+    figures = build_dataset(
+        corpora,
+        out,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        validation=validation,
+        dialogue=dialogue,
+        seed=seed,
+    )
+    show(figures, as_json)
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="Data set made by `compress data`.")],
+    out: Annotated[Path, Out("the checkpoint")],
+    init: Annotated[
+        str | None, typer.Option(help="Fine-tune this checkpoint or hub id (default: from scratch).")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers, from scratch.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width (n_embd), from scratch.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads, from scratch.")] = None,
+    ffn: Annotated[int | None, typer.Option(help="FFN width (n_inner), from scratch; default 4 x width.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens the model sees at most.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training conversations.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Plan as many steps as fit into these minutes.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after this many evaluations without a better validation loss.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Windows per optimizer step, over all processes.")] = None,
+    grad_accumulation: Annotated[int, typer.Option(help="Parts that a step's batch is computed in.")] = 1,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Dropout of embeddings, attention and residuals.")] = None,
+    loss: Annotated[str, typer.Option(help="Turns that count in the loss: all or replies.")] = "all",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run of the same options stopped.")] = (
+        False
+    ),
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Data set → fine-tuned GPT-2 (the teacher)."""
+    from chitchat.train import TrainOptions
+    from chitchat.train import train as run_training
+
+    given = {
+        "init": init,
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "ffn": ffn,
+        "context": context,
+        "epochs": epochs,
+        "max_minutes": max_minutes,
+        "patience": patience,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "dropout": dropout,
+    }
+    options = TrainOptions(
+        **{name: value for name, value in given.items() if value is not None},
+        grad_accumulation=grad_accumulation,
+        loss=loss,
+        seed=seed,
+    )
+    show(run_training(data, out, options, resume=resume), as_json)
+
+
+@app.command()
+def prune(
+    checkpoint: Checkpoint,
+    data: DataOption,
+    out: Annotated[Path, Out("the smaller checkpoint")],
+    keep: Annotated[float | None, typer.Option(help="Share of the parameters to keep, between 0 and 1.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers to keep.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width to keep: a multiple of the head size.")] = None,
+    ffn: Annotated[int | None, typer.Option(help="FFN width to keep.")] = None,
+    heal_epochs: Annotated[float | None, typer.Option(help="Heal for these passes over the conversations.")] = None,
+    heal_minutes: Annotated[float | None, typer.Option(help="Heal for these minutes; 0: not at all.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Heal from this checkpoint (default: the unpruned one).")] = None,
+    importance: Annotated[str, typer.Option(help="What ranks the units: activation, magnitude or random.")] = (
+        "activation"
+    ),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run of the same options stopped.")] = (
+        False
+    ),
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Checkpoint → smaller checkpoint, healed by distillation from the unpruned one."""
+    from compress.prune.stage import PruneOptions
+    from compress.prune.stage import prune as run_pruning
+
+    options = PruneOptions(
+        keep=keep,
+        layers=layers,
+        width=width,
+        ffn=ffn,
+        heal_epochs=heal_epochs,
+        heal_minutes=heal_minutes,
+        teacher=teacher,
+        importance=importance,
+        seed=seed,
+    )
+    show(run_pruning(checkpoint, data, out, options, resume=resume), as_json)
+
+
+@app.command()
+def quantize(
+    checkpoint: Checkpoint,
+    data: DataOption,
+    out: Annotated[Path, Out("the quantized checkpoint")],
+    scheme: Annotated[str, typer.Option(help="Integers: w8 or w4.")],
+    method: Annotated[str, typer.Option(help="How the integers are decided: rtn (round to nearest).")] = "rtn",
+    block_size: Annotated[int, typer.Option(help="Weights that share a scale.")] = 32,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Checkpoint → checkpoint of blockwise integers, checked on held-out conversations."""
+    from compress.quantize.stage import quantize as run_quantization
+
+    figures = run_quantization(
+        checkpoint, data, out, scheme=scheme, method=method, block_size=block_size, seed=seed
+    )
+    show(figures, as_json)
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, Out("the bundle")],
+    target: Annotated[str, typer.Option(help="cpu (our graph) or portable (standard ONNX, through optimum).")] = "cpu",
+    data: MaybeData = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Checkpoint → ONNX graph with an in-place KV cache → bundle, once it proved equal to torch."""
+    from export.stage import export as run_export
+
+    show(run_export(checkpoint, out, target=target, data=data, seed=seed), as_json)
+
+
+@app.command("eval")
+def evaluate(model: Model, data: DataOption, max_tokens: MaxTokens = None, as_json: Json = False) -> None:
+    """Quality on held-out conversations, through the runtime that ships."""
+    from bench.quality import evaluate as run_evaluation
+
+    show(run_evaluation(model, data, max_tokens=max_tokens), as_json)
+
+
+@app.command()
+def bench(
+    models: Annotated[list[str], typer.Argument(help="Checkpoints, quantized checkpoints, bundles or hub ids.")],
+    out: Annotated[Path, Out("the report")],
+    data: MaybeData = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of a prompt.", min=1)] = 64,
+    new_tokens: Annotated[int, typer.Option(help="New tokens of a reply.", min=2)] = 64,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    repetitions: Annotated[int, typer.Option(help="Rounds; each runs every model once, in turn.")] = 7,
+    threads: Threads = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Latency, memory and quality side by side, each model in its own process; the first one is the yardstick."""
+    from bench.stage import bench as run_bench
+
+    report = run_bench(
+        models,
+        out,
+        data=data,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        device=device,
+        repetitions=repetitions,
+        threads=threads,
+        max_eval_tokens=max_tokens,
+        seed=seed,
+    )
+    show(report, as_json)
+
+
+@app.command()
+def chat(
+    model: Model,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")] = 40,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share.")] = 0.95,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said becomes less likely.")] = 1.1,
+    length: Annotated[int, typer.Option(help="Tokens of a reply at most.", min=1)] = 64,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling (default: another each time).")] = None,
+    threads: Threads = None,
+) -> None:
+    """A conversation in the terminal."""
+    from bench.model import open_model
+    from serve.sampler import SamplingOptions
+    from serve.terminal import run_terminal
+
+    options = SamplingOptions(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        max_new_tokens=length,
+        seed=seed,
+    )
+    opened = open_model(model)
+    run_terminal(opened.generator(threads), opened.codec(), options)
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str | None, typer.Option(help="What was said (default: nothing; text is drawn freely).")] = None,
+    samples: Annotated[int, typer.Option(help="Texts to draw.", min=1)] = 1,
+    length: Annotated[int, typer.Option(help="Tokens of a text at most.", min=1)] = 64,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")] = 40,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share.")] = 1.0,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Replies to a prompt, or free samples without one."""
+    from bench.model import open_model
+    from serve.sampler import SamplingOptions
+
+    opened = open_model(model)
+    generator, codec = opened.generator(threads), opened.codec()
+    turns = [] if prompt is None else [codec.encode(prompt)]
+    prompt_ids = generator.dialogue.encode(turns) if turns else list(generator.dialogue.blank_ids)
+    texts = []
+    for sample in range(samples):
+        options = SamplingOptions(
+            temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=length, seed=seed + sample
+        )
+        texts.append(codec.decode(list(generator.stream(prompt_ids, options))))
+        print(texts[-1], flush=True)
+    if as_json:
+        show({"texts": texts}, as_json)
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="Bundle made by `compress export`.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8080,
+    queue: Annotated[int, typer.Option(help="Requests that may wait; one more is answered 429.", min=1)] = 16,
+    threads: Threads = None,
+) -> None:
+    """OpenAI-compatible HTTP server over a bundle; needs no torch."""
+    from serve.server import run_server
+
+    run_server(bundle, host=host, port=port, queue=queue, threads=threads)
+
+
+@app.command()
+def info(model: Model, as_json: Json = False) -> None:
+    """What a model is: shape, parameters, bytes, dialogue format, lineage."""
+    from bench.model import open_model
+
+    show(open_model(model).figures(), as_json)
+
+
+@app.command()
+def run(
+    out: Annotated[Path, Out("everything the recipe makes")],
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe (default: the demo that ships with compress).")] = None,
+    as_json: Json = False,
+) -> None:
+    """The whole pipeline of a recipe; finished stages are not run again."""
+    from compress.pipeline import run as run_pipeline
+
+    show(run_pipeline(recipe, out), as_json)
+
+
+def main() -> None:
+    """Entry point of the console script `compress` and of `python -m compress`."""
+    quiet_libraries()
+    call(lambda: app(standalone_mode=False))

@@ -1,0 +1,103 @@
+"""What every verb of the front door shares: exit codes, one-line errors, figures for people and for programs.
+
+Errors are mapped at this one boundary. Our own carry an `exit_code`; everything else is the work failing, told in one
+line too (`COMPRESS_DEBUG=1` shows the traceback).
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any, NoReturn
+
+FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+
+
+def call(command: Callable[[], Any]) -> NoReturn:
+    """Run the command line and leave the process with its exit code; a foreseen end never prints a traceback."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_exit_code(command))
+
+
+def _exit_code(command: Callable[[], Any]) -> int:
+    from typer.exceptions import Abort, Exit, TyperException
+
+    try:
+        command()
+        sys.stdout.flush()
+        return 0
+    except Exit as leave:
+        return int(leave.exit_code)
+    except TyperException as error:
+        return _say(_usage_line(error), BAD_INPUT)
+    except (KeyboardInterrupt, Abort) as error:
+        return _say(str(error) or "interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output left (`compress info … | head`): nobody is there to be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("COMPRESS_DEBUG"):
+            raise
+        code = getattr(error, "exit_code", None)
+        if code is not None:
+            return _say(str(error), int(code))
+        reason = " ".join(str(error).split()) or "no reason given"
+        return _say(f"{type(error).__name__}: {reason} (COMPRESS_DEBUG=1 shows where)", FAILED)
+
+
+def _usage_line(error: Any) -> str:
+    """A usage error in one line, with the way to the help."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "compress"
+    return f"{error.format_message().rstrip('.')}; see `{path} --help`"
+
+
+def _say(line: str, code: int) -> int:
+    print(f"compress: {' '.join(line.split())}", file=sys.stderr)
+    return code
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM unwinds like Ctrl-C does, so that staging folders go away."""
+    raise SystemExit(TERMINATED)
+
+
+def is_leader() -> bool:
+    """Whether this process speaks for a distributed run (`RANK` is set by torchrun and accelerate)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def show(figures: Mapping[str, Any], as_json: bool) -> None:
+    """Print a verb's figures: a line each for people and, when asked for, one JSON object as the last line."""
+    if not is_leader():
+        return
+    width = max((len(name) for name in figures), default=0)
+    for name, value in figures.items():
+        if not isinstance(value, (dict, list)):
+            print(f"{name.replace('_', ' '):<{width}}  {_plain(value)}")
+    if as_json:
+        print(json.dumps(figures, ensure_ascii=False, default=str), flush=True)
+
+
+def _plain(value: Any) -> str:
+    """A figure as people write it: four significant digits for fractions, separators in large counts."""
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def quiet_libraries() -> None:
+    """Defaults for what the libraries print and phone home; a variable that the user has set stays as it is."""
+    for name, value in {
+        "TOKENIZERS_PARALLELISM": "true",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    }.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,75 @@
+"""Small real things that the tests share: a data set, a tokenizer, a model, a checkpoint. Copy before changing one."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+# Two cores are shared by the suite and what else runs; tiny models are fastest on one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+WORDS = "hello how are you today fine thanks and what about the weather rain sun tea music film good bad yes no".split()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data and models that lies beside the project on some machines."""
+    folder = Path(os.environ.get("CHITCHAT_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (folder / "data" / "kdconv").is_dir():
+        pytest.skip(f"no shared data at {folder} (set CHITCHAT_SHARED to the folder that holds data/ and models/)")
+    return folder
+
+
+def conversations(count: int, seed: int = 0) -> list[list[str]]:
+    """`count` made-up conversations of two to six turns."""
+    draw = random.Random(seed)
+    return [[" ".join(draw.choices(WORDS, k=draw.randint(1, 8))) for _ in range(draw.randint(2, 6))] for _ in range(count)]
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus file of 60 conversations: a turn a line, a blank line between conversations."""
+    path = tmp_path_factory.mktemp("corpus") / "talk.txt"
+    path.write_text("\n\n".join("\n".join(turns) for turns in conversations(60)) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> Path:
+    """A data set of the tiny corpus with a byte-level BPE of 300 tokens."""
+    from chitchat.dataset import build_dataset
+
+    out = tmp_path_factory.mktemp("data") / "data"
+    build_dataset([str(tiny_corpus)], out, vocab_size=300, validation=0.2)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """A random GPT-2: 2 layers, 32 wide, 4 heads, context 64, the tiny data's vocabulary."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=300, n_layer=2, n_embd=32, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2, pad_token_id=0
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_model, tiny_data: Path) -> Path:
+    """The tiny model and the tiny data's tokenizer as a checkpoint with a lineage."""
+    from chitchat.checkpoint import load_tokenizer, save_checkpoint
+    from chitchat.folder import staged_folder
+    from chitchat.lineage import Stage
+
+    out = tmp_path_factory.mktemp("checkpoint") / "teacher"
+    with staged_folder(out, "checkpoint") as staging:
+        save_checkpoint(staging, tiny_model, load_tokenizer(tiny_data), Stage("train", {}, seed=0))
+    return out

@@ -1,0 +1,133 @@
+"""Checkpoints: ordinary Hugging Face folders in, ordinary Hugging Face folders out, nothing that runs code."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, read_config
+from chitchat.errors import BadInput
+from chitchat.lineage import read_lineage
+
+
+@pytest.fixture
+def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint that a test may harm."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+
+
+def foreign(checkpoint: Path) -> Path:
+    """The same checkpoint as if it came from elsewhere."""
+    (checkpoint / "lineage.json").unlink()
+    return checkpoint
+
+
+def test_a_checkpoint_is_what_transformers_loads_bit_for_bit(tiny_checkpoint: Path, tiny_model: GPT2LMHeadModel) -> None:
+    """Users take our checkpoints to other tools: no class, no loader of ours may be needed."""
+    theirs = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    ours = load_model(tiny_checkpoint)
+    for name, tensor in tiny_model.state_dict().items():
+        assert torch.equal(theirs.state_dict()[name], tensor)
+        assert torch.equal(ours.state_dict()[name], tensor)
+    assert ours.lm_head.weight is ours.transformer.wte.weight
+    assert AutoTokenizer.from_pretrained(tiny_checkpoint).get_vocab() == load_tokenizer(tiny_checkpoint).get_vocab()
+    assert [stage["stage"] for stage in read_lineage(tiny_checkpoint)] == ["train"]
+    assert not list(tiny_checkpoint.glob("*.bin")), "no pickle"
+
+
+def test_half_precision_weights_are_computed_in_float32(checkpoint: Path) -> None:
+    """A float16 checkpoint on a CPU is slow and rounds; it is widened at the door."""
+    AutoModelForCausalLM.from_pretrained(checkpoint).half().save_pretrained(foreign(checkpoint))
+    assert load_model(checkpoint).dtype == torch.float32
+
+
+def test_a_foreign_pytorch_bin_is_read_as_plain_tensors(checkpoint: Path, tiny_model: GPT2LMHeadModel) -> None:
+    """GPT2-chitchat and DialoGPT ship pytorch_model.bin."""
+    (foreign(checkpoint) / "model.safetensors").unlink()
+    torch.save(tiny_model.state_dict(), checkpoint / "pytorch_model.bin")
+    assert torch.equal(load_model(checkpoint).transformer.wte.weight, tiny_model.transformer.wte.weight)
+
+
+class _Bomb:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def test_a_pytorch_bin_that_carries_code_is_refused_and_not_run(checkpoint: Path, tmp_path: Path) -> None:
+    """A pickle can run anything; loading a stranger's model must not."""
+    (foreign(checkpoint) / "model.safetensors").unlink()
+    torch.save({"transformer.wte.weight": _Bomb(tmp_path / "trace")}, checkpoint / "pytorch_model.bin")
+    with pytest.raises(BadInput, match="asks to run code"):
+        load_model(checkpoint)
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_truncated_or_missing_file_of_ours_is_named(checkpoint: Path, name: str) -> None:
+    """The lineage knows each file's hash."""
+    whole = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadInput, match=name.replace(".", r"\.")):
+        load_model(checkpoint)
+    (checkpoint / name).unlink()
+    with pytest.raises(BadInput, match=name.replace(".", r"\.")):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_truncated_foreign_file_is_one_line(checkpoint: Path, name: str) -> None:
+    """Without a lineage the parser finds the damage; its traceback stays inside."""
+    foreign(checkpoint)
+    (checkpoint / name).write_bytes((checkpoint / name).read_bytes()[:100])
+    with pytest.raises(BadInput, match=str(checkpoint)) as caught:
+        load_model(checkpoint)
+    assert "\n" not in str(caught.value)
+
+
+def _set(checkpoint: Path, **changes: object) -> None:
+    path = foreign(checkpoint) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llama"}, "'llama' model; compress works on GPT-2"),
+        ({"add_cross_attention": True}, "cross-attention"),
+        ({"n_embd": 64}, "do not fit config.json|cannot be read"),
+        ({"n_layer": 3}, "do not fit config.json"),
+        ({"quantization_config": {"scheme": "w8", "quant_method": "compress"}}, "already quantized"),
+    ],
+)
+def test_a_model_that_cannot_be_compressed_is_refused_by_name(checkpoint: Path, changes: dict, message: str) -> None:
+    """Half-loaded weights (a missing layer at random values) used to pass as a model."""
+    _set(checkpoint, **changes)
+    with pytest.raises(BadInput, match=message):
+        load_model(checkpoint)
+
+
+def test_a_folder_that_is_no_checkpoint_and_a_path_that_is_none(tmp_path: Path) -> None:
+    """A typing error in a path must not become a question to the hub."""
+    with pytest.raises(BadInput, match=r"no config\.json"):
+        read_config(tmp_path)
+    with pytest.raises(BadInput, match="no such checkpoint"):
+        read_config(str(tmp_path / "absent"))
+    with pytest.raises(BadInput, match="no/such-model"):
+        read_config("no/such-model")
+    with pytest.raises(BadInput, match="holds no tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_larger_than_the_table_is_refused(tiny_checkpoint: Path) -> None:
+    """An id past the table reads memory that is not there."""
+    tokenizer = load_tokenizer(tiny_checkpoint)
+    check_vocabulary(tokenizer, GPT2Config(vocab_size=len(tokenizer)).to_dict(), "here")
+    with pytest.raises(BadInput, match=r"the tokenizer has .* tokens"):
+        check_vocabulary(tokenizer, GPT2Config(vocab_size=len(tokenizer) - 1).to_dict(), "here")

@@ -1,0 +1,109 @@
+"""The front door's manners: exit codes, one line on stderr, JSON last on stdout."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compress.console import show
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the front door, or a snippet that uses it, in a process of its own."""
+    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "compress", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def ending_with(error: str) -> subprocess.CompletedProcess[str]:
+    """A command that raises `error`."""
+    return run(code=f"from compress.console import call\ndef work():\n    raise {error}\ncall(work)")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        ("__import__('chitchat.errors').errors.BadInput('--keep 2: above 1')", 2, "compress: --keep 2: above 1"),
+        ("__import__('chitchat.errors').errors.WorkFailed('parity')", 1, "compress: parity"),
+        ("__import__('serve.errors').errors.BadBundle('b: altered')", 2, "compress: b: altered"),
+        ("ValueError('two\\nlines')", 1, "compress: ValueError: two lines (COMPRESS_DEBUG=1 shows where)"),
+        ("KeyboardInterrupt()", 130, "compress: interrupted"),
+        ("SystemExit(143)", 143, ""),
+    ],
+)
+def test_every_end_is_one_line_and_an_exit_code(error: str, code: int, line: str) -> None:
+    """Scripts tell a wrong option (2) from failed work (1) by the code, people by the line."""
+    ran = ending_with(error)
+    assert (ran.returncode, ran.stderr.strip(), ran.stdout) == (code, line, "")
+
+
+def test_a_traceback_shows_only_when_asked_for() -> None:
+    """A bug must still be findable."""
+    code = "from compress.console import call\ndef work():\n    raise ValueError('x')\ncall(work)"
+    asked = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COMPRESS_DEBUG": "1"}
+    )
+    assert asked.returncode == 1
+    assert "Traceback" in asked.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nonsense"], "compress: No such command 'nonsense'; see `python -m compress --help`"),
+        (["data", "a.txt"], "Missing option '--out'"),
+        (["data", "a.txt", "--out", "x", "--validation", "half"], "--validation"),
+        (["serve", "x", "--port", "99999"], "--port"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments: list[str], line: str) -> None:
+    """Typer's boxes are eight lines; ours names the option and the way to the help."""
+    ran = run(*arguments)
+    assert ran.returncode == 2
+    assert line in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+def test_sigterm_unwinds_so_that_nothing_half_written_stays(tmp_path: Path) -> None:
+    """`docker stop` and batch systems send SIGTERM; the default action skips every cleanup."""
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from compress.console import call; from chitchat.folder import staged_folder\n"
+        "def work():\n"
+        "    with staged_folder(Path(sys.argv[1]), 'data'):\n"
+        "        print('ready', flush=True); time.sleep(600)\n"
+        "call(work)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "out")], cwd=ROOT, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert os.listdir(tmp_path) != []
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 143
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_last_line_of_stdout_is_the_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """Scripts read `tail -1`."""
+    figures = {"perplexity": 12.3456, "tokens": 12345, "rows": [{"name": "a"}], "说": "好"}
+    show(figures, as_json=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1]) == figures
+    assert lines[0].split() == ["perplexity", "12.35"]
+    assert lines[1].split() == ["tokens", "12,345"]
+
+
+def test_one_process_of_a_distributed_run_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks used to print the figures twice."""
+    monkeypatch.setenv("RANK", "1")
+    show({"tokens": 1}, as_json=True)
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,102 @@
+"""The allowed import edges between the rooms, and what may not happen at import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("chitchat", "compress", "serve", "export", "bench")
+# room → rooms that it may import. The front door (compress/cli.py) may import all, inside its verbs.
+ALLOWED = {
+    "chitchat": {"chitchat"},
+    "compress": {"compress", "chitchat"},
+    "serve": {"serve"},
+    "export": {"export", "chitchat", "compress", "serve"},
+    "bench": {"bench", "chitchat", "compress", "serve", "export"},
+}
+FRONT_DOOR = "compress/cli.py"
+SERVE_STACK = {"numpy", "onnxruntime", "tokenizers", "starlette", "uvicorn"}
+FILES = sorted(str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+def imports(file: str) -> list[tuple[str, bool]]:
+    """`(module, whether at the top level)` of every import in a file."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    top = {id(node) for node in tree.body}
+    found = []
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports hide the edge"
+            names = [node.module or ""]
+        found += [(name, id(node) in top) for name in names]
+    return found
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_room_imports_only_what_the_table_allows(file: str) -> None:
+    """One forgotten import made the edge runtime need torch."""
+    room = file.split("/")[0]
+    for name, at_top in imports(file):
+        package = name.split(".")[0]
+        assert name not in ("compress.cli", "compress.__main__") or file == "compress/__main__.py", (
+            f"{file}: nothing imports the front door"
+        )
+        if package in ROOMS and file == FRONT_DOOR:
+            assert not at_top or package == "compress", f"{file}: {name} belongs inside the verb"
+        elif package in ROOMS:
+            assert package in ALLOWED[room], f"{file}: {room} may not import {package}"
+        elif room == "serve":
+            assert package in SERVE_STACK | sys.stdlib_module_names, f"{file}: {package} is not on an edge box"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.endswith("__init__.py")])
+def test_every_init_is_a_docstring(file: str) -> None:
+    """Work or re-exports in an __init__ make every import of the room pay for all of it."""
+    body = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+    assert len(body) == 1
+    assert isinstance(body[0], ast.Expr)
+    assert isinstance(body[0].value, ast.Constant)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_module_opens_with_a_docstring(file: str) -> None:
+    """A newcomer reads the folder from the top lines."""
+    assert ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8"))), file
+
+
+def test_there_are_no_import_cycles_between_modules() -> None:
+    """A cycle is two files that are really one."""
+    edges: dict[str, set[str]] = {}
+    for file in FILES:
+        module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        edges[module] = {name for name, at_top in imports(file) if at_top and name.split(".")[0] in ROOMS}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " → ".join((*path[path.index(module) :], module))
+        if module not in done:
+            for target in edges.get(module, ()):
+                visit(target, (*path, module))
+            done.add(module)
+
+    for module in edges:
+        visit(module, ())
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """`compress --help` once took four seconds, all of them torch."""
+    code = (
+        "import sys; from compress import cli\n"
+        "try: cli.app(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'onnxruntime', 'datasets', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stderr.strip() == "[]"
+    assert "--max-minutes" in ran.stdout
