@@ -1,0 +1,151 @@
+"""The dialogue format: what starts a conversation, what ends a turn, and how a tokenizer says so.
+
+Two families. GPT2-chitchat writes `[CLS]turn[SEP]turn[SEP]`, DialoGPT writes `turn<eos>turn<eos>`. The format lives in
+the tokenizer's special tokens and in its `chat_template`, so that Hugging Face tools format a conversation as we do.
+Text never becomes a special token here: what looks like one is encoded as the characters it is written with.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from chitchat.errors import BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FAMILIES = ("chitchat", "dialogpt")
+# Invisible, and removed by the normalizer of every tokenizer that we make (BERT's `clean_text` removes it as well):
+# a template that puts it into `[SEP]` of a user's text keeps that text from being parsed as a special token.
+WORD_JOINER = "\u2060"
+_MARK = re.compile(r"\{#-? dialogue: (\w+) -?#\}")
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """How conversations are written in token ids.
+
+    `start_ids` opens a conversation, `end_of_turn_id` closes every turn, `blank_ids` is the prompt of unconditional
+    generation, `banned_ids` (sorted) are never to be generated: all special ids but the end of turn.
+    """
+
+    family: str
+    start_ids: tuple[int, ...]
+    end_of_turn_id: int
+    pad_id: int
+    unk_id: int | None
+    blank_ids: tuple[int, ...]
+    banned_ids: tuple[int, ...]
+
+    def encode(self, turns: Sequence[Sequence[int]]) -> list[int]:
+        """The ids of a conversation whose turns are given as ids without special tokens."""
+        ids = list(self.start_ids)
+        for turn in turns:
+            ids.extend(turn)
+            ids.append(self.end_of_turn_id)
+        return ids
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON takes them, for bundle.json and data.json."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def dialogue_of(tokenizer: "PreTrainedTokenizerFast", override: str | None = None) -> Dialogue:
+    """The dialogue format of a tokenizer: `override`, else its template's family, else that of its special tokens.
+
+    Raises `BadInput` for an unknown family and for a tokenizer that lacks the family's special tokens.
+    """
+    if override is not None and override not in FAMILIES:
+        raise BadInput(f"--dialogue {override}: no such dialogue format; give one of {', '.join(FAMILIES)}")
+    start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+    family = override or _family_of_template(tokenizer) or ("chitchat" if None not in (start, end) else "dialogpt")
+    if family == "chitchat" and (start is None or end is None):
+        raise BadInput(
+            "--dialogue chitchat: this tokenizer has no [CLS] and [SEP]; give --dialogue dialogpt or another tokenizer"
+        )
+    if family == "dialogpt":
+        end = tokenizer.eos_token_id
+        if end is None:
+            option = f"--dialogue {override}" if override else "tokenizer"
+            raise BadInput(
+                f"{option}: has neither [CLS] and [SEP] nor an end-of-text token, so turns cannot be told apart; give another tokenizer"
+            )
+    return _dialogue(tokenizer, family, () if family == "dialogpt" else (start,), end)
+
+
+def _dialogue(tokenizer: "PreTrainedTokenizerFast", family: str, start_ids: tuple[int, ...], end: int) -> Dialogue:
+    unk, pad = tokenizer.unk_token_id, tokenizer.pad_token_id
+    return Dialogue(
+        family=family,
+        start_ids=start_ids,
+        end_of_turn_id=end,
+        pad_id=end if pad is None else pad,
+        # GPT-2's tokenizer names its end of text as the unknown token too, and never needs one.
+        unk_id=None if unk == end else unk,
+        blank_ids=start_ids or (end,),
+        banned_ids=tuple(sorted(_special_ids(tokenizer) - {end})),
+    )
+
+
+def set_chat_template(tokenizer: "PreTrainedTokenizerFast", family: str) -> None:
+    """Give the tokenizer the template of `family`, and a bos and eos token where it names none.
+
+    After this, `apply_chat_template(messages)` is `Dialogue.encode` of the messages that are not of the system. Text
+    that looks like a special token is kept apart with a word joiner. A tokenizer whose normalizer removes that
+    character (all that we make, and BERT's) gives exactly the ids of `encode_text`; a foreign byte-level one gives
+    the joiner's bytes as well.
+    """
+    if family == "chitchat":
+        start, end = tokenizer.cls_token, tokenizer.sep_token
+        tokenizer.bos_token = tokenizer.bos_token or start
+        tokenizer.eos_token = tokenizer.eos_token or end
+    else:
+        start, end = "", tokenizer.eos_token
+    names = sorted(_special_tokens(tokenizer))
+    guard = "".join(f"|replace({_quote(name)},{_quote(name[:1] + WORD_JOINER + name[1:])})" for name in names)
+    tokenizer.chat_template = (
+        f"{{#- dialogue: {family} -#}}"
+        f"{{{{ {_quote(start)} }}}}"
+        "{%- for message in messages if message['role'] != 'system' -%}"
+        f"{{{{ (message['content']{guard}) + {_quote(end)} }}}}"
+        "{%- endfor -%}"
+    )
+
+
+def encode_text(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text, with no special token added and none parsed from what the text says."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def _family_of_template(tokenizer: "PreTrainedTokenizerFast") -> str | None:
+    """The family that our own template names; None for no template and for anyone else's."""
+    template = tokenizer.chat_template
+    found = _MARK.match(template) if isinstance(template, str) else None
+    return found.group(1) if found and found.group(1) in FAMILIES else None
+
+
+def _special_tokens(tokenizer: "PreTrainedTokenizerFast") -> set[str]:
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return {str(token) for token in tokenizer.all_special_tokens} | set(added)
+
+
+def _special_ids(tokenizer: "PreTrainedTokenizerFast") -> set[int]:
+    added = (index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return set(tokenizer.all_special_ids) | set(added)
+
+
+def _quote(text: str) -> str:
+    """A Jinja string literal."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
