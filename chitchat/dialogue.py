@@ -6,7 +6,7 @@ Text never becomes a special token here: what looks like one is encoded as the c
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,11 @@ class Dialogue:
     unk_id: int | None
     blank_ids: tuple[int, ...]
     banned_ids: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Dialogue":
+        """The dialogue that `as_json` wrote."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
     def encode(self, turns: Sequence[Sequence[int]]) -> list[int]:
         """The ids of a conversation whose turns are given as ids without special tokens."""
@@ -69,7 +74,7 @@ def dialogue_of(tokenizer: "PreTrainedTokenizerFast", override: str | None = Non
         if end is None:
             option = f"--dialogue {override}" if override else "tokenizer"
             raise BadInput(
-                f"{option}: has neither [CLS] and [SEP] nor an end-of-text token, so turns cannot be told apart; give another tokenizer"
+                f"{option}: has neither [CLS] and [SEP] nor an end-of-text token; give a tokenizer that can end a turn"
             )
     return _dialogue(tokenizer, family, () if family == "dialogpt" else (start,), end)
 

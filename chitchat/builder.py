@@ -1,0 +1,274 @@
+"""How a data set is made: two streaming passes over the corpora, one folder at the end.
+
+The first pass (`chitchat.survey`) decides the split and gathers what a tokenizer is trained on; the second encodes in
+batches and writes Arrow. Neither holds the corpus. The same input and seed give the same bytes, so nothing in the
+folder tells a path, a time or a random fingerprint.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetInfo, Features, Value, disable_progress_bars, enable_progress_bars
+from datasets import List as ListOf
+from datasets.arrow_writer import ArrowWriter
+from datasets.table import MemoryMappedTable
+from datasets.utils import are_progress_bars_disabled
+from tqdm import tqdm
+
+from chitchat.corpora import Corpus, open_corpora
+from chitchat.dialogue import FAMILIES, Dialogue, dialogue_of, encode_text
+from chitchat.errors import BadInput, WorkFailed
+from chitchat.folder import OUR_FILES, check_output, staged_folder
+from chitchat.lineage import Stage, sha256, write_lineage
+from chitchat.readers import Conversation, Tally
+from chitchat.survey import SAMPLE_BYTES, Survey, conversation_key, survey
+from chitchat.tokenizer import check_vocab_size, open_tokenizer, train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SPLITS = ("train", "validation")
+FEATURES = Features(
+    {
+        "input_ids": ListOf(Value("int32")),
+        "turn_lengths": ListOf(Value("int32")),
+        "replies": ListOf(Value("bool")),
+        "turn_bytes": ListOf(Value("int32")),
+    }
+)
+_BATCH_CONVERSATIONS = 1000
+_BATCH_CHARACTERS = 1 << 20
+_UNKNOWN_LIMIT = 0.01
+
+
+def build_dataset(
+    corpora: Sequence[str],
+    out: Path,
+    *,
+    tokenizer: str | None = None,
+    vocab_size: int = 4096,
+    validation: float = 0.05,
+    dialogue: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Make the data set folder `out` and return its report (what data.json holds).
+
+    `corpora` are files or names; `tokenizer` is a vocab.txt, a folder or a hub id, and without one a byte-level BPE of
+    `vocab_size` is trained. The share `validation` of the distinct conversations is held out. Raises `BadInput`.
+    """
+    out = Path(out)
+    _check_options(tokenizer, vocab_size, validation, dialogue)
+    check_output(out, "data")
+    opened = open_corpora(corpora)
+    fast = open_tokenizer(tokenizer, dialogue) if tokenizer is not None else None
+    found = survey(opened, validation, seed, sample_bytes=0 if fast else SAMPLE_BYTES)
+    with staged_folder(out, "data") as staging:
+        if fast is None:
+            fast = train_tokenizer(found.sample, vocab_size, dialogue or "chitchat")
+            found.sample.clear()
+        format_ = dialogue_of(fast)
+        figures = _write_splits(opened, found, fast, format_, staging, seed)
+        fast.save_pretrained(staging)
+        report = {
+            "format": 1,
+            "corpora": [{"name": corpus.name, "sha256": corpus.sha256()} for corpus in opened],
+            **figures,
+            "tokenizer": Path(tokenizer).name if tokenizer else "trained byte-level BPE",
+            "vocab_size": len(fast),
+            "dialogue": format_.as_json(),
+            "validation_share": validation,
+            "seed": seed,
+        }
+        text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+        (staging / OUR_FILES["data"]).write_text(text, encoding="utf-8")
+        options = {"corpora": list(corpora), "tokenizer": tokenizer, "vocab_size": vocab_size, "validation": validation}
+        write_lineage(staging, Stage("data", {**options, "dialogue": dialogue}, seed))
+    _warn_of_unknown(report)
+    return report
+
+
+def _check_options(tokenizer: str | None, vocab_size: int, validation: float, dialogue: str | None) -> None:
+    if not 0 < validation < 1:
+        raise BadInput(f"--validation {validation}: must lie between 0 and 1, as 0.05 does")
+    if dialogue is not None and dialogue not in FAMILIES:
+        raise BadInput(f"--dialogue {dialogue}: no such dialogue format; give one of {', '.join(FAMILIES)}")
+    if tokenizer is None:
+        check_vocab_size(vocab_size, dialogue or "chitchat")
+
+
+def _write_splits(
+    corpora: Sequence[Corpus],
+    found: Survey,
+    tokenizer: "PreTrainedTokenizerFast",
+    dialogue: Dialogue,
+    staging: Path,
+    seed: int,
+) -> dict[str, Any]:
+    """The second pass. Returns the figures of the report."""
+    scratch = staging / "scratch"
+    scratch.mkdir()
+    writers = [ArrowWriter(features=FEATURES, path=str(scratch / f"{split}.arrow")) for split in SPLITS]
+    counters = [Counter() for _ in SPLITS]
+    for batch in _batches(_distinct(corpora, found, seed)):
+        rows = encode_batch([conversation for _, conversation in batch], tokenizer, dialogue)
+        held_out = np.array([held for held, _ in batch])
+        for side, chosen in enumerate((~held_out, held_out)):
+            part = rows.filter(pa.array(chosen))
+            if part.num_rows:
+                writers[side].write_table(part)
+                counters[side].add(part, dialogue)
+    for split, writer in zip(SPLITS, writers, strict=True):
+        writer.finalize()
+        _save_split(scratch / f"{split}.arrow", staging / split)
+    shutil.rmtree(scratch)
+    return _figures(found, *counters)
+
+
+def _distinct(corpora: Sequence[Corpus], found: Survey, seed: int) -> Iterator[tuple[bool, Conversation]]:
+    """`(held out, conversation)` of each conversation the first time that it comes."""
+    seen = np.zeros(len(found.keys), dtype=bool)
+    tally = Tally()
+    with tqdm(total=found.tally.conversations, desc="encoding", unit=" conversations", disable=None) as progress:
+        for corpus in corpora:
+            for conversation in corpus.conversations(tally):
+                progress.update()
+                key = np.uint64(conversation_key(conversation, seed))
+                rank = int(np.searchsorted(found.keys, key))
+                if rank == len(found.keys) or found.keys[rank] != key:
+                    raise WorkFailed(f"{corpus.name}: changed while it was read; run the command again")
+                if not seen[rank]:
+                    seen[rank] = True
+                    yield rank < found.held_out, conversation
+    if not seen.all():
+        raise WorkFailed("a corpus changed while it was read; run the command again")
+
+
+def _batches(conversations: Iterator[tuple[bool, Conversation]]) -> Iterator[list[tuple[bool, Conversation]]]:
+    """Batches bounded in conversations and in characters."""
+    batch: list[tuple[bool, Conversation]] = []
+    characters = 0
+    for item in conversations:
+        batch.append(item)
+        characters += sum(len(turn.text) for turn in item[1])
+        if len(batch) == _BATCH_CONVERSATIONS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def encode_batch(
+    conversations: Sequence[Conversation], tokenizer: "PreTrainedTokenizerFast", dialogue: Dialogue
+) -> pa.Table:
+    """The rows of some conversations, in the columns of `FEATURES`."""
+    turns = [turn for conversation in conversations for turn in conversation]
+    ids = encode_text(tokenizer, [turn.text for turn in turns])
+    encoded, turn_lengths, position = [], [], 0
+    for conversation in conversations:
+        own = ids[position : position + len(conversation)]
+        position += len(conversation)
+        encoded.append(dialogue.encode(own))
+        turn_lengths.append([len(turn) + 1 for turn in own])
+    columns = {
+        "input_ids": encoded,
+        "turn_lengths": turn_lengths,
+        "replies": [[turn.reply for turn in conversation] for conversation in conversations],
+        "turn_bytes": [[len(turn.text.encode()) for turn in conversation] for conversation in conversations],
+    }
+    return pa.Table.from_pydict(columns, schema=FEATURES.arrow_schema)
+
+
+def _save_split(scratch: Path, folder: Path) -> None:
+    """Save one Arrow file in the form of `datasets`, its fingerprint taken from the content."""
+    rows = Dataset(
+        MemoryMappedTable.from_file(str(scratch)), info=DatasetInfo(features=FEATURES), fingerprint=sha256(scratch)[:16]
+    )
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()  # it would draw a bar where stderr is no terminal
+    try:
+        rows.save_to_disk(str(folder))
+    finally:
+        if shown:
+            enable_progress_bars()
+
+
+class Counter:
+    """Figures of one split, as histograms over lengths: their size does not grow with the split."""
+
+    def __init__(self) -> None:
+        self.turn_tokens = np.zeros(1, dtype=np.int64)
+        self.conversation_tokens = np.zeros(1, dtype=np.int64)
+        self.unknown = 0
+
+    def add(self, rows: pa.Table, dialogue: Dialogue) -> None:
+        """Count the rows of one batch."""
+        ids = rows.column("input_ids").combine_chunks()
+        turn_lengths = rows.column("turn_lengths").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
+        self.turn_tokens = _added(self.turn_tokens, np.bincount(turn_lengths - 1))  # the end of turn is not text
+        self.conversation_tokens = _added(self.conversation_tokens, np.bincount(lengths))
+        if dialogue.unk_id is not None:
+            self.unknown += int(np.count_nonzero(ids.flatten().to_numpy(zero_copy_only=False) == dialogue.unk_id))
+
+    def as_json(self) -> dict[str, int]:
+        lengths = np.arange(len(self.conversation_tokens))
+        return {
+            "conversations": int(self.conversation_tokens.sum()),
+            "turns": int(self.turn_tokens.sum()),
+            "tokens": int(self.conversation_tokens @ lengths),
+        }
+
+
+def _figures(found: Survey, train: Counter, validation: Counter) -> dict[str, Any]:
+    turn_tokens = _added(train.turn_tokens, validation.turn_tokens)
+    conversation_tokens = _added(train.conversation_tokens, validation.conversation_tokens)
+    sides = {"train": train.as_json(), "validation": validation.as_json()}
+    text_tokens = int(turn_tokens @ np.arange(len(turn_tokens)))
+    unknown = train.unknown + validation.unknown
+    return {
+        **{name: sides["train"][name] + sides["validation"][name] for name in sides["train"]},
+        **sides,
+        "turn_tokens": percentiles(turn_tokens),
+        "conversation_tokens": percentiles(conversation_tokens),
+        "unknown_tokens": unknown,
+        "unknown_share": unknown / max(text_tokens, 1),
+        "duplicates": found.duplicates,
+        "left_out": {
+            "short_conversations": found.tally.short_conversations,
+            "system_messages": found.tally.system_messages,
+            "empty_turns": found.tally.empty_turns,
+        },
+    }
+
+
+def percentiles(histogram: np.ndarray) -> dict[str, float]:
+    """Mean, percentiles and maximum of lengths, from how often each length occurs (nearest rank)."""
+    total = int(histogram.sum())
+    reached = np.cumsum(histogram)
+    ranks = {f"p{share}": int(np.searchsorted(reached, share / 100 * total)) for share in (5, 50, 90, 95, 99)}
+    mean = float(histogram @ np.arange(len(histogram))) / max(total, 1)
+    return {"mean": round(mean, 3), **ranks, "max": int(np.flatnonzero(histogram).max(initial=0))}
+
+
+def _added(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The sum of two histograms of different lengths."""
+    total = np.zeros(max(len(left), len(right)), dtype=np.int64)
+    total[: len(left)] += left
+    total[: len(right)] += right
+    return total
+
+
+def _warn_of_unknown(report: dict[str, Any]) -> None:
+    share = report["unknown_share"]
+    if share > _UNKNOWN_LIMIT:
+        print(
+            f"warning: {share:.1%} of the tokens are unknown to --tokenizer {report['tokenizer']}; "
+            "give one made for this language, or leave the option out to train one",
+            file=sys.stderr,
+        )

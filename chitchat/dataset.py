@@ -1,0 +1,106 @@
+"""A data set folder as training and measuring read it.
+
+The folder holds `train/` and `validation/` (Arrow, as `datasets` saves it), the tokenizer's files, `data.json` (the
+report) and `lineage.json`. A row is one conversation: `input_ids`, `turn_lengths`, `replies`, `turn_bytes`. How it is
+made stands in `chitchat.builder`; the names that others use are all offered here.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset, load_from_disk
+
+from chitchat.builder import SPLITS, build_dataset
+from chitchat.checkpoint import load_tokenizer
+from chitchat.dialogue import Dialogue
+from chitchat.errors import BadInput
+from chitchat.folder import OUR_FILES
+from chitchat.lineage import LINEAGE, identity, verify_lineage
+from chitchat.windows import RaggedColumn, Windows, collate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["ChatData", "Windows", "build_dataset", "collate", "held_out_prompts", "open_dataset"]
+
+
+@dataclass(frozen=True)
+class ChatData:
+    """An open data set. `identity` is the sha256 that lineages of its readers record; `report` is data.json."""
+
+    path: Path
+    tokenizer: "PreTrainedTokenizerFast"
+    dialogue: Dialogue
+    report: dict[str, Any]
+    identity: str
+    train: Dataset = field(repr=False)
+    validation: Dataset = field(repr=False)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows that a model's table needs for this tokenizer."""
+        return len(self.tokenizer)
+
+    def windows(self, split: str, context: int, replies_only: bool = False) -> Windows:
+        """Windows of `train` or `validation` that fit `context`; with `replies_only` other turns have no labels."""
+        return Windows(self._rows(split), self.dialogue, context, replies_only)
+
+    def _rows(self, split: str) -> Dataset:
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r}: there are {SPLITS}")
+        rows: Dataset = getattr(self, split)
+        return rows
+
+
+def open_dataset(path: Path) -> ChatData:
+    """Open a data set folder after its hashes are verified. Raises `BadInput` for what is not one, or was altered."""
+    path = Path(path)
+    marker = OUR_FILES["data"]
+    if not path.is_dir():
+        raise BadInput(f"{path}: no such data set folder; make one with `compress data`")
+    if not (path / marker).is_file() or not (path / LINEAGE).is_file():
+        raise BadInput(f"{path}: is not a data set (no {marker} and {LINEAGE}); make one with `compress data`")
+    verify_lineage(path)
+    report = json.loads((path / marker).read_text(encoding="utf-8"))
+    return ChatData(
+        path=path,
+        tokenizer=load_tokenizer(path),
+        dialogue=Dialogue.from_json(report["dialogue"]),
+        report=report,
+        identity=identity(path),
+        train=load_from_disk(str(path / "train")),
+        validation=load_from_disk(str(path / "validation")),
+    )
+
+
+def held_out_prompts(data: ChatData, count: int, max_tokens: int) -> list[list[int]]:
+    """`count` prompts of at most `max_tokens` ids from held-out conversations, the same ones every time.
+
+    Each ends with a whole turn that has an answer in the conversation; older turns that do not fit are left out
+    whole. With more prompts than conversations, a conversation serves again, cut after another turn. Raises
+    `BadInput` when the split has fewer such places than `count`.
+    """
+    lengths, ids = RaggedColumn(data.validation, "turn_lengths"), RaggedColumn(data.validation, "input_ids")
+    random = np.random.default_rng(0)
+    start = list(data.dialogue.start_ids)
+    places = []  # (how often its conversation has served, row, the turn it ends with)
+    for row in random.permutation(len(lengths.lengths)):
+        turns = lengths.slice(int(row), 0, int(lengths.lengths[row])).astype(np.int64)
+        fitting = np.flatnonzero(turns[:-1] + len(start) <= max_tokens)
+        places += [(served, int(row), turns[: turn + 1]) for served, turn in enumerate(random.permutation(fitting))]
+    if len(places) < count:
+        raise BadInput(
+            f"{data.path}: only {len(places)} held-out turns of at most {max_tokens} tokens for {count} prompts; "
+            "hold out more with `compress data --validation`"
+        )
+    places.sort(key=lambda place: place[0])  # stable: every conversation once before any of them twice
+    prompts = []
+    for _, row, turns in places[:count]:
+        fits = np.cumsum(turns[::-1]) + len(start) <= max_tokens
+        end = len(start) + int(turns.sum())
+        begin = end - int(turns[::-1][fits].sum())
+        prompts.append(start + ids.slice(row, begin, end).tolist())
+    return prompts
