@@ -1,0 +1,81 @@
+"""The turns of one conversation, kept within the model's context.
+
+Whole old turns are dropped, never a part of one, and the caller is told how many. Ids only; no text, no roles.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from serve.errors import ContextExceeded
+
+
+class DialogueFormat(Protocol):
+    """The part of a dialogue format that is needed here: serve's Dialogue has it, and so has the training side's."""
+
+    def encode(self, turns: list[list[int]]) -> list[int]:
+        """Give the ids of a conversation."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the generator is given: `len(ids) + max_new_tokens <= context`; `dropped` old turns did not fit."""
+
+    ids: list[int]
+    max_new_tokens: int
+    dropped: int
+
+
+def fit(dialogue: DialogueFormat, turns: Sequence[Sequence[int]], context: int, max_new_tokens: int) -> Prompt:
+    """Drop the fewest oldest turns that leave room for the reply.
+
+    The reply's room is `max_new_tokens`, but at most half of the context, so that a generous limit does not cost the
+    conversation its memory; what remains of the context may then be used for the reply, up to `max_new_tokens`. The
+    newest turn is always kept. Raises ContextExceeded when it alone leaves no room for one new token.
+    """
+    room = context - min(max_new_tokens, max(1, context // 2))
+    kept = [list(turn) for turn in turns]
+    ids = dialogue.encode(kept)
+    while len(ids) > room and len(kept) > 1:
+        del kept[0]
+        ids = dialogue.encode(kept)
+    check_length(len(ids), context, "the last turn")
+    return Prompt(ids, min(max_new_tokens, context - len(ids)), len(turns) - len(kept))
+
+
+def check_length(prompt_tokens: int, context: int, what: str) -> None:
+    """Raise ContextExceeded, with both numbers, unless the prompt leaves room for at least one new token."""
+    if prompt_tokens >= context:
+        raise ContextExceeded(
+            f"{what} has {prompt_tokens} tokens and the model's context takes {context - 1}; shorten it",
+            prompt_tokens=prompt_tokens,
+            limit=context - 1,
+        )
+
+
+class Conversation:
+    """A conversation that goes on for as long as one likes: `ask`, generate, `answer`, and again."""
+
+    def __init__(self, dialogue: DialogueFormat, context: int) -> None:
+        self._dialogue = dialogue
+        self._context = context
+        self.turns: list[list[int]] = []
+
+    def ask(self, turn: Sequence[int], max_new_tokens: int) -> Prompt:
+        """Add a turn and give the prompt for the reply to it. Old turns that do not fit are forgotten for good.
+
+        Raises ContextExceeded for a turn that is too long; the conversation is then as it was.
+        """
+        turns = [*self.turns, list(turn)]
+        prompt = fit(self._dialogue, turns, self._context, max_new_tokens)
+        self.turns = turns[prompt.dropped :]
+        return prompt
+
+    def answer(self, turn: Sequence[int]) -> None:
+        """Add the reply, as ids without an end of turn; a reply that was stopped is added as far as it came."""
+        self.turns.append(list(turn))
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.turns.clear()

@@ -1,0 +1,135 @@
+"""A conversation in the terminal, over any generator: the engine of a bundle, or the full-precision one.
+
+It reads lines, streams replies and says when it forgets. Everything goes through `read` and `out`, so that a test can
+hold both ends. It does not load models and knows no options of the command line.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Protocol, TextIO
+
+from serve.errors import BadRequest
+from serve.history import Conversation, DialogueFormat
+from serve.sampler import SamplingOptions
+from serve.text import StreamDecoder
+
+HELP = "/reset forgets the conversation, /quit (or Ctrl-D) leaves, Ctrl-C stops a reply."
+
+
+class Generator(Protocol):
+    """Ids in, ids out: serve's Engine and chitchat's TorchGenerator."""
+
+    @property
+    def context(self) -> int:
+        """The most tokens that a prompt and its reply may have together."""
+        ...
+
+    @property
+    def dialogue(self) -> Any:
+        """The dialogue format, with `encode(turns)`."""
+        ...
+
+    def stream(self, prompt_ids: list[int], options: Any) -> Iterator[int]:
+        """Yield the ids of a reply, its end of turn not among them."""
+        ...
+
+
+class Codec(Protocol):
+    """Text to ids and back: TextCodec."""
+
+    def encode(self, text: str) -> list[int]:
+        """Give the ids of a text."""
+        ...
+
+    def stream(self) -> StreamDecoder:
+        """Begin to decode one reply."""
+        ...
+
+
+def chat(
+    generator: Generator,
+    codec: Codec,
+    options: SamplingOptions,
+    *,
+    read: Callable[[str], str] | None = None,
+    out: TextIO | None = None,
+) -> None:
+    """Talk until the user leaves (/quit, end of input, or Ctrl-C at the prompt), then return.
+
+    `read(prompt)` gives a line without its newline and raises EOFError at the end; default `input`, with line editing
+    where the platform has it. `out` defaults to stdout. With a seed the whole conversation is reproducible: the n-th
+    reply is drawn with seed + n.
+    """
+    if read is None:
+        with suppress(ImportError):
+            import readline  # noqa: F401 - editing of the line, by its side effect on `input`
+        read = input
+    out = out or sys.stdout
+    dialogue: DialogueFormat = generator.dialogue
+    conversation = Conversation(dialogue, generator.context)
+    _say(out, HELP)
+    replies = 0
+    while (line := _read_line(read, out)) is not None:
+        match line.strip():
+            case "":
+                continue
+            case "/quit":
+                return
+            case "/reset":
+                conversation.reset()
+                _say(out, "(forgotten)")
+            case text if text.startswith("/"):
+                _say(out, f"(no command {text.split()[0]}. {HELP})")
+            case text:
+                seeded = options if options.seed is None else replace(options, seed=(options.seed + replies) % 2**63)
+                _reply(generator, codec, conversation, text, seeded, out)
+                replies += 1
+
+
+def _read_line(read: Callable[[str], str], out: TextIO) -> str | None:
+    try:
+        return read("you: ")
+    except (EOFError, KeyboardInterrupt):
+        _say(out, "")  # the shell's prompt gets a line of its own
+        return None
+
+
+def _reply(
+    generator: Generator,
+    codec: Codec,
+    conversation: Conversation,
+    text: str,
+    options: SamplingOptions,
+    out: TextIO,
+) -> None:
+    """Answer one turn. A turn that cannot be used is explained and left out of the conversation."""
+    try:
+        turn = codec.encode(text)
+        if not turn:
+            raise BadRequest("the model's vocabulary has nothing for this text; write something else")
+        prompt = conversation.ask(turn, options.max_new_tokens)
+    except BadRequest as error:
+        _say(out, f"({error})")
+        return
+    if prompt.dropped:
+        _say(out, f"(the {prompt.dropped} oldest turns no longer fit the model's context and are forgotten)")
+    ids: list[int] = []
+    decoder = codec.stream()
+    out.write("bot: ")
+    out.flush()
+    try:
+        for token in generator.stream(prompt.ids, replace(options, max_new_tokens=prompt.max_new_tokens)):
+            ids.append(token)
+            out.write(decoder.feed(token))
+            out.flush()
+        _say(out, decoder.flush())
+    except KeyboardInterrupt:
+        _say(out, decoder.flush() + " (stopped)")
+    conversation.answer(ids)
+
+
+def _say(out: TextIO, text: str) -> None:
+    out.write(text + "\n")
+    out.flush()

@@ -1,0 +1,139 @@
+"""Text to ids and back, for whole replies and for streamed ones.
+
+Three promises that a bare tokenizer does not give: text that spells a special token stays text (nobody forges the
+border of a turn); the pieces of a stream never split a character and join to exactly what `decode` gives; Chinese out
+of a WordPiece vocabulary reads without the spaces that its decoder puts between characters. Turns are not known here.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import WordPiece
+
+from serve.errors import BadBundle, BadRequest
+
+_REPLACEMENT = "\ufffd"  # what an incomplete or invalid byte sequence decodes to
+# Han (with extensions and the supplementary planes), kana, and the full-width signs written among them.
+_WIDE = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff\u2018-\u201d\u2026"
+_SPACE_IN_WIDE = re.compile(f"(?<=[{_WIDE}]) (?=[{_WIDE}])")
+
+
+class TextCodec:
+    """A tokenizer that treats all text as text. Safe to share between threads."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Wrap a tokenizer, whose settings are changed: no truncation, no padding, no parsing of special tokens."""
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self._joins_wide = isinstance(tokenizer.decoder, WordPiece)
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        self._unk_id = tokenizer.token_to_id(unknown) if isinstance(unknown, str) else None
+        added = tokenizer.get_added_tokens_decoder()
+        self._special_ids = {i for i, token in added.items() if token.special} - {self._unk_id}
+
+    @classmethod
+    def open(cls, path: Path) -> "TextCodec":
+        """Read a tokenizer.json. Raises BadBundle when it is not one."""
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BadBundle(f"{path}: not a tokenizer.json that can be read ({error}); make it again") from error
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, text: str) -> list[int]:
+        """Give the ids of the text, no special token among them. Raises BadRequest for text that is not Unicode."""
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError) as error:  # a lone surrogate
+            raise BadRequest("the text is not valid Unicode (half a surrogate pair); send it as UTF-8") from error
+        if self._special_ids.isdisjoint(ids):
+            return list(ids)
+        # A vocabulary whose words may hold a special token's spelling, such as one that only splits at spaces.
+        unknown = [] if self._unk_id is None else [self._unk_id]
+        return [kept for i in ids for kept in (unknown if i in self._special_ids else [i])]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Give the text of the ids; special tokens have none, bytes that are not UTF-8 become U+FFFD."""
+        text = str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        return _SPACE_IN_WIDE.sub("", text) if self._joins_wide else text
+
+    def stream(self) -> "StreamDecoder":
+        """Begin to decode one reply token by token."""
+        return StreamDecoder(self)
+
+
+class StreamDecoder:
+    """Ids in, text pieces out: `"".join(pieces) == codec.decode(ids)`, and no piece ends inside a character.
+
+    Each step decodes a window: the last token that was sent, then those that are not. tokenizers' DecodeStream does
+    the same and loses a tail of bytes that never become a character; here `flush` gives it.
+    """
+
+    def __init__(self, codec: TextCodec) -> None:
+        self._codec = codec
+        self._ids: list[int] = []
+        self._sent_chars = 0
+        self._window: list[int] = []
+        self._known = ""  # the text of the window's sent part
+
+    def feed(self, token: int) -> str:
+        """Take one id and give the text that it completes, often empty."""
+        self._ids.append(token)
+        self._window.append(token)
+        text = self._codec.decode(self._window)
+        if text.endswith(_REPLACEMENT) or not text.startswith(self._known):
+            return ""
+        piece = text[len(self._known) :]
+        self._sent_chars += len(piece)
+        alone = self._codec.decode([token])
+        # A token without text is no start for a window: a decoder that joins words with spaces would see a first word.
+        self._window, self._known = ([token], alone) if alone else (self._window, text)
+        return piece
+
+    def flush(self) -> str:
+        """Give what is left when the reply has ended: the U+FFFD of bytes that no later token completed."""
+        return self._codec.decode(self._ids)[self._sent_chars :]
+
+
+class StopFilter:
+    """Cuts a stream of text before the stop string that is complete first, and lets no part of one out.
+
+    The result does not depend on how the text comes in pieces.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.hit = False
+
+    def feed(self, piece: str) -> str:
+        """Take a piece and give the text that is certainly before any stop string. After a hit: nothing."""
+        if self.hit or not self._stops:
+            return "" if self.hit else piece
+        text = self._held + piece
+        found = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if found:
+            self.hit, self._held = True, ""
+            return text[: min(found)[1]]
+        keep = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """Give what was held back, now that nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,83 @@
+"""A conversation never exceeds the context; what is dropped is whole old turns, and it is said."""
+
+import random
+
+import pytest
+
+from serve.dialogue import Dialogue
+from serve.errors import BadBundle, ContextExceeded
+from serve.history import Conversation, fit
+
+CHITCHAT = Dialogue("chitchat", (101,), 102, 0, 1, (101,), (0, 1, 101))
+DIALOGPT = Dialogue("dialogpt", (), 50, 50, None, (50,), ())
+
+
+@pytest.mark.parametrize("dialogue", [CHITCHAT, DIALOGPT])
+def test_every_prompt_leaves_room_for_its_reply_and_drops_no_more_than_it_must(dialogue: Dialogue) -> None:
+    """Stops a prompt that outgrows the context, half turns, and a conversation forgotten too early."""
+    generator = random.Random(0)
+    for _ in range(3000):
+        context, limit = generator.randrange(8, 60), generator.choice([1, 5, 20, 60, 10**9])
+        turns = [[generator.randrange(5)] * generator.randrange(1, 12) for _ in range(generator.randrange(1, 12))]
+        overhead = len(dialogue.start_ids) + 1
+        if len(turns[-1]) + overhead >= context:
+            with pytest.raises(ContextExceeded):
+                fit(dialogue, turns, context, limit)
+            continue
+        prompt = fit(dialogue, turns, context, limit)
+        assert prompt.ids == dialogue.encode(turns[prompt.dropped :])
+        assert 1 <= prompt.max_new_tokens <= limit
+        assert len(prompt.ids) + prompt.max_new_tokens <= context
+        room = context - min(limit, context // 2)
+        if prompt.dropped:
+            assert len(dialogue.encode(turns[prompt.dropped - 1 :])) > room
+        if len(prompt.ids) <= room:
+            assert prompt.max_new_tokens >= min(limit, context // 2)
+
+
+def test_a_long_conversation_goes_on_and_keeps_its_newest_turns() -> None:
+    """Stops a chat that dies, or grows for ever, once the context is full."""
+    conversation = Conversation(CHITCHAT, context=40)
+    dropped = 0
+    for number in range(100):
+        prompt = conversation.ask([number] * 5, 10)
+        dropped += prompt.dropped
+        assert prompt.ids[0] == 101
+        assert prompt.ids[-6:] == [number] * 5 + [102]
+        assert prompt.max_new_tokens == 10
+        conversation.answer([200 + number] * 4)
+    assert dropped + len(conversation.turns) == 200
+    conversation.reset()
+    assert conversation.ask([1], 10).ids == [101, 1, 102]
+
+
+def test_a_turn_that_is_too_long_is_refused_with_both_numbers_and_changes_nothing() -> None:
+    """Stops silent truncation, and a conversation that is stuck after one long paste."""
+    conversation = Conversation(CHITCHAT, context=20)
+    conversation.ask([1, 2], 5)
+    conversation.answer([3])
+    with pytest.raises(ContextExceeded, match=r"102 tokens .* takes 19") as caught:
+        conversation.ask([7] * 100, 5)
+    assert (caught.value.prompt_tokens, caught.value.limit) == (102, 19)
+    assert conversation.turns == [[1, 2], [3]]
+    assert conversation.ask([7] * 17, 5).max_new_tokens == 1
+
+
+def test_the_dialogue_of_a_bundle_is_read_and_its_faults_are_named() -> None:
+    """Stops a damaged bundle.json from becoming wrong ids or a traceback."""
+    good = {
+        "family": "chitchat",
+        "start_ids": [101],
+        "end_of_turn_id": 102,
+        "pad_id": 0,
+        "unk_id": None,
+        "blank_ids": [101],
+        "banned_ids": [0, 101],
+    }
+    assert Dialogue.from_json(good).encode([[5], []]) == [101, 5, 102, 102]
+    bad = [("start_ids", 5), ("end_of_turn_id", -1), ("pad_id", True), ("banned_ids", ["a"]), ("family", None)]
+    for field, value in bad:
+        with pytest.raises(BadBundle, match=f"dialogue.{field}"):
+            Dialogue.from_json({**good, field: value})
+    with pytest.raises(BadBundle, match="not an object"):
+        Dialogue.from_json(None)
