@@ -1,0 +1,160 @@
+"""The runtimes that are measured, behind one small protocol. Each is imported only when a model needs it.
+
+All get the same prompt ids, decode greedily, and give exactly the number of new tokens that was asked for: the end of
+turn is suppressed, so that every model does the same work. Time to first token runs from ids in to the first id out,
+sampling included. Text, files and tables are not handled here.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+Make = Callable[[str, int, str], "Backend"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One reply: `ttft_ms` to the first new token, `token_ms[i]` from new token i to i + 1, and the new `ids`."""
+
+    ttft_ms: float
+    token_ms: list[float]
+    ids: list[int]
+
+
+class Backend(Protocol):
+    """A loaded model."""
+
+    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int) -> Sample:
+        """Give exactly `new_tokens` greedy tokens after `prompt`."""
+
+    def scorer(self) -> Any:
+        """A `chitchat.score.TokenScorer` over the loaded model."""
+
+
+def open_backend(kind: str) -> Make:
+    """Import the runtime of a kind of model (`checkpoint`, `quantized`, `bundle`) and give its constructor."""
+    if kind == "bundle":
+        import onnxruntime  # noqa: F401 - here, so that load_s does not hold the import
+
+        import serve.engine  # noqa: F401
+
+        return EngineBackend
+    import torch  # noqa: F401
+    from transformers import GPT2LMHeadModel  # noqa: F401
+
+    return QuantizedBackend if kind == "quantized" else TorchBackend
+
+
+def as_sample(started: float, stamps: Sequence[float], ids: Sequence[int], new_tokens: int) -> Sample:
+    """Turn `perf_counter` stamps, one at each new id, into a sample; fewer or more ids than asked is an error."""
+    if not len(stamps) == len(ids) == new_tokens:
+        raise RuntimeError(f"the runtime gave {len(ids)} new tokens in place of {new_tokens}")
+    token_ms = [(after - before) * 1000 for before, after in pairwise(stamps)]
+    return Sample((stamps[0] - started) * 1000, token_ms, list(ids))
+
+
+class _Stamps:
+    """A transformers streamer that notes the time of each new id; the first `put` brings the prompt."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.ids: list[int] = []
+        self._prompt_seen = False
+
+    def put(self, value: Any) -> None:
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self.ids.append(int(value.reshape(-1)[0]))  # reading the id waits for the device
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Part of the streamer protocol; nothing is buffered."""
+
+
+class TorchBackend:
+    """transformers' own `generate` with its KV cache in float32: the full-precision generator."""
+
+    def __init__(self, spec: str, threads: int, device: str) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._model = self._read(spec).to(device)
+
+    def _read(self, spec: str) -> Any:
+        from chitchat.checkpoint import load_model
+
+        return load_model(spec)
+
+    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int) -> Sample:
+        """See `Backend.generate`."""
+        import torch
+        from transformers import GenerationConfig
+
+        options = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            eos_token_id=end_of_turn_id,
+            pad_token_id=end_of_turn_id,
+        )
+        stamps = _Stamps()
+        started = time.perf_counter()
+        ids = torch.tensor([list(prompt)], device=self._model.device)
+        with torch.no_grad():
+            self._model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=options,
+                use_model_defaults=False,
+                streamer=stamps,
+            )
+        return as_sample(started, stamps.times, stamps.ids, new_tokens)
+
+    def scorer(self) -> Any:
+        """See `Backend.scorer`."""
+        from chitchat.score import torch_scorer
+
+        return torch_scorer(self._model)
+
+
+class QuantizedBackend(TorchBackend):
+    """A quantized checkpoint de-quantized to float32 in torch: its quality is the shipped one, its speed is not."""
+
+    def _read(self, spec: str) -> Any:
+        from compress.quantize.checkpoint import load_quantized
+
+        return load_quantized(spec).dequantized_model()
+
+
+class EngineBackend:
+    """Our torch-free runtime over a bundle: what ships."""
+
+    def __init__(self, spec: str, threads: int, device: str) -> None:
+        from serve.bundle import Bundle
+        from serve.engine import Engine
+
+        self._engine = Engine(Bundle.open(spec), threads=threads)
+
+    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int) -> Sample:
+        """See `Backend.generate`."""
+        from serve.sampler import SamplingOptions
+
+        options = SamplingOptions(
+            temperature=0, repetition_penalty=1.0, min_new_tokens=new_tokens, max_new_tokens=new_tokens
+        )
+        times: list[float] = []
+        ids: list[int] = []
+        started = time.perf_counter()
+        for token in self._engine.stream(list(prompt), options):
+            times.append(time.perf_counter())
+            ids.append(int(token))
+        return as_sample(started, times, ids, new_tokens)
+
+    def scorer(self) -> Any:
+        """See `Backend.scorer`."""
+        return self._engine.scorer()

@@ -1,0 +1,341 @@
+"""Any model that is measured, told, or talked to: a checkpoint, a quantized checkpoint, a bundle, or a hub id.
+
+`open_model` recognises which and reads the cheap facts: shape, parameters, bytes, vocabulary, dialogue. Weights are
+loaded only by `scorer()` and `generator()`, which for a bundle is the runtime that ships. Nothing is timed here.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from chitchat.errors import BadInput
+from chitchat.lineage import identity, read_lineage
+
+# What another machine needs of a checkpoint folder; notes, curves and corpora that lie beside it do not count.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+)
+_MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
+
+
+def open_model(spec: str) -> "MeasuredModel":
+    """Recognise `spec` and verify it. Raises `BadInput` for what is no model of ours or was altered."""
+    folder = Path(spec).expanduser()
+    if (folder / "bundle.json").exists():
+        return BundleModel(spec, folder)
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{spec}: is a file, not a model; give a checkpoint folder, a bundle folder or a hub id")
+    if not folder.exists():
+        folder = _fetch(spec)
+    return _checkpoint(spec, folder)
+
+
+def _checkpoint(spec: str, folder: Path) -> "MeasuredModel":
+    from chitchat.checkpoint import read_config
+
+    config = read_config(folder)
+    kind = QuantizedModel if "quantization_config" in config else CheckpointModel
+    return kind(spec, folder, config)
+
+
+def _fetch(spec: str) -> Path:
+    """The local folder of a hub model, holding just the files that the loaders take."""
+    from transformers.utils import cached_file
+
+    from chitchat.checkpoint import load_model, load_tokenizer, read_config
+
+    read_config(spec)
+    load_model(spec)
+    load_tokenizer(spec)
+    return Path(str(cached_file(spec, "config.json"))).parent
+
+
+class MeasuredModel(ABC):
+    """What the bench, the chat and `compress info` need to know of a model. `spec` is what the user typed."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, spec: str, folder: Path) -> None:
+        self.spec = spec
+        self.folder = folder
+        local = Path(spec).expanduser().exists()
+        self.name = Path(os.path.abspath(folder)).name if local else spec.rpartition("/")[2]
+
+    @property
+    @abstractmethod
+    def runtime(self) -> str:
+        """What computes it, and on which numbers: `torch fp32 …`, `onnx w8`."""
+
+    @property
+    @abstractmethod
+    def geometry(self) -> dict[str, int]:
+        """layers, width, heads, ffn, vocab, context."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> int:
+        """Numbers in the model, before any quantization; a tied table counts once."""
+
+    @property
+    @abstractmethod
+    def weight_bytes(self) -> int:
+        """Bytes of the weights as they are stored, names and graph not counted."""
+
+    @property
+    @abstractmethod
+    def file_bytes(self) -> int:
+        """Bytes of all files that must be copied to run it elsewhere."""
+
+    @property
+    @abstractmethod
+    def dialogue(self) -> Any:
+        """The dialogue format; `end_of_turn_id`, `start_ids` and `banned_ids` are what is used here."""
+
+    @abstractmethod
+    def tokenizer_json(self) -> str:
+        """The tokenizer as the tokenizers package writes it."""
+
+    @abstractmethod
+    def scorer(self, threads: int | None = None) -> Any:
+        """Load the weights and give a `chitchat.score.TokenScorer`."""
+
+    @abstractmethod
+    def generator(self, threads: int | None = None) -> Any:
+        """Load the weights and give what has `.context`, `.dialogue` and `.stream(prompt_ids, options)`."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that it can see at most."""
+        return self.geometry["context"]
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """A sha256 that two models share when the same ids mean the same text for both."""
+        return vocabulary_identity(self.tokenizer_json())
+
+    def codec(self) -> Any:
+        """Text to ids and back, as the edge runtime does it."""
+        from tokenizers import Tokenizer
+
+        from serve.text import TextCodec
+
+        return TextCodec(Tokenizer.from_str(self.tokenizer_json()))
+
+    def figures(self) -> dict[str, Any]:
+        """What `compress info` prints."""
+        return {
+            "model": self.spec,
+            "kind": self.kind,
+            "runtime": self.runtime,
+            "parameters": self.parameters,
+            "weight_bytes": self.weight_bytes,
+            "file_bytes": self.file_bytes,
+            **self.geometry,
+            "dialogue_family": self.dialogue.family,
+            "vocabulary_sha256": self.vocabulary,
+            "sha256": identity(self.folder),
+            "stages": " > ".join(record["stage"] for record in self.lineage()) or "none known",
+            "lineage": self.lineage(),
+        }
+
+    def lineage(self) -> list[dict[str, Any]]:
+        """The records of the stages that led here, oldest first."""
+        return read_lineage(self.folder)
+
+
+class CheckpointModel(MeasuredModel):
+    """A Hugging Face GPT-2 folder, computed by torch in float32."""
+
+    kind: ClassVar[str] = "checkpoint"
+
+    def __init__(self, spec: str, folder: Path, config: dict[str, Any]) -> None:
+        super().__init__(spec, folder)
+        self.config = config
+
+    @property
+    def runtime(self) -> str:
+        return "torch fp32"
+
+    @cached_property
+    def geometry(self) -> dict[str, int]:
+        from transformers import GPT2Config
+
+        config = GPT2Config.from_dict(self.config)
+        return {
+            "layers": config.n_layer,
+            "width": config.n_embd,
+            "heads": config.n_head,
+            "ffn": config.n_inner or 4 * config.n_embd,
+            "vocab": config.vocab_size,
+            "context": config.n_positions,
+        }
+
+    @property
+    def parameters(self) -> int:
+        return count_parameters(self.geometry, tied=self.config.get("tie_word_embeddings", True))
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(_payload_bytes(path) for path in _weight_files(self.folder))
+
+    @property
+    def file_bytes(self) -> int:
+        named = [self.folder / name for name in (*_MODEL_FILES, *_TOKENIZER_FILES)]
+        return sum(path.stat().st_size for path in [*named, *_weight_files(self.folder)] if path.is_file())
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The fast tokenizer of the checkpoint."""
+        from chitchat.checkpoint import load_tokenizer
+
+        return load_tokenizer(self.folder)
+
+    @cached_property
+    def dialogue(self) -> Any:
+        from chitchat.dialogue import dialogue_of
+
+        return dialogue_of(self.tokenizer)
+
+    def tokenizer_json(self) -> str:
+        return str(self.tokenizer.backend_tokenizer.to_str())
+
+    def torch_model(self) -> Any:
+        """The weights as a `GPT2LMHeadModel` in float32."""
+        from chitchat.checkpoint import load_model
+
+        return load_model(self.folder)
+
+    def scorer(self, threads: int | None = None) -> Any:
+        import torch
+
+        from chitchat.score import torch_scorer
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return torch_scorer(self.torch_model())
+
+    def generator(self, threads: int | None = None) -> Any:
+        from chitchat.generate import TorchGenerator
+
+        return TorchGenerator(self.torch_model(), self.dialogue, threads=threads)
+
+
+class QuantizedModel(CheckpointModel):
+    """A quantized checkpoint; torch computes it after de-quantizing, so its speed is not that of what ships."""
+
+    kind: ClassVar[str] = "quantized"
+
+    @property
+    def runtime(self) -> str:
+        return f"torch, de-quantized {self.config['quantization_config'].get('scheme', 'integers')}"
+
+    def torch_model(self) -> Any:
+        from compress.quantize.checkpoint import load_quantized
+
+        return load_quantized(self.folder).dequantized_model()
+
+
+class BundleModel(MeasuredModel):
+    """An exported bundle, computed by our torch-free engine."""
+
+    kind: ClassVar[str] = "bundle"
+
+    def __init__(self, spec: str, folder: Path) -> None:
+        from serve.bundle import Bundle
+        from serve.errors import ServeError
+
+        super().__init__(spec, folder)
+        try:
+            self.bundle = Bundle.open(folder)
+        except ServeError as error:
+            raise BadInput(str(error)) from error
+
+    @property
+    def runtime(self) -> str:
+        manifest = self.bundle.manifest
+        return f"onnx {manifest.scheme}" + (" portable" if manifest.variant == "portable" else "")
+
+    @property
+    def geometry(self) -> dict[str, int]:
+        shape = self.bundle.geometry
+        return {name: getattr(shape, name) for name in ("layers", "width", "heads", "ffn", "vocab", "context")}
+
+    @property
+    def parameters(self) -> int:
+        return self.bundle.manifest.parameters
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.bundle.manifest.weight_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+    @property
+    def dialogue(self) -> Any:
+        return self.bundle.dialogue
+
+    def tokenizer_json(self) -> str:
+        return self.bundle.tokenizer_path.read_text(encoding="utf-8")
+
+    def scorer(self, threads: int | None = None) -> Any:
+        return self.generator(threads).scorer()
+
+    def generator(self, threads: int | None = None) -> Any:
+        from serve.engine import Engine
+
+        return Engine(self.bundle, threads=threads)
+
+    def lineage(self) -> list[dict[str, Any]]:
+        return [dict(record) for record in self.bundle.manifest.lineage]
+
+
+def count_parameters(geometry: dict[str, int], tied: bool = True) -> int:
+    """Parameters of a GPT-2 of this shape; the head is counted only when it is not tied to the embedding."""
+    width, ffn = geometry["width"], geometry["ffn"]
+    attention = 4 * width * width + 4 * width
+    feed_forward = 2 * width * ffn + ffn + width
+    norms = 4 * width
+    tables = (geometry["vocab"] * (1 if tied else 2) + geometry["context"]) * width
+    return tables + geometry["layers"] * (attention + feed_forward + norms) + 2 * width
+
+
+def vocabulary_identity(tokenizer_json: str) -> str:
+    """A sha256 over a tokenizer's ids, merges and added tokens; decoders, templates and padding do not count."""
+    record = json.loads(tokenizer_json)
+    model = record["model"]
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model.get("merges") or []]
+    vocab = model["vocab"]
+    added = sorted((token["id"], token["content"]) for token in record.get("added_tokens") or [])
+    entries = sorted(vocab.items()) if isinstance(vocab, dict) else vocab
+    text = json.dumps([model.get("type"), entries, merges, added], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that the weights are read from: safetensors, else a plain-tensor `.bin`."""
+    safe = sorted(folder.glob("model*.safetensors"))
+    return safe or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def _payload_bytes(path: Path) -> int:
+    """Bytes of the tensors in a weight file: a safetensors file less its header."""
+    size = path.stat().st_size
+    if path.suffix != ".safetensors":
+        return size
+    with path.open("rb") as file:
+        (header,) = struct.unpack("<Q", file.read(8))
+    return size - 8 - int(header)

@@ -1,0 +1,171 @@
+"""The picture of a bench run: quality against size, and quality against speed, a labelled point a model.
+
+Without quality there is one panel, speed against size. Colours are Okabe and Ito's, which colour-blind readers can
+tell apart; a marker's shape says the runtime as well. Labels are moved until none lies on another or on a point.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colors
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = {"checkpoint": "o", "quantized": "s", "bundle": "D"}
+MEANING = {"checkpoint": "torch", "quantized": "torch, de-quantized", "bundle": "onnx bundle"}
+_INK, _FAINT = "#333333", "#DDDDDD"
+# Where a label may stand about its point, in points: right, left, above, below, then further away.
+_PLACES = [
+    (dx * reach, dy * reach, align)
+    for reach in (1.0, 1.8, 2.8, 4.0)
+    for dx, dy, align in ((9, 0, "left"), (-9, 0, "right"), (0, 11, "center"), (0, -11, "center"))
+] + [(9 * reach, side * 11 * reach, "left") for reach in (1.0, 2.0, 3.0) for side in (1, -1)]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One measure of a row: its key, its title and whether its scale is logarithmic."""
+
+    key: str
+    title: str
+    log: bool = False
+
+
+SIZE = Axis("file_mb", "all files, MB  (left is smaller)", log=True)
+SPEED = Axis("tokens_per_s", "new tokens per second  (right is faster)", log=True)
+QUALITY = Axis("bits_per_byte", "bits per byte on held-out conversations  (lower is better)")
+RATE = Axis("tokens_per_s", "new tokens per second  (higher is faster)")
+
+
+def draw_report(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the picture of `rows` (see bench.report) as a PNG."""
+    alive = [row for row in rows if row["error"] is None]
+    scored = [row for row in alive if row[QUALITY.key] is not None]
+    panels = [(SIZE, QUALITY, scored), (SPEED, QUALITY, scored)] if scored else [(SIZE, RATE, alive)]
+    figure = Figure(figsize=(6.2 * len(panels), 5.0), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    colours = {row["name"]: COLOURS[place % len(COLOURS)] for place, row in enumerate(rows)}
+    for place, (across, up, shown) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), place + 1)
+        _draw_panel(axes, across, up, shown, colours)
+    _explain_markers(figure, [row["kind"] for row in alive])
+    figure.canvas.draw()  # the layout is known only after a first drawing
+    for axes, (across, up, shown) in zip(figure.axes, panels, strict=True):
+        _label(axes, across, up, shown, colours)
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _explain_markers(figure: Figure, kinds: Sequence[str]) -> None:
+    handles = [
+        Line2D([], [], marker=MARKERS[kind], color=_INK, linestyle="none", label=MEANING[kind])
+        for kind in MARKERS
+        if kind in kinds
+    ]
+    if len(handles) > 1:
+        figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, labelcolor=_INK)
+
+
+def _draw_panel(axes: Axes, across: Axis, up: Axis, rows: Sequence[dict[str, Any]], colours: dict[str, str]) -> None:
+    for row in rows:
+        axes.plot(
+            row[across.key],
+            row[up.key],
+            marker=MARKERS[row["kind"]],
+            color=colours[row["name"]],
+            markersize=9,
+            markeredgecolor="white",
+            markeredgewidth=1.0,
+            linestyle="none",
+            zorder=3,
+        )
+    _scale(axes, "x", across, [row[across.key] for row in rows])
+    _scale(axes, "y", up, [row[up.key] for row in rows])
+    axes.set_xlabel(across.title, color=_INK)
+    axes.set_ylabel(up.title, color=_INK)
+    axes.grid(color=_FAINT, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=_INK, length=0)
+
+
+def _scale(axes: Axes, side: str, axis: Axis, values: Sequence[float]) -> None:
+    """Limits with room for labels, and a handful of plain ticks, whatever the spread."""
+    low, high = min(values, default=1.0), max(values, default=1.0)
+    if axis.log and low > 0:
+        axes.set(**{f"{side}scale": "log"})
+        room = max((high / low) ** 0.22, 2.2 / (high / low) ** 0.5)
+        low, high = low / room, high * room
+    else:
+        # At least a tenth of the value is shown, so that a difference of nothing does not look like a cliff.
+        middle, span = (low + high) / 2, max(high - low, 0.1 * abs(high), 1e-6)
+        low, high = middle - 0.68 * span, middle + 0.68 * span
+    axes.set(**{f"{side}lim": (low, high)})
+    direction = axes.xaxis if side == "x" else axes.yaxis
+    if axis.log:
+        direction.set_major_locator(_RoundTicks(low, high))
+        direction.set_minor_locator(NullLocator())
+    direction.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+
+
+class _RoundTicks(MaxNLocator):
+    """1, 2, 5 times powers of ten within the limits: logarithmic axes of less than a decade get ticks too."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        steps = [unit * 10.0**power for power in range(-3, 7) for unit in (1, 1.5, 2, 3, 4, 5, 7)]
+        inside = [step for step in steps if low <= step <= high]
+        coarse = [step for step in inside if f"{step:e}"[0] in "125" and f"{step:.1e}"[2] == "0"]
+        self._ticks = coarse if len(coarse) >= 3 else inside
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        return [tick for tick in self._ticks if min(vmin, vmax) <= tick <= max(vmin, vmax)]
+
+    def __call__(self) -> Any:
+        return self.tick_values(*self.axis.get_view_interval())
+
+
+def _label(axes: Axes, across: Axis, up: Axis, rows: Sequence[dict[str, Any]], colours: dict[str, str]) -> None:
+    """Write each row's name where it touches neither a point, nor another label, nor the border."""
+    frame = axes.get_window_extent()
+    marks = [axes.transData.transform((row[across.key], row[up.key])) for row in rows]
+    taken = [Bbox.from_bounds(x - 11, y - 11, 22, 22) for x, y in marks]
+    for row in rows:
+        text = axes.annotate(
+            row["name"],
+            (row[across.key], row[up.key]),
+            xytext=(0, 0),
+            textcoords="offset points",
+            color=[0.75 * part for part in colors.to_rgb(colours[row["name"]])],  # darker: pale text is hard to read
+            fontsize=9.5,
+            fontweight="bold",
+            va="center",
+            zorder=4,
+        )
+        best, least = _PLACES[0], float("inf")
+        for place in _PLACES:
+            overlap = _try(text, place, frame, taken)
+            if overlap < least:
+                best, least = place, overlap
+            if overlap == 0:
+                break
+        _try(text, best, frame, taken)
+        taken.append(text.get_window_extent())
+
+
+def _try(text: Any, place: tuple[float, float, str], frame: Bbox, taken: Sequence[Bbox]) -> float:
+    """Move the label to `place`; give the area (pixels) on which it lies over something or outside the frame."""
+    dx, dy, align = place
+    text.set_position((dx, dy))
+    text.set_ha(align)
+    box = text.get_window_extent()
+    inside = Bbox.intersection(box, frame)
+    outside = box.width * box.height - (inside.width * inside.height if inside else 0.0)
+    hits = (Bbox.intersection(box, other) for other in taken)
+    return float(max(outside, 0.0) + sum(hit.width * hit.height for hit in hits if hit))

@@ -1,0 +1,175 @@
+"""The report of a bench run: rows, `report.json`, `report.md`, and the table in the terminal.
+
+`report.json` (format 1):
+
+    format       1
+    rows         one object a model, in the order given; the first is the yardstick
+        name, spec, kind, runtime, device
+        parameters (numbers), weight_mb, file_mb (all that ships), load_s (imports not included)
+        ttft_ms_p50, ttft_ms_p95   prompt ids in -> first new id out, sampling included
+        tpot_ms_p50, tpot_ms_p95   from a new token to the next, over all samples
+        tokens_per_s               new tokens / (prompt + decode time), median over the samples
+        ratio                      speed against the first row: median over rounds of the ratio within a round
+        peak_rss_mb                of the model's process after generating, before scoring
+        perplexity, bits_per_byte, token_accuracy, eval_tokens   on held-out conversations; null without data
+        error                      last words of a worker that was lost, else null; its figures are null then
+    samples      {name: [{ttft_ms, token_ms, ids}]}: every timed sample, by round
+    settings     prompt_tokens, new_tokens, repetitions, warmups, seed, data (sha256 or null), context (tokens of a
+                 scoring window, the same for all), max_eval_tokens
+    environment  see bench/environment.py; load_average_after beside it
+
+MB are 10^6 bytes. Nothing is measured and nothing plotted here.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.latency import Measurement, latency_figures, speed_ratio
+from bench.model import MeasuredModel
+
+MB = 1_000_000
+FORMAT = 1
+_FIGURES = ("ttft_ms_p50", "ttft_ms_p95", "tpot_ms_p50", "tpot_ms_p95", "tokens_per_s", "ratio")
+
+# Column: head, key of the row, how the value is written.
+_COLUMNS: list[tuple[str, str, Callable[[Any], str]]] = [
+    ("model", "name", str),
+    ("runtime", "runtime", str),
+    ("parameters", "parameters", lambda value: f"{value / 1e6:.2f} M"),
+    ("file MB", "file_mb", lambda value: f"{value:.1f}"),
+    ("perplexity", "perplexity", lambda value: f"{value:.1f}"),
+    ("bits/byte", "bits_per_byte", lambda value: f"{value:.3f}"),
+    ("accuracy", "token_accuracy", lambda value: f"{value:.1%}"),
+    ("TTFT ms", "ttft_ms_p50", lambda value: f"{value:.1f}"),
+    ("ms/token", "tpot_ms_p50", lambda value: f"{value:.2f}"),
+    ("p95", "tpot_ms_p95", lambda value: f"{value:.2f}"),
+    ("tokens/s", "tokens_per_s", lambda value: f"{value:.0f}"),
+    ("speed", "ratio", lambda value: f"{value:.2f} x"),
+    ("peak MB", "peak_rss_mb", lambda value: f"{value:.0f}"),
+    ("load s", "load_s", lambda value: f"{value:.2f}"),
+]
+_WORDS = {"name", "runtime"}
+
+
+def build_rows(
+    names: Sequence[str], models: Sequence[MeasuredModel], measured: Sequence[Measurement], device: str
+) -> list[dict[str, Any]]:
+    """One row a model. The first model that is a plain checkpoint at the top is the full-precision generator."""
+    rows = []
+    for place, (name, model, result) in enumerate(zip(names, models, measured, strict=True)):
+        runtime = model.runtime
+        if place == 0 and model.kind == "checkpoint":
+            runtime += " (full-precision generator)"
+        lost = result.error is not None
+        quality = result.quality if result.quality and not lost else {}
+        row = {
+            "name": name,
+            "spec": model.spec,
+            "kind": model.kind,
+            "runtime": runtime,
+            "device": device,
+            "parameters": model.parameters,
+            "weight_mb": model.weight_bytes / MB,
+            "file_mb": model.file_bytes / MB,
+            "load_s": None if lost else result.load_s,
+            **dict.fromkeys(_FIGURES),
+            "peak_rss_mb": None if lost else result.peak_rss_mb,
+            "perplexity": quality.get("perplexity"),
+            "bits_per_byte": quality.get("bits_per_byte"),
+            "token_accuracy": quality.get("token_accuracy"),
+            "eval_tokens": quality.get("tokens"),
+            "error": result.error,
+        }
+        if not lost:
+            row.update(latency_figures(result.samples))
+            if measured[0].error is None:
+                row["ratio"] = speed_ratio(measured[0].samples, result.samples)
+        rows.append(row)
+    return rows
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Write report.md and report.png, then report.json, into `folder`."""
+    from bench.plots import draw_report
+
+    (folder / "report.md").write_text(as_markdown(report), encoding="utf-8")
+    draw_report(report["rows"], folder / "report.png")
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """The report as a Markdown page: table, what was lost, settings, machine."""
+    columns = _columns(report["rows"])
+    head = [title for title, _, _ in columns]
+    lines = ["# Bench", "", _line(head), _line("---" if key in _WORDS else "---:" for _, key, _ in columns)]
+    lines += [_line(_cells(row, columns)) for row in report["rows"]]
+    lines += ["", *[f"- {line}" for line in notes(report)], "", "![quality against size and speed](report.png)", ""]
+    return "\n".join(lines)
+
+
+def notes(report: dict[str, Any]) -> list[str]:
+    """What must be known to read the table, a line each: lost rows first."""
+    settings, machine = report["settings"], report["environment"]
+    lines = [f"{row['name']} was lost: {row['error']}" for row in report["rows"] if row["error"]]
+    lines.append(
+        f"prompt {settings['prompt_tokens']} tokens, {settings['new_tokens']} new tokens, batch 1, greedy, "
+        f"{settings['repetitions']} rounds in turn, medians; speed is against the first row, round by round"
+    )
+    scored = [row["eval_tokens"] for row in report["rows"] if row["eval_tokens"]]
+    if scored:
+        lines.append(
+            f"quality on {max(scored):,} held-out tokens in windows of {settings['context']}, "
+            "through the runtime of the row"
+        )
+    versions = machine["versions"]
+    shown = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "onnxruntime") if name in versions)
+    hardware = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+    lines.append(f"{hardware}, {shown}, {machine['date']}")
+    load, allowed = machine["load_average"], machine["cores"] + 0.5
+    if load and load[0] > allowed:
+        lines.append(f"the machine was busy when the run began (load {load[0]}); read the ratios, not the figures")
+    return lines
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """Print the table and its notes to stdout."""
+    import shutil
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = _columns(report["rows"])
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title, key, _ in columns:
+        table.add_column(title, justify="left" if key in _WORDS else "right", no_wrap=key not in _WORDS)
+    for row in report["rows"]:
+        table.add_row(*_cells(row, columns))
+    # A pipe has no width: rich would take 80 columns and break every cell.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    console = Console(width=width, highlight=False)
+    console.print(table)
+    for line in notes(report):
+        console.print(line, markup=False, style="dim")
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The `report.json` in `folder`."""
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return report
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, Callable[[Any], str]]]:
+    """The columns that hold anything: without data there is no quality."""
+    return [column for column in _COLUMNS if any(row[column[1]] is not None for row in rows)]
+
+
+def _cells(row: dict[str, Any], columns: Sequence[tuple[str, str, Callable[[Any], str]]]) -> list[str]:
+    return ["-" if row[key] is None else write(row[key]) for _, key, write in columns]
+
+
+def _line(cells: Any) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
