@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from compress.assemble import build_gpt2
+
 
 class LinearAttention(nn.Module):
     """Causal self-attention over q, k, v, o; any number of heads of `head_dim` fits."""
@@ -75,18 +77,7 @@ def to_gpt2(view: GPT2LMHeadModel, config: GPT2Config) -> GPT2LMHeadModel:
         for name, linear in linears.items():
             weights[f"{prefix}.{name}.weight"] = linear.weight.detach().T.contiguous()
             weights[f"{prefix}.{name}.bias"] = linear.bias.detach()
-    return build_gpt2(config, weights, view)
-
-
-def build_gpt2(config: GPT2Config, weights: dict[str, Tensor], like: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    """A model from a configuration and a complete state dict, in eval mode, with the generation settings of `like`."""
-    model = GPT2LMHeadModel(config).eval()
-    if config.tie_word_embeddings:
-        weights = {**weights, "lm_head.weight": weights["transformer.wte.weight"]}
-    model.load_state_dict(weights, strict=True)
-    model.tie_weights()
-    model.generation_config = copy.deepcopy(like.generation_config)
-    return model
+    return build_gpt2(config, weights, view.generation_config)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

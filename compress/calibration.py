@@ -1,0 +1,137 @@
+"""What pruning and quantization read of a data set: windows to calibrate on, and figures before and after.
+
+It changes no model.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from chitchat.dataset import ChatData, Windows, collate
+from chitchat.errors import BadInput
+from chitchat.objective import label_positions, last_hidden
+from chitchat.score import score, torch_scorer
+
+Batch = dict[str, Tensor]
+
+# Held-out tokens that the figures in a lineage are taken on.
+SCORE_TOKENS, KL_TOKENS = 20_000, 4_096
+_LOGITS_AT_ONCE = 2**22  # 32 MB of float64
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far a model's predictions are from a reference's. `kl` is the mean of KL(reference || model), in nats per
+    token; `top1` the share of positions where both have the same most likely token."""
+
+    kl: float
+    top1: float
+    tokens: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kl": self.kl, "top1": self.top1, "tokens": self.tokens}
+
+
+def check_same_tokenizer(data: ChatData, tokenizer: PreTrainedTokenizerFast, checkpoint: str) -> None:
+    """Raise `BadInput` unless the data set was tokenised with the checkpoint's tokenizer (vocabulary and merges)."""
+    if _rules(data.tokenizer) != _rules(tokenizer):
+        raise BadInput(
+            f"--data {data.path}: tokenised by another tokenizer ({len(data.tokenizer)} tokens) than {checkpoint}'s "
+            f"({len(tokenizer)}); make it with `compress data --tokenizer {checkpoint}`"
+        )
+
+
+def calibration_batches(
+    windows: Windows, pad_id: int, max_tokens: int, seed: int = 0, batch_tokens: int = 2048
+) -> list[Batch]:
+    """Right-padded batches of randomly chosen windows, at most `max_tokens` ids in all (and at least one window).
+
+    Each is what `collate` gives: int64 [batch, longest] `input_ids`, `attention_mask` and `labels`. Windows of like
+    length share a batch, so there is little padding. Raises `BadInput` for a split without any window.
+    """
+    if len(windows) == 0:
+        raise BadInput("--data: has no conversation to measure on; make the data set from more conversations")
+    order = np.random.default_rng(seed).permutation(len(windows))
+    fits = np.cumsum(windows.lengths[order]) <= max_tokens
+    chosen = order[: max(1, int(fits.sum()))]
+    chosen = chosen[np.argsort(-windows.lengths[chosen], kind="stable")]
+    batches, begin = [], 0
+    while begin < len(chosen):
+        rows = max(1, batch_tokens // int(windows.lengths[chosen[begin]]))
+        batches.append(collate([windows[int(index)] for index in chosen[begin : begin + rows]], pad_id))
+        begin += rows
+    return batches
+
+
+@torch.no_grad()
+def divergence(reference: GPT2LMHeadModel, model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Divergence:
+    """Compare two models of one vocabulary at every position whose next token is scored. Raises `BadInput` when there
+    is no such position."""
+    kl, same, tokens = 0.0, 0, 0
+    rows = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
+    for batch in batches:
+        pairs = zip(*(_scored_states(each, batch).split(rows) for each in (reference, model)), strict=True)
+        for of_reference, of_model in pairs:
+            p = torch.log_softmax(reference.lm_head(of_reference).double(), dim=-1).cpu()
+            q = torch.log_softmax(model.lm_head(of_model).double(), dim=-1).cpu()
+            # float64: at 8 bits the terms nearly cancel, and float32 sums would drown what is measured.
+            kl += float((p.exp() * (p - q)).sum())
+            same += int((p.argmax(-1) == q.argmax(-1)).sum())
+            tokens += len(p)
+    if not tokens:
+        raise BadInput("--data: the windows hold no position to score; make the data set from more conversations")
+    return Divergence(kl / tokens, same / tokens, tokens)
+
+
+@torch.no_grad()
+def mean_loss(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> float:
+    """Mean negative log likelihood in nats per scored token (the logarithm of perplexity)."""
+    loss, tokens = 0.0, 0
+    rows = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
+    for batch in batches:
+        _, targets = label_positions(batch["labels"])
+        for states, target in zip(_scored_states(model, batch).split(rows), targets.split(rows), strict=True):
+            logits = model.lm_head(states).float()
+            loss += float(nn.functional.cross_entropy(logits, target.to(logits.device), reduction="sum"))
+        tokens += len(targets)
+    return loss / max(1, tokens)
+
+
+def _scored_states(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
+    """The final hidden states [positions, width] at every position whose next token is scored."""
+    model.eval()
+    wanted, _ = label_positions(batch["labels"])
+    states = last_hidden(model, batch["input_ids"].to(model.device))[:, :-1]
+    return states[wanted.to(model.device)]
+
+
+def measure(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, data: ChatData) -> dict[str, Any]:
+    """Parameters and quality on a bounded number of held-out tokens, for a lineage; `compress eval` scores them all.
+
+    `kl` and `top1` say how far the model is from `reference`; they are left out where the two are the same object.
+    """
+    windows = data.windows("validation", model.config.n_positions)
+    found = score(torch_scorer(model), windows, max_tokens=SCORE_TOKENS)
+    metrics = {
+        "parameters": model.num_parameters(),
+        "perplexity": found.perplexity,
+        "bits_per_byte": found.bits_per_byte,
+        "tokens": found.tokens,
+    }
+    if model is not reference:
+        distance = divergence(reference, model, calibration_batches(windows, data.dialogue.pad_id, KL_TOKENS))
+        metrics |= {"kl": distance.kl, "top1": distance.top1}
+    return metrics
+
+
+def _rules(tokenizer: PreTrainedTokenizerFast) -> tuple[Any, ...]:
+    """What decides the ids of a text, as far as two tokenizers can be compared: vocabulary, special ids and merges."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model.get("merges", [])]
+    return model["type"], tokenizer.get_vocab(), merges

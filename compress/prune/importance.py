@@ -1,0 +1,205 @@
+"""Which units matter: a score for every embedding channel, attention head and FFN neuron.
+
+Three rankings: `activation` (default; calibration conversations run forward, no gradients), `magnitude` (weights
+alone) and `random` (the control). The scores are pure functions on arrays; the hooks that collect their statistics are
+set by a context manager and always removed. How many units stay is decided in `shape`.
+
+Sources: neurons as FLAP (arXiv 2312.11983), variance of the activation times the squared norm of its way out; heads the
+same on the context vector; channels as Minitron (arXiv 2407.14679), L2 over conversations of the mean magnitude
+over tokens, summed over all LayerNorm outputs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+
+from chitchat.errors import BadInput
+from chitchat.objective import last_hidden
+from compress.calibration import Batch
+from compress.prune.shape import Shape
+from compress.prune.slicing import Kept
+
+Floats = NDArray[np.float64]
+IMPORTANCES = ("activation", "magnitude", "random")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score a unit, larger is more important. channels [width], heads [heads] and neurons [ffn] of each layer."""
+
+    channels: Floats
+    heads: list[Floats]
+    neurons: list[Floats]
+
+    def keep(self, shape: Shape) -> Kept:
+        """The best units for `shape`."""
+        return Kept(
+            channels=best(self.channels, shape.width),
+            heads=[best(scores, shape.heads) for scores in self.heads],
+            neurons=[best(scores, shape.ffn) for scores in self.neurons],
+        )
+
+
+def score_units(model: GPT2LMHeadModel, batches: Sequence[Batch], importance: str, seed: int = 0) -> Scores:
+    """Rank all units of `model`. `batches` are calibration windows, read by `activation` only. Raises `BadInput` for a
+    ranking that does not exist."""
+    if importance == "activation":
+        return activation_scores(model, batches)
+    if importance == "magnitude":
+        return magnitude_scores(model)
+    if importance == "random":
+        return random_scores(Shape.of(model.config.to_dict()), seed)
+    raise BadInput(f"--importance {importance}: there is no such ranking; choose {', '.join(IMPORTANCES)}")
+
+
+def best(scores: Floats, count: int) -> list[int]:
+    """Indices of the `count` largest scores, ascending; of equal scores the first ones."""
+    return sorted(np.argsort(-scores, kind="stable")[:count].tolist())
+
+
+# Arithmetic
+
+
+def outflow_scores(variance: Floats, way_out: Floats) -> Floats:
+    """Variance of each activation [units] times the squared norm of the weights that carry it on, [units, width]."""
+    return variance * np.square(way_out).sum(axis=1)
+
+
+def magnitude_of(rows: Sequence[Floats]) -> Floats:
+    """L2 norm of all weights that belong to a unit; every array is [units, anything]."""
+    return np.sqrt(sum((np.square(each).sum(axis=1) for each in rows), start=np.zeros(len(rows[0]))))
+
+
+def by_head(columns: Floats, heads: int) -> Floats:
+    """Sum of the scores of a head's columns: [width] to [heads]."""
+    return columns.reshape(heads, -1).sum(axis=1)
+
+
+class RunningVariance:
+    """Variance of each column over batches of rows, in float64 (Chan's update: no large sums of squares cancel)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Floats = np.zeros(1)
+        self.squares: Floats = np.zeros(1)
+
+    def add(self, rows: Floats) -> None:
+        """rows [n, columns]."""
+        count = self.count + len(rows)
+        mean = rows.mean(axis=0)
+        delta = mean - self.mean
+        self.squares = self.squares + np.square(rows - mean).sum(axis=0) + delta**2 * self.count * len(rows) / count
+        self.mean = self.mean + delta * len(rows) / count
+        self.count = count
+
+    @property
+    def variance(self) -> Floats:
+        return self.squares / max(1, self.count)
+
+
+# Statistics
+
+
+@dataclass
+class Activations:
+    """What one forward run over the calibration windows leaves behind.
+
+    neurons and contexts: per layer, the inputs of `mlp.c_proj` and `attn.c_proj`. channels: per LayerNorm, the sum
+    over conversations of the squared mean magnitude of its outputs, [width].
+    """
+
+    neurons: list[RunningVariance]
+    contexts: list[RunningVariance]
+    channels: list[Floats]
+    mask: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+@contextmanager
+def watch(model: GPT2LMHeadModel) -> Iterator[Activations]:
+    """Collect statistics of every forward run inside the block; `mask` must be set to its attention mask before it."""
+    blocks = model.transformer.h
+    norms = [norm for block in blocks for norm in (block.ln_1, block.ln_2)] + [model.transformer.ln_f]
+    seen = Activations(
+        neurons=[RunningVariance() for _ in blocks],
+        contexts=[RunningVariance() for _ in blocks],
+        channels=[np.zeros(model.config.n_embd) for _ in norms],
+    )
+    hooks: list[Any] = []
+    try:
+        for layer, block in enumerate(blocks):
+            hooks.append(block.mlp.c_proj.register_forward_pre_hook(_variance_hook(seen, seen.neurons[layer])))
+            hooks.append(block.attn.c_proj.register_forward_pre_hook(_variance_hook(seen, seen.contexts[layer])))
+        hooks += [norm.register_forward_hook(_norm_hook(seen, index)) for index, norm in enumerate(norms)]
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _variance_hook(seen: Activations, running: RunningVariance) -> Callable[..., None]:
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        running.add(inputs[0][seen.mask.bool()].double().cpu().numpy())
+
+    return hook
+
+
+def _norm_hook(seen: Activations, index: int) -> Callable[..., None]:
+    def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        mask = seen.mask.to(output.dtype)[..., None]  # [batch, tokens, 1]
+        means = (output.abs() * mask).sum(dim=1) / mask.sum(dim=1)  # [batch, width]
+        seen.channels[index] += means.double().square().sum(dim=0).cpu().numpy()
+
+    return hook
+
+
+@torch.no_grad()
+def activation_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Scores:
+    """Scores from one forward run over the calibration windows; padding is left out."""
+    model.eval()
+    with watch(model) as seen:
+        for batch in batches:
+            seen.mask = batch["attention_mask"].to(model.device)
+            last_hidden(model, batch["input_ids"].to(model.device))
+    heads, neurons = [], []
+    for block, context, neuron in zip(model.transformer.h, seen.contexts, seen.neurons, strict=True):
+        heads.append(by_head(outflow_scores(context.variance, _array(block.attn.c_proj.weight)), model.config.n_head))
+        neurons.append(outflow_scores(neuron.variance, _array(block.mlp.c_proj.weight)))
+    channels = np.sum([np.sqrt(squares) for squares in seen.channels], axis=0)
+    return Scores(channels, heads, neurons)
+
+
+def magnitude_scores(model: GPT2LMHeadModel) -> Scores:
+    """Scores from the weights alone: the L2 norm of everything that would be cut with the unit."""
+    transformer, heads, neurons = model.transformer, [], []
+    channels = [_array(transformer.wte.weight).T, _array(transformer.wpe.weight).T]
+    for block in transformer.h:
+        qkv = np.split(_array(block.attn.c_attn.weight), 3, axis=1)  # [width, width] each
+        fc, out, context_out = (
+            _array(module.weight) for module in (block.mlp.c_fc, block.mlp.c_proj, block.attn.c_proj)
+        )
+        columns = magnitude_of([*(each.T for each in qkv), context_out])
+        heads.append(np.sqrt(by_head(columns**2, model.config.n_head)))
+        neurons.append(magnitude_of([fc.T, out]))
+        channels += [*qkv, fc, context_out.T, out.T]
+    return Scores(magnitude_of(channels), heads, neurons)
+
+
+def random_scores(shape: Shape, seed: int) -> Scores:
+    """Scores by lot."""
+    draw = np.random.default_rng(seed)
+    return Scores(
+        channels=draw.random(shape.width),
+        heads=[draw.random(shape.heads) for _ in range(shape.layers)],
+        neurons=[draw.random(shape.ffn) for _ in range(shape.layers)],
+    )
+
+
+def _array(weight: Tensor) -> Floats:
+    return weight.detach().double().cpu().numpy()

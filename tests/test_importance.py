@@ -1,0 +1,138 @@
+"""Importance: the arithmetic against plain formulas, and the hooks that feed it."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from chitchat.errors import BadInput
+from compress.prune.importance import (
+    RunningVariance,
+    activation_scores,
+    best,
+    by_head,
+    magnitude_of,
+    outflow_scores,
+    score_units,
+    watch,
+)
+from compress.prune.shape import Shape
+
+
+def make_model() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=50, n_layer=2, n_embd=32, n_head=4, n_inner=48, n_positions=16)).eval()
+
+
+def batch(padding: int = 0, rows: int = 3) -> dict[str, torch.Tensor]:
+    """Random ids of 9 tokens and `padding` more that the mask hides."""
+    ids = torch.randint(0, 50, (rows, 9), generator=torch.Generator().manual_seed(1))
+    ids = torch.cat([ids, torch.zeros(rows, padding, dtype=torch.long)], dim=1)
+    mask = (torch.arange(9 + padding) < 9).long().expand(rows, -1)
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids}
+
+
+def test_running_variance_equals_numpy() -> None:
+    """Stops sums of squares that cancel: here the mean is a million times the deviation."""
+    rows = np.random.default_rng(0).standard_normal((100, 5)) + 1e6
+    running = RunningVariance()
+    for part in np.split(rows, [3, 40, 41]):
+        running.add(part)
+    np.testing.assert_allclose(running.variance, rows.var(axis=0), rtol=1e-6)
+
+
+def test_scores_are_the_plain_formulas() -> None:
+    """Stops a norm over the wrong axis: a score of weights, not of units."""
+    way_out = np.array([[3.0, 4.0], [1.0, 0.0]])
+    np.testing.assert_array_equal(outflow_scores(np.array([2.0, 5.0]), way_out), [50, 5])
+    np.testing.assert_array_equal(magnitude_of([way_out, np.array([[12.0], [0.0]])]), [13, 1])
+    np.testing.assert_array_equal(by_head(np.array([1.0, 2, 3, 4]), 2), [3, 7])
+
+
+def test_the_best_units_come_in_order_and_ties_are_stable() -> None:
+    """Stops shuffled channels, and choices that differ from machine to machine."""
+    assert best(np.array([1.0, 5, 3, 5, 3]), 3) == [1, 2, 3]
+
+
+def test_activation_statistics_equal_a_run_by_hand() -> None:
+    """Stops hooks on the wrong module: the variance is that of the FFN's hidden activations, and of the contexts."""
+    model, inputs = make_model(), batch()
+    captured = []
+    hook = model.transformer.h[1].mlp.act.register_forward_hook(lambda *call: captured.append(call[2]))
+    with torch.no_grad():
+        model(inputs["input_ids"])
+    hook.remove()
+    variance = captured[0].flatten(0, 1).double().var(dim=0, correction=0)
+    weight = model.transformer.h[1].mlp.c_proj.weight.detach().double()
+    expected = variance * weight.square().sum(dim=1)
+    found = activation_scores(model, [inputs])
+    np.testing.assert_allclose(found.neurons[1], expected.numpy(), rtol=1e-5)
+    assert [len(found.channels), len(found.heads), len(found.heads[0]), len(found.neurons[0])] == [32, 2, 4, 48]
+
+
+def test_padding_counts_for_nothing() -> None:
+    """Stops scores that depend on what a window was batched with."""
+    model = make_model()
+    plain, padded = activation_scores(model, [batch()]), activation_scores(model, [batch(padding=4)])
+    np.testing.assert_allclose(plain.channels, padded.channels, rtol=1e-5)
+    np.testing.assert_allclose(plain.heads[1], padded.heads[1], rtol=1e-5)
+    np.testing.assert_allclose(plain.neurons[0], padded.neurons[0], rtol=1e-5)
+
+
+def test_hooks_are_removed_even_after_an_error() -> None:
+    """Stops a model that goes on collecting, slower and larger with every batch."""
+    model = make_model()
+
+    def hooks() -> int:
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+    def interrupted() -> None:
+        with watch(model):
+            assert hooks() == 2 * 2 + 5
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert hooks() == 0
+
+
+@pytest.mark.parametrize("importance", ["activation", "magnitude"])
+def test_units_that_do_nothing_score_lowest(importance: str) -> None:
+    """Stops a ranking upside down: a zeroed neuron and a zeroed head must go first."""
+    model = make_model()
+    with torch.no_grad():
+        block = model.transformer.h[0]
+        block.mlp.c_fc.weight[:, 7] = 0
+        block.mlp.c_proj.weight[7] = 0
+        columns = slice(2 * 8, 3 * 8)
+        block.attn.c_proj.weight[columns] = 0
+        for third in range(3):
+            block.attn.c_attn.weight[:, third * 32 + 16 : third * 32 + 24] = 0
+    scores = score_units(model, [batch()], importance)
+    kept = scores.keep(Shape(2, 3, 8, 47, 50, 16))
+    assert 7 not in kept.neurons[0]
+    assert kept.heads[0] == [0, 1, 3]
+    assert len(kept.channels) == 24
+
+
+def test_a_loud_channel_outlives_quiet_ones() -> None:
+    """Stops a channel score blind to the LayerNorms' gains."""
+    model = make_model()
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.ln_1.weight[5] = 50
+    assert activation_scores(model, [batch()]).channels.argmax() == 5
+
+
+def test_random_is_drawn_from_the_seed() -> None:
+    """Stops a control that cannot be repeated."""
+    model = make_model()
+    one, same, other = (score_units(model, [], "random", seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.channels, same.channels)
+    assert not np.array_equal(one.channels, other.channels)
+
+
+def test_an_unknown_ranking_is_refused() -> None:
+    """Stops a misspelt ranking from becoming the default one."""
+    with pytest.raises(BadInput, match=r"--importance taylor.*activation, magnitude, random"):
+        score_units(make_model(), [], "taylor")

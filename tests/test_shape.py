@@ -1,0 +1,100 @@
+"""Shapes: parameters counted as transformers counts them, budgets kept, and every refusal."""
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from chitchat.errors import BadInput
+from compress.prune.shape import Shape, candidate_shapes, choose_shape, explicit_shape, quality_cost
+
+GPT2_CHITCHAT = Shape(layers=12, heads=12, head_dim=64, ffn=3072, vocab=13317, positions=1024)
+BYU = Shape(layers=6, heads=5, head_dim=64, ffn=1280, vocab=4096, positions=256)
+TINY = Shape(layers=2, heads=4, head_dim=8, ffn=128, vocab=300, positions=64)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("ffn", [None, 48])
+def test_parameters_are_what_transformers_counts(tied: bool, ffn: int | None) -> None:
+    """Stops a formula that forgets a bias or counts a tied table twice: the budget would be missed."""
+    config = GPT2Config(
+        n_layer=3, n_head=4, n_embd=32, n_inner=ffn, vocab_size=77, n_positions=20, tie_word_embeddings=tied
+    )
+    shape = Shape.of(config.to_dict())
+    assert shape.parameters == GPT2LMHeadModel(config).num_parameters()
+    assert shape.ffn == (ffn or 128)
+
+
+@pytest.mark.parametrize("full", [GPT2_CHITCHAT, BYU, TINY])
+@pytest.mark.parametrize("keep", [0.95, 0.7, 0.5, 0.33])
+def test_a_budget_is_kept_and_nearly_used(full: Shape, keep: float) -> None:
+    """Stops a shape above its budget, and one that gives quality away by staying far below it."""
+    shape = choose_shape(full, keep)
+    assert shape.parameters <= keep * full.parameters
+    one_step_wider = 32 * (2 * shape.width + 1) * shape.layers
+    assert shape.ffn == full.ffn or shape.parameters + one_step_wider > keep * full.parameters
+    assert shape.width % shape.heads == 0
+    assert (shape.head_dim, shape.vocab, shape.positions) == (full.head_dim, full.vocab, full.positions)
+
+
+@pytest.mark.parametrize("full", [GPT2_CHITCHAT, BYU])
+@pytest.mark.parametrize("keep", [0.95, 0.7, 0.5, 0.33, 0.2])
+def test_sizes_are_multiples_of_32_where_the_model_is_large_enough(full: Shape, keep: float) -> None:
+    """Stops shapes whose last block of integers is mostly padding."""
+    shape = choose_shape(full, keep)
+    assert shape.width % 32 == 0
+    assert shape.ffn % 32 == 0
+
+
+def test_the_cheapest_axis_goes_first() -> None:
+    """Stops a plan that cuts the width, which costs most, while FFN and layers are whole."""
+    light = choose_shape(BYU, 0.9)
+    assert (light.layers, light.width) == (6, 320)
+    assert light.ffn < BYU.ffn
+    half = choose_shape(BYU, 0.5)
+    assert half.layers < 6
+    assert half.ffn < BYU.ffn
+
+
+def test_the_chosen_shape_costs_least_of_all_candidates() -> None:
+    """Stops a choice by enumeration order."""
+    budget = int(BYU.parameters * 0.4)
+    chosen = choose_shape(BYU, 0.4)
+    assert quality_cost(chosen, BYU) == min(quality_cost(shape, BYU) for shape in candidate_shapes(BYU, budget))
+
+
+@pytest.mark.parametrize("keep", [0.0, 1.0, -0.5, 1.5, float("nan")])
+def test_a_share_outside_0_and_1_is_refused(keep: float) -> None:
+    """Stops `--keep 50`, and a keep of 1 that would prune nothing."""
+    with pytest.raises(BadInput, match=r"--keep .*between 0 and 1"):
+        choose_shape(BYU, keep)
+
+
+def test_a_budget_that_no_shape_meets_names_the_smallest() -> None:
+    """Stops an empty search from ending in a traceback; and the share that it names must work."""
+    with pytest.raises(BadInput, match=r"smallest is 1 layers x 64 wide .*--keep 0\.\d+") as refused:
+        choose_shape(BYU, 0.01)
+    least = float(str(refused.value).rpartition("--keep ")[2])
+    assert choose_shape(BYU, least).parameters <= least * BYU.parameters
+
+
+def test_explicit_axes_leave_the_others_alone() -> None:
+    """Stops an FFN that shrinks silently with the width."""
+    assert explicit_shape(BYU, None, 192, None) == Shape(6, 3, 64, 1280, 4096, 256)
+    assert explicit_shape(BYU, 4, None, 100) == Shape(4, 5, 64, 100, 4096, 256)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ((7, None, None), r"--layers 7: the model has 6"),
+        ((0, None, None), r"--layers 0: .*1 to 6"),
+        ((None, 384, None), r"--width 384: the model has 320"),
+        ((None, None, 2048), r"--ffn 2048: the model has 1280"),
+        ((None, 200, None), r"--width 200: .*64; the nearest are 192 and 256"),
+        ((None, 40, None), r"--width 40: .*the nearest are 64"),
+        ((6, 320, 1280), r"own shape"),
+    ],
+)
+def test_an_axis_that_cannot_be_is_refused(axes: tuple[int | None, int | None, int | None], message: str) -> None:
+    """Stops a traceback out of torch-pruning; the line names the option, the value and what would do."""
+    with pytest.raises(BadInput, match=message):
+        explicit_shape(BYU, *axes)
