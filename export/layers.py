@@ -1,0 +1,148 @@
+"""The layers of the graph, each in a float and in a blockwise quantized form.
+
+A float linear keeps its weight as GPT-2's Conv1D does, [in, out]. A blockwise one holds integers [out, blocks,
+block_size * bits / 8] uint8 and scales [out, blocks] float32, the layout of onnxruntime's MatMulNBits; the zero point
+is 2^(bits - 1). The integers come from a quantized checkpoint; nothing is quantized here.
+"""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnxscript import OpBuilder, nn
+
+MICROSOFT = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How one weight is quantized. `accuracy_level` 4 lets MatMulNBits round activations to int8 by block; 1 is float."""
+
+    bits: int
+    block_size: int
+    accuracy_level: int = 4
+
+    def packed(self, rows: int, columns: int) -> list[int]:
+        """Shape of the integers of a [rows, columns] weight; columns are padded to whole blocks."""
+        return [rows, -(-columns // self.block_size), self.block_size * self.bits // 8]
+
+
+class Norm(nn.Module):
+    """The parameters of a layer norm; it normalises the sum of what it is given (SkipLayerNormalization)."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter([width])
+        self.bias = nn.Parameter([width])
+        self.epsilon = epsilon
+
+    def forward(self, op: OpBuilder, stream: "Stream") -> tuple[ir.Value, ir.Value]:
+        """Give the normalised sum and the sum itself, both [batch, seq, width]."""
+        inputs = [stream.hidden, stream.update, self.weight, self.bias]
+        if stream.bias is not None:
+            inputs.append(stream.bias)
+        normed, _, _, total = op.SkipLayerNormalization(*inputs, epsilon=self.epsilon, _domain=MICROSOFT, _outputs=4)
+        return normed, total
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The residual stream before its sum: hidden + update + bias. The next norm adds them, in one operator."""
+
+    hidden: ir.Value  # [batch, seq, width]
+    update: ir.Value  # [batch, seq, width]
+    bias: ir.Value | None  # [width]
+
+
+class Linear(nn.Module):
+    """x [batch, seq, inputs] times a weight; the bias is added here, or left to the consumer (`with_bias` False)."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: Blocks | None, with_bias: bool) -> None:
+        super().__init__()
+        self.shape, self.blocks, self.with_bias = (inputs, outputs), blocks, with_bias
+        if blocks is None:
+            self.weight = nn.Parameter([inputs, outputs])
+        else:
+            self.qweight = nn.Parameter(blocks.packed(outputs, inputs), dtype=ir.DataType.UINT8)
+            self.scales = nn.Parameter(blocks.packed(outputs, inputs)[:2])
+        self.bias = nn.Parameter([outputs])
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        if self.blocks is None:
+            product = op.MatMul(x, self.weight)
+            return op.Add(product, self.bias) if self.with_bias else product
+        inputs, outputs = self.shape
+        bias = self.bias if self.with_bias else None
+        return matmul_blocks(op, x, self.qweight, self.scales, (outputs, inputs), self.blocks, bias)
+
+
+class Table(nn.Module):
+    """A [rows, width] table: rows are looked up by id; a tied head multiplies by the same parameters."""
+
+    def __init__(self, rows: int, width: int, blocks: Blocks | None) -> None:
+        super().__init__()
+        self.shape, self.blocks = (rows, width), blocks
+        if blocks is None:
+            self.weight = nn.Parameter([rows, width])
+        else:
+            self.qweight = nn.Parameter(blocks.packed(rows, width), dtype=ir.DataType.UINT8)
+            self.scales = nn.Parameter(blocks.packed(rows, width)[:2])
+
+    def forward(self, op: OpBuilder, ids: ir.Value) -> ir.Value:
+        """Look up ids [batch, seq]: [batch, seq, width]."""
+        if self.blocks is None:
+            return op.Gather(self.weight, ids, axis=0)
+        count = self.qweight.shape[1]
+        rows = op.GatherBlockQuantized(
+            self.qweight,
+            ids,
+            op.Unsqueeze(self.scales, [2]),
+            gather_axis=0,
+            quantize_axis=2,
+            bits=self.blocks.bits,
+            block_size=self.blocks.block_size,
+            _domain=MICROSOFT,
+        )  # [batch, seq, blocks, block_size]
+        rows = op.Reshape(rows, [0, 0, count * self.blocks.block_size])
+        padded = count * self.blocks.block_size != self.shape[1]
+        return op.Slice(rows, [0], [self.shape[1]], [2]) if padded else rows
+
+    def multiply(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """x [batch, n, width] times the transposed table: logits [batch, n, rows]."""
+        rows, width = self.shape
+        if self.blocks is not None:
+            return matmul_blocks(op, x, self.qweight, self.scales, self.shape, self.blocks, None)
+        # The table is the left factor: onnxruntime packs a constant right factor into a second copy, and the table
+        # must stay as it is for the look-up.
+        flat = op.Reshape(x, [-1, width])
+        logits = op.Transpose(op.Gemm(self.weight, flat, transB=1), perm=[1, 0])  # [batch * n, rows]
+        lead = op.Shape(x, start=0, end=2)
+        return op.Reshape(logits, op.Concat(lead, op.Constant(value_ints=[rows]), axis=0))
+
+
+def matmul_blocks(
+    op: OpBuilder,
+    x: ir.Value,
+    qweight: ir.Value,
+    scales: ir.Value,
+    shape: tuple[int, int],
+    blocks: Blocks,
+    bias: ir.Value | None,
+) -> ir.Value:
+    """x [batch, seq, K] times the transposed quantized weight [N, K]. The zero point is 2^(bits - 1) where none is given."""
+    inputs = [x, qweight, scales] if bias is None else [x, qweight, scales, None, None, bias]
+    return op.MatMulNBits(
+        *inputs,
+        N=shape[0],
+        K=shape[1],
+        bits=blocks.bits,
+        block_size=blocks.block_size,
+        accuracy_level=blocks.accuracy_level,
+        _domain=MICROSOFT,
+    )
+
+
+class Head(Table):
+    """`lm_head` of a checkpoint that does not tie it to the token table."""
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        return self.multiply(op, x)

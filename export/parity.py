@@ -1,0 +1,209 @@
+"""Does the graph, in the runtime that ships, say what the checkpoint says in torch? A graded report.
+
+Every prompt is continued greedily by the engine, token by token; then one torch run over prompt and reply gives the
+logits that torch has at each of those positions, so that a divergence is found where it happens and later positions
+still compare. Both paths of the engine are measured: whole sequences (prefill) and single tokens (decode), which run
+different kernels. The limits stand in one table, `LIMITS`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from tqdm import tqdm
+from transformers import GPT2LMHeadModel
+
+from chitchat.dataset import ChatData, held_out_prompts
+from chitchat.errors import BadInput, WorkFailed
+from export.weights import GraphWeights
+from serve.engine import Engine
+
+PROMPTS = 100
+NEW_TOKENS = 16
+PROMPT_TOKENS = 64
+
+# figure: (highest value that passes, what it is)
+LIMITS: dict[str, tuple[float, str]] = {
+    "logits_relative": (1e-4, "largest |difference| of a row of logits over the row's largest |logit|; float graphs"),
+    "greedy_diverged": (0, "prompts whose greedy tokens differ by more than a tie; float graphs"),
+    "kl_prefill": (1e-4, "mean KL(torch || graph) in nats over whole sequences; quantized graphs"),
+    "kl_decode": (1e-4, "mean KL(torch || graph) in nats over tokens computed one by one; quantized graphs"),
+    "weights_changed": (0, "initializers that differ from the checkpoint's tensors by any bit"),
+}
+_FLOAT = ("logits_relative", "greedy_diverged", "weights_changed")
+_QUANTIZED = ("kl_prefill", "kl_decode", "weights_changed")
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass
+class Parity:
+    """What was measured. `figures` has those of `LIMITS` that apply and, ungraded, what explains them."""
+
+    prompts: dict[str, int]  # how many are held out, how many are random ids
+    graded: tuple[str, ...]
+    figures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> list[str]:
+        """One phrase for each figure beyond its limit. A figure that is not a number fails."""
+        return [
+            f"{name} {self.figures[name]:.3g} (at most {LIMITS[name][0]:g})"
+            for name in self.graded
+            if not self.figures[name] <= LIMITS[name][0]
+        ]
+
+    def require(self) -> None:
+        """Raise WorkFailed with the figures when one is beyond its limit."""
+        if self.failures:
+            raise WorkFailed(f"parity: the graph does not say what torch says: {', '.join(self.failures)}; no bundle")
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that bundle.json holds under `parity`."""
+        record = asdict(self)
+        return record | {"graded": list(self.graded), "limits": {name: LIMITS[name][0] for name in self.graded}}
+
+
+def parity_prompts(
+    data: ChatData | None, vocab: int, context: int, count: int = PROMPTS, seed: int = 0
+) -> tuple[list[list[int]], dict[str, int]]:
+    """`count` prompts that leave room for a reply: held-out ones as far as there are any, then random ids."""
+    longest = max(1, min(PROMPT_TOKENS, context - NEW_TOKENS, context * 3 // 4))
+    held_out = _held_out(data, count, longest) if data is not None else []
+    random = np.random.default_rng(seed)
+    prompts = list(held_out)
+    while len(prompts) < count:
+        prompts.append(random.integers(0, vocab, size=random.integers(1, longest + 1)).tolist())
+    return prompts, {"held_out": len(held_out), "random": count - len(held_out)}
+
+
+def check_parity(
+    engine: Engine, model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], origin: dict[str, int], quantized: bool
+) -> Parity:
+    """Measure the engine against a torch model with the same weights (de-quantized ones for a quantized graph)."""
+    parity = Parity(origin, _QUANTIZED if quantized else _FLOAT)
+    totals = _Totals()
+    for prompt in tqdm(prompts, desc="parity", unit="prompt", disable=None):
+        reply, steps = greedy_reply(engine, prompt)
+        whole = [*prompt, *reply]
+        want = torch_logits(model, whole)
+        totals.add(want, engine.logits(whole), want[len(prompt) - 1 : -1], steps, reply)
+    parity.figures = totals.figures()
+    return parity
+
+
+def greedy_reply(engine: Engine, prompt: Sequence[int]) -> tuple[list[int], Floats]:
+    """Continue a prompt by the likeliest tokens, specials included: up to `NEW_TOKENS` ids and logits [ids, vocab]."""
+    logits, reply, rows = engine.prefill(prompt), [], []
+    for place in range(min(NEW_TOKENS, engine.context - len(prompt))):
+        if place:
+            logits = engine.step(reply[-1])
+        rows.append(logits.copy())
+        reply.append(int(logits.argmax()))
+    return reply, np.stack(rows)
+
+
+def torch_logits(model: GPT2LMHeadModel, ids: Sequence[int]) -> Floats:
+    """Torch's logits after every one of `ids`, float32 [n, vocab]."""
+    with torch.no_grad():
+        logits: Floats = model(torch.tensor([list(ids)]), use_cache=False).logits[0].float().numpy()
+    return logits
+
+
+def changed_weights(graph: Path, weights: GraphWeights) -> int:
+    """How many tensors of the checkpoint are not in the graph file bit for bit (read back from the disk)."""
+    initializers = ir.load(graph).graph.initializers
+    changed = 0
+    for name, array in weights.arrays.items():
+        stored = initializers[name].const_value if name in initializers else None
+        changed += stored is None or stored.numpy().dtype != array.dtype or not np.array_equal(stored.numpy(), array)
+    return changed
+
+
+def same_tokens(
+    prompts: Iterable[Sequence[int]], model: GPT2LMHeadModel, reply_of: Callable[[Sequence[int]], list[int]]
+) -> dict[str, float]:
+    """Compare greedy replies of a generator without visible logits with torch: counts as in `Parity.figures`."""
+    totals = _Totals()
+    for prompt in prompts:
+        reply = reply_of(prompt)
+        want = torch_logits(model, [*prompt, *reply])[len(prompt) - 1 : -1]
+        totals.add_tokens(want, reply)
+    return {"greedy_prompts": totals.prompts, "greedy_tied": totals.tied, "greedy_diverged": totals.diverged}
+
+
+def mean_kl(want: Floats, got: Floats) -> float:
+    """Mean over rows of KL(softmax(want) || softmax(got)) in nats, in double precision; logits [n, vocab]."""
+    return float(_kl(want, got).mean())
+
+
+class _Totals:
+    """Running sums over prompts, so that no logits are kept."""
+
+    def __init__(self) -> None:
+        self.relative = 0.0
+        self.prompts = self.tied = self.diverged = 0
+        self.kl: dict[str, list[Floats]] = {"prefill": [], "decode": []}
+        self.hits: list[npt.NDArray[np.bool_]] = []
+
+    def add(self, want: Floats, whole: Floats, want_steps: Floats, steps: Floats, reply: Sequence[int]) -> None:
+        self.relative = float(np.fmax(self.relative, max(_relative(want, whole), _relative(want_steps, steps))))
+        self.kl["prefill"].append(_kl(want, whole))
+        self.kl["decode"].append(_kl(want_steps, steps))
+        self.hits.append(want.argmax(axis=1) == whole.argmax(axis=1))
+        self.add_tokens(want_steps, reply)
+
+    def add_tokens(self, want: Floats, reply: Sequence[int]) -> None:
+        """Count a reply as equal, tied or diverged.
+
+        A tie: wherever the token is not torch's likeliest, torch's logits of the two are no further apart than the
+        error that the logits may have, so either is a right answer.
+        """
+        best = want.max(axis=1)
+        gap = best - want[np.arange(len(reply)), list(reply)]
+        near = gap <= LIMITS["logits_relative"][0] * np.abs(want).max(axis=1)
+        self.prompts += 1
+        self.tied += bool((gap > 0).any() and near.all())
+        self.diverged += not near.all()
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "logits_relative": self.relative,
+            "kl_prefill": float(np.concatenate(self.kl["prefill"]).mean()),
+            "kl_decode": float(np.concatenate(self.kl["decode"]).mean()),
+            "top1_agreement": float(np.concatenate(self.hits).mean()),
+            "greedy_prompts": self.prompts,
+            "greedy_tied": self.tied,
+            "greedy_diverged": self.diverged,
+        }
+
+
+def _relative(want: Floats, got: Floats) -> float:
+    return float((np.abs(want - got).max(axis=1) / np.abs(want).max(axis=1)).max())
+
+
+def _kl(want: Floats, got: Floats) -> Floats:
+    p, q = _log_softmax(want), _log_softmax(got)
+    divergence: Floats = (np.exp(p) * (p - q)).sum(axis=1)
+    return divergence
+
+
+def _log_softmax(logits: Floats) -> Floats:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    normed: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return normed
+
+
+def _held_out(data: ChatData, count: int, longest: int) -> list[list[int]]:
+    """As many held-out prompts as there are, up to `count`: a small data set has fewer."""
+    while count:
+        try:
+            return held_out_prompts(data, count, longest)
+        except BadInput:
+            count //= 2
+    return []

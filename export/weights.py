@@ -1,0 +1,84 @@
+"""From a checkpoint's tensors to the graph's parameters.
+
+The modules of the graph carry the names and layouts of Hugging Face, so the table is nearly the identity:
+
+    checkpoint                          graph
+    <linear>.weight  [in, out]          the same (Conv1D's layout is MatMul's)
+    <table>.weight   [rows, width]      the same
+    *.bias, ln_*.weight                 the same
+    <module>.qweight, <module>.scales   the same (a quantized checkpoint stores MatMulNBits' layout)
+    lm_head.weight, when tied           nothing: the head reads transformer.wte
+
+Nothing is converted but the float type, to float32; no integer changes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from transformers import GPT2LMHeadModel
+
+from chitchat.errors import BadInput
+from compress.quantize.blockwise import BlockTensor
+from export.layers import Blocks
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class GraphWeights:
+    """The arrays of every parameter of a graph by name, and how the quantized modules are stored."""
+
+    arrays: Arrays
+    blocks: Mapping[str, Blocks]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays; a tied table counts once, since it is there once."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def tensors(self) -> dict[str, ir.TensorProtocol]:
+        """The arrays as the builder takes them."""
+        return {name: ir.tensor(array, name=name) for name, array in self.arrays.items()}
+
+
+def float_weights(model: GPT2LMHeadModel) -> GraphWeights:
+    """The weights of a float model, as float32."""
+    state = model.state_dict()
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight")
+    arrays = {name: value.detach().float().contiguous().cpu().numpy() for name, value in state.items()}
+    return GraphWeights(arrays, {})
+
+
+def quantized_weights(
+    blocks: Mapping[str, BlockTensor], floats: Mapping[str, npt.NDArray[np.generic]], tied: bool
+) -> GraphWeights:
+    """The weights of a quantized checkpoint: the integers and scales as they are, the rest as float32."""
+    arrays: Arrays = {}
+    for name, tensor in blocks.items():
+        arrays[f"{name}.qweight"] = tensor.q
+        arrays[f"{name}.scales"] = tensor.scales
+    for name, array in floats.items():
+        if not (tied and name == "lm_head.weight"):
+            arrays[name] = np.ascontiguousarray(array, dtype=np.float32)
+    return GraphWeights(arrays, {name: Blocks(tensor.bits, tensor.block_size) for name, tensor in blocks.items()})
+
+
+def check_weights(weights: GraphWeights, expected: Mapping[str, tuple[tuple[int, ...], ir.DataType]]) -> None:
+    """Raise BadInput unless there is one array of the right shape and type for every parameter of the graph."""
+    missing, extra = sorted(expected.keys() - weights.arrays.keys()), sorted(weights.arrays.keys() - expected.keys())
+    if missing or extra:
+        raise BadInput(
+            f"the checkpoint's tensors do not fit its config.json (missing {missing[:3]}, left over {extra[:3]}); "
+            "fetch the checkpoint again"
+        )
+    for name, (shape, dtype) in expected.items():
+        array = weights.arrays[name]
+        if array.shape != shape or ir.DataType.from_numpy(array.dtype) != dtype:
+            raise BadInput(
+                f"{name} is {array.dtype}{list(array.shape)}, config.json asks for {dtype}{list(shape)}; "
+                "fetch the checkpoint again"
+            )
