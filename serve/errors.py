@@ -45,7 +45,7 @@ class ContextExceeded(BadRequest):
 
 
 class UnknownModel(BadRequest):
-    """The request names a model that is not the one served."""
+    """A model was asked for that is not the one served."""
 
     status: ClassVar[int] = 404
     code: ClassVar[str] = "model_not_found"
@@ -56,6 +56,13 @@ class BodyTooLarge(BadRequest):
 
     status: ClassVar[int] = 413
     code: ClassVar[str] = "request_too_large"
+
+
+class UnsupportedEncoding(BadRequest):
+    """The request body is compressed; nothing is unpacked here, so that a small body is a small one."""
+
+    status: ClassVar[int] = 415
+    code: ClassVar[str] = "unsupported_encoding"
 
 
 class Overloaded(ServeError):

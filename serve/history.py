@@ -40,15 +40,15 @@ def fit(dialogue: DialogueFormat, turns: Sequence[Sequence[int]], context: int, 
     while len(ids) > room and len(kept) > 1:
         del kept[0]
         ids = dialogue.encode(kept)
-    check_length(len(ids), context, "the last turn")
+    check_length(len(ids), context, "the newest turn", "shorten it")
     return Prompt(ids, min(max_new_tokens, context - len(ids)), len(turns) - len(kept))
 
 
-def check_length(prompt_tokens: int, context: int, what: str) -> None:
+def check_length(prompt_tokens: int, context: int, what: str, remedy: str) -> None:
     """Raise ContextExceeded, with both numbers, unless the prompt leaves room for at least one new token."""
     if prompt_tokens >= context:
         raise ContextExceeded(
-            f"{what} has {prompt_tokens} tokens and the model's context takes {context - 1}; shorten it",
+            f"{what} has {prompt_tokens} tokens and the model's context takes {context - 1}; {remedy}",
             prompt_tokens=prompt_tokens,
             limit=context - 1,
         )

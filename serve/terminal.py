@@ -48,7 +48,7 @@ class Codec(Protocol):
         ...
 
 
-def chat(
+def run_terminal(
     generator: Generator,
     codec: Codec,
     options: SamplingOptions,

@@ -9,7 +9,7 @@ from tiny_codecs import byte_level
 
 from serve.dialogue import Dialogue
 from serve.sampler import SamplingOptions
-from serve.terminal import chat
+from serve.terminal import run_terminal
 from serve.text import TextCodec
 
 
@@ -66,7 +66,7 @@ def lines(*given: str | type[BaseException]) -> Callable[[str], str]:
 def talk(generator: Echo, codec: TextCodec, *given: str | type[BaseException], seed: int | None = None) -> str:
     """Hold a conversation and give what was printed."""
     out = io.StringIO()
-    chat(generator, codec, SamplingOptions(max_new_tokens=20, seed=seed), read=lines(*given), out=out)
+    run_terminal(generator, codec, SamplingOptions(max_new_tokens=20, seed=seed), read=lines(*given), out=out)
     return out.getvalue()
 
 

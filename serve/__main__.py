@@ -1,0 +1,46 @@
+"""`python -m serve BUNDLE`: the HTTP server (or `--chat`: a terminal chat) where the front door is not installed."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from serve.errors import ServeError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve a bundle; give the exit code: 0 done, 1 failed, 2 bad input, 130 Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m serve", description="Serve a chat model bundle over HTTP.")
+    parser.add_argument("bundle", type=Path, help="bundle made by `compress export`")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8080, help="port, 0 for a free one (default: %(default)s)")
+    parser.add_argument("--queue", type=int, default=16, help="requests that may wait (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of the model (default: the physical cores)")
+    parser.add_argument("--chat", action="store_true", help="talk in the terminal instead of serving")
+    options = parser.parse_args(arguments)
+    try:
+        if options.chat:
+            _chat(options.bundle, options.threads)
+        else:
+            from serve.server import run_server  # heavy: not for --help
+
+            run_server(options.bundle, options.host, options.port, options.queue, options.threads)
+    except ServeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _chat(path: Path, threads: int | None) -> None:
+    from serve.bundle import Bundle
+    from serve.engine import Engine
+    from serve.terminal import run_terminal
+    from serve.text import TextCodec
+
+    bundle = Bundle.open(path)
+    run_terminal(Engine(bundle, threads), TextCodec.open(bundle.tokenizer_path), bundle.sampling)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Sending one reply over HTTP, whole or as server-sent events, while watching for the client's leaving.
+
+However it ends, the job is cancelled, so that nothing is generated that nobody reads. Pure ASGI: a middleware or
+response class in between would hide the disconnect. Reading the request is `serve.api`'s work.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from serve.api import ChatRequest, Shapes, as_json, error_body
+from serve.errors import ServeError
+from serve.terminal import Codec
+from serve.text import StopFilter
+from serve.worker import Job, Worker
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A response of one JSON value."""
+    return Response(as_json(value), status, headers, media_type="application/json")
+
+
+async def send_event(send: Send, value: dict[str, Any]) -> None:
+    """Send one server-sent event that holds a JSON value."""
+    await send({"type": "http.response.body", "body": b"data: " + as_json(value) + b"\n\n", "more_body": True})
+
+
+class ChatReply:
+    """The response to one chat request, as an ASGI application of its own."""
+
+    def __init__(self, worker: Worker, job: Job, codec: Codec, asked: ChatRequest, shapes: Shapes) -> None:
+        self._worker = worker
+        self._job = job
+        self._asked = asked
+        self._shapes = shapes
+        self._decoder = codec.stream()
+        self._tokens = 0
+        self._finish = "stop"
+        self._gone = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer. An error before the first byte becomes an error response, a later one an error event."""
+        watcher = asyncio.create_task(self._watch(receive))
+        try:
+            await (
+                self._send_stream(scope, receive, send)
+                if self._asked.stream
+                else self._send_whole(scope, receive, send)
+            )
+        except OSError:  # a server may report in this way that the client has gone
+            self._gone = True
+        finally:
+            self._worker.cancel(self._job)
+            watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await watcher
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        self._worker.cancel(self._job)
+
+    async def _pieces(self) -> AsyncIterator[str]:
+        """Yield the reply's text as it comes, up to a stop string; afterwards the finish reason is known."""
+        stops = StopFilter(self._asked.stops)
+        async for token in self._job.ids():
+            self._tokens += 1
+            if piece := stops.feed(self._decoder.feed(token)):
+                yield piece
+            if stops.hit:
+                return
+        if rest := stops.feed(self._decoder.flush()) + stops.flush():
+            yield rest
+        if not stops.hit and self._tokens >= self._job.options.max_new_tokens:
+            self._finish = "length"
+
+    async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        text = "".join([piece async for piece in self._pieces()])
+        if not self._gone:
+            body = self._shapes.whole(text, self._finish, len(self._job.prompt_ids), self._tokens)
+            await json_response(body)(scope, receive, send)
+
+    async def _send_stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send server-sent events. Headers wait for the first piece, so that an early error has its own status."""
+        pieces = self._pieces()
+        piece = await anext(pieces, None)
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+        headers.append((b"x-accel-buffering", b"no"))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send_event(send, self._shapes.chunk({"role": "assistant", "content": ""}))
+        try:
+            while piece is not None and not self._gone:
+                await send_event(send, self._shapes.chunk({"content": piece}))
+                piece = await anext(pieces, None)
+        except ServeError as error:
+            await send_event(send, error_body(error))
+        else:
+            await self._send_end(send)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _send_end(self, send: Send) -> None:
+        await send_event(send, self._shapes.chunk({}, self._finish))
+        if self._asked.include_usage:
+            await send_event(send, self._shapes.usage(len(self._job.prompt_ids), self._tokens))
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
