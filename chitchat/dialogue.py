@@ -41,7 +41,10 @@ class Dialogue:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Dialogue":
         """The dialogue that `as_json` wrote."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        return cls(**values)
 
     def encode(self, turns: Sequence[Sequence[int]]) -> list[int]:
         """The ids of a conversation whose turns are given as ids without special tokens."""
@@ -120,18 +123,15 @@ def set_chat_template(tokenizer: "PreTrainedTokenizerFast", family: str) -> None
 
 def encode_text(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[list[int]]:
     """Ids of each text, with no special token added and none parsed from what the text says."""
-    if not texts:
-        return []
-    encoded = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
+    backend = tokenizer.backend_tokenizer
+    parsed = backend.encode_special_tokens
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    try:
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    finally:
+        backend.encode_special_tokens = parsed
 
 
 def _family_of_template(tokenizer: "PreTrainedTokenizerFast") -> str | None:

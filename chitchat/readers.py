@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from chitchat.errors import BadInput
 
@@ -25,8 +25,7 @@ _PIECE_BYTES = 1 << 20
 _LONGEST_CONVERSATION = 1 << 26
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """What one side says before the other speaks. `reply` is true where the bot says it."""
 
     text: str
