@@ -1,0 +1,98 @@
+"""Recipes: the one that ships, and the ways in which a recipe can be wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from chitchat.errors import BadInput
+from compress.recipe import VERBS, StageRef, default_recipe, read_recipe
+
+GOOD = "data: {run: data, corpora: [byu]}\nteacher: {run: train, from: data, layers: 2}\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_demo_makes_what_the_readme_promises() -> None:
+    """A stage renamed in the recipe broke the documented line to talk to the result."""
+    stages = read_recipe(default_recipe())
+    assert [stage.name for stage in stages] == [
+        *("data", "teacher", "pruned", "quantized", "bundle-fp32", "bundle", "report")
+    ]
+    models = stages[-1].arguments
+    assert models == tuple(map(StageRef, ("teacher", "pruned", "bundle-fp32", "bundle")))
+    options = stages[-1].options
+    context = stages[1].options["context"]
+    assert options["prompt-tokens"] + options["new-tokens"] <= context, "the bench would refuse the demo's models"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_of_a_recipe_is_one_of_the_command_line(verb: str) -> None:
+    """An option that the recipe knows and the command does not failed after ten minutes of training."""
+    import typer
+
+    from compress.cli import app
+
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    known = {name.removeprefix("--") for parameter in command.params for name in parameter.opts}
+    own = known - {"out", "json", "resume"} - {"corpora", "checkpoint", "models"}
+    own -= {"data"} if verb == "train" else set()
+    assert set(VERBS[verb].options) | {"seed"} == own
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "holds no stages"),
+        ("- data", "holds no stages"),
+        ("data: [", "is not YAML"),
+        (GOOD + "teacher: {run: train, from: data}", "teacher is given twice"),
+        ("a/b: {run: data, corpora: [byu]}", "is no name for a folder"),
+        ("data: byu", "says nothing to run"),
+        ("data: {run: tokenise, corpora: [byu]}", "run: tokenise is no verb"),
+        ("data: {run: data, corpora: [byu], vocabulary: 5}", "vocabulary: is no option of data"),
+        ("data: {run: data}", "lacks `corpora:`"),
+        ("data: {run: data, corpora: []}", "lacks `corpora:`"),
+        ("data: {run: data, corpora: [byu], vocab-size: true}", "vocab-size: True is not a number or a text"),
+        ("data: {run: data, corpora: [byu], vocab-size: [1]}", r"vocab-size: \[1\] is not a number or a text"),
+        (GOOD + "p: {run: prune, from: [teacher], data: data}", "takes one value"),
+        (GOOD + "p: {run: prune, from: teachr, data: data}", r"teachr is neither an earlier stage \(data, teacher\)"),
+        (GOOD + "p: {run: prune, from: data, data: data}", "data is a data, and from takes a checkpoint"),
+        (GOOD + "p: {run: prune, from: q, data: data}\nq: {run: train, from: data}", "made by a later stage"),
+        (GOOD + "p: {run: prune, from: p, data: data}", "by a later stage or by itself"),
+        ("1: {run: data, corpora: [byu]}", "the key 1 in line 1 is not a text"),
+    ],
+)
+def test_a_bad_recipe_is_refused_by_file_and_stage(tmp_path: Path, text: str, says: str) -> None:
+    """Each of these was found only when its stage came, or never."""
+    path = write(tmp_path, text)
+    with pytest.raises(BadInput, match=says) as caught:
+        read_recipe(path)
+    assert str(caught.value).startswith(f"RECIPE {path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_and_one_in_another_encoding_are_refused(tmp_path: Path) -> None:
+    """A traceback of open()."""
+    with pytest.raises(BadInput, match="no such file"):
+        read_recipe(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"caf\xe9: 1")
+    with pytest.raises(BadInput, match="UTF-8"):
+        read_recipe(tmp_path / "latin.yaml")
+
+
+def test_models_from_elsewhere_may_stand_where_a_stage_would(tmp_path: Path) -> None:
+    """A recipe could not start from a hub model or from a folder."""
+    (tmp_path / "mine").mkdir()
+    text = f"""
+data: {{run: data, corpora: [byu], tokenizer: gpt2}}
+teacher: {{run: train, from: data, init: gpt2}}
+pruned: {{run: prune, from: someone/model, data: data}}
+other: {{run: export, from: {tmp_path / "mine"}}}
+"""
+    stages = read_recipe(write(tmp_path, text))
+    assert [stage.arguments[0] for stage in stages[2:]] == ["someone/model", str(tmp_path / "mine")]
+    assert stages[1].options["init"] == "gpt2"
