@@ -361,7 +361,7 @@ def test_a_full_queue_answers_429_at_once_and_the_others_are_served() -> None:
             await until(lambda: worker.busy)
             others = [asyncio.create_task(ask(client, stream=place == 0)) for place in range(2)]
             await until(lambda: worker.waiting == 2)
-            refused = [await ask(client, stream=place == 0) for place in range(2)]
+            refused = [await asyncio.wait_for(ask(client, stream=place == 0), 20) for place in range(2)]
             for response in refused:
                 assert response.status_code == 429
                 assert int(response.headers["retry-after"]) >= 1
