@@ -29,7 +29,7 @@ _LIMITS: dict[str, tuple[float, float, str]] = {
     "seed": (0, 2**63 - 1, "give a whole number from 0 to 2^63 - 1"),
 }
 _WHOLE = {"top_k", "max_new_tokens", "min_new_tokens", "seed"}
-_NUCLEUS_GUESS = 256  # most nuclei of a chat model are smaller, and then no sort of the vocabulary is needed
+_NUCLEUS_GUESS = 256  # most nuclei of a chat model are smaller, and then the vocabulary is not sorted
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,15 @@ def candidates(
 
 def _nucleus(probabilities: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.intp]:
     """Give the places of the fewest largest probabilities that reach `top_p`, largest first, at least one."""
-    size = len(probabilities)
+    size, guess = len(probabilities), _NUCLEUS_GUESS
     head = np.arange(size)
-    if size > 2 * _NUCLEUS_GUESS:
-        guess = np.argpartition(probabilities, size - _NUCLEUS_GUESS)[size - _NUCLEUS_GUESS :]
-        if probabilities[guess].sum() >= top_p:
-            head = guess
-    head = head[np.argsort(-probabilities[head], kind="stable")]
+    while 2 * guess < size:
+        largest = np.argpartition(probabilities, size - guess)[size - guess :]
+        if probabilities[largest].sum() >= top_p:
+            head = largest
+            break
+        guess *= 4
+    head = head[np.argsort(-probabilities[head])]
     before = np.cumsum(probabilities[head]) - probabilities[head]  # what larger ones already cover
     kept = before < top_p
     kept[0] = True

@@ -90,8 +90,8 @@ def test_draws_follow_the_distribution() -> None:
     options = dataclasses.replace(OFF, top_k=5, seed=1)
     expected = ours(logits, [], options)
     sample = build_sampler(options, BANNED, END)
-    counts = np.bincount([sample(logits, []) for _ in range(20_000)], minlength=VOCAB) / 20_000
-    assert np.abs(counts - expected).max() < 0.02  # 5 sigma of the largest cell
+    counts = np.bincount([sample(logits, []) for _ in range(8000)], minlength=VOCAB) / 8000
+    assert np.abs(counts - expected).max() < 0.03  # 5 sigma of the largest cell
 
 
 def test_the_same_seed_gives_the_same_tokens_and_another_seed_others() -> None:
