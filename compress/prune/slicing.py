@@ -38,7 +38,10 @@ def slice_model(model: GPT2LMHeadModel, kept: Kept) -> GPT2LMHeadModel:
     tokens = torch.zeros((1, min(4, config.n_positions)), dtype=torch.long, device=model.device)
     with torch.enable_grad():
         graph = torch_pruning.DependencyGraph().build_dependency(
-            view, example_inputs={"input_ids": tokens}, output_transform=lambda output: output.logits, verbose=False
+            view,
+            example_inputs={"input_ids": tokens, "attention_mask": torch.ones_like(tokens)},
+            output_transform=lambda output: output.logits,
+            verbose=False,
         )
     wte = view.transformer.wte
     _cut(graph, wte, torch_pruning.prune_embedding_out_channels, kept.channels, wte.embedding_dim)

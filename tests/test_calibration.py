@@ -1,0 +1,60 @@
+"""Calibration windows and the distance between two models."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from chitchat.dataset import open_dataset
+from compress import calibration
+from compress.calibration import calibration_batches, divergence, mean_loss
+
+
+@pytest.mark.parametrize("at_once", [2**22, 300 * 7])
+def test_the_distance_is_the_plain_formula(
+    tiny_model: GPT2LMHeadModel, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Stops positions that are dropped where the logits are computed in pieces, and KL the wrong way round."""
+    monkeypatch.setattr(calibration, "_LOGITS_AT_ONCE", at_once)
+    other = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        other.transformer.ln_f.weight.mul_(3)
+    data = open_dataset(tiny_data)
+    batches = calibration_batches(data.windows("validation", 64), data.dialogue.pad_id, 500)
+    kl, same, tokens, loss = 0.0, 0, 0, 0.0
+    for batch in batches:
+        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            with torch.no_grad():
+                p, q = (model(ids[None]).logits[0, :-1].double().log_softmax(-1) for model in (tiny_model, other))
+            scored = labels[1:] != -100
+            kl += float((p.exp() * (p - q)).sum(-1)[scored].sum())
+            same += int((p.argmax(-1) == q.argmax(-1))[scored].sum())
+            loss -= float(p[torch.arange(len(p)), ids[1:]][scored].sum())
+            tokens += int(scored.sum())
+    found = divergence(tiny_model, other, batches)
+    assert found.kl == pytest.approx(kl / tokens, rel=1e-4)
+    assert (found.top1, found.tokens) == (same / tokens, tokens)
+    assert mean_loss(tiny_model, batches) == pytest.approx(loss / tokens, rel=1e-4)
+    assert divergence(tiny_model, tiny_model, batches).kl == 0
+
+
+def test_batches_are_bounded_and_repeatable(tiny_data: Path) -> None:
+    """Stops a calibration that grows with the corpus, or that a resumed run draws anew."""
+    data = open_dataset(tiny_data)
+    windows = data.windows("train", 64)
+
+    def drawn(tokens: int, seed: int) -> list[list[int]]:
+        batches = calibration_batches(windows, data.dialogue.pad_id, tokens, seed, batch_tokens=128)
+        return [
+            row[mask.bool()].tolist()
+            for batch in batches
+            for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ]
+
+    assert drawn(300, seed=1) == drawn(300, seed=1) != drawn(300, seed=2)
+    assert 150 < sum(map(len, drawn(300, seed=1))) <= 300
+    assert len(drawn(1, seed=1)) == 1
+    assert sum(map(len, drawn(10**9, seed=1))) == windows.lengths.sum()
+    assert len(drawn(10**9, seed=1)) == len(windows)
