@@ -89,7 +89,7 @@ def build_dataset(
         (staging / OUR_FILES["data"]).write_text(text, encoding="utf-8")
         options = {"corpora": list(corpora), "tokenizer": tokenizer, "vocab_size": vocab_size, "validation": validation}
         write_lineage(staging, Stage("data", {**options, "dialogue": dialogue}, seed))
-    _warn_of_unknown(report)
+    _tell(report)
     return report
 
 
@@ -264,7 +264,12 @@ def _added(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return total
 
 
-def _warn_of_unknown(report: dict[str, Any]) -> None:
+def _tell(report: dict[str, Any]) -> None:
+    """Say on stderr what was left out, and warn of a tokenizer that does not know the text."""
+    left_out = {**report["left_out"], "duplicates": report["duplicates"]}
+    parts = [f"{count} {name.replace('_', ' ')}" for name, count in left_out.items() if count]
+    if parts:
+        print(f"left out: {', '.join(parts)}", file=sys.stderr)
     share = report["unknown_share"]
     if share > _UNKNOWN_LIMIT:
         print(

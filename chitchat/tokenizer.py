@@ -4,7 +4,8 @@ All come out as fast tokenizers that carry the dialogue format (`chitchat.dialog
 unchanged after `save_pretrained`. Vocabularies are never altered.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -25,6 +26,10 @@ _BERT_SPECIALS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+# The trainer holds some 120 bytes of memory for each byte of a distinct word. In Chinese a whole clause is such a word,
+# so 16 MB of text took 1.9 GB; with this limit it is a third of a gigabyte in any language.
+DISTINCT_BYTES = 3_000_000
+_WORD = re.compile(r"\w+")
 # Scripts that put no spaces between words, with their punctuation and the full-width forms.
 _UNSPACED = (
     r"[\u2E80-\u312F\u31A0-\u9FFF\uF900-\uFAFF\uFE30-\uFE4F\uFF00-\uFFEF\u2014\u2018-\u201D\u2026\x{20000}-\x{3FFFF}]"
@@ -41,7 +46,8 @@ def check_vocab_size(vocab_size: int, family: str) -> None:
 def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str = "chitchat") -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most `vocab_size` tokens, the special tokens first: it has no unknown text.
 
-    Fewer tokens come out where the texts do not repeat enough pieces.
+    Fewer tokens come out where the texts do not repeat enough pieces. No more of the texts is read than memory is
+    good for (`DISTINCT_BYTES`).
     """
     check_vocab_size(vocab_size, family)
     specials = _SPECIALS[family]
@@ -55,8 +61,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str = "chitch
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_bounded(texts, DISTINCT_BYTES), trainer)
     return _finished(tokenizer, specials, family)
+
+
+def _bounded(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """The texts up to where their distinct words hold `limit` bytes."""
+    seen: set[str] = set()
+    size = 0
+    for text in texts:
+        yield text
+        for word in _WORD.findall(text):
+            if word not in seen:
+                seen.add(word)
+                size += len(word.encode())
+        if size >= limit:
+            return
 
 
 def read_vocab_txt(path: Path, dialogue: str | None = None) -> PreTrainedTokenizerFast:

@@ -361,6 +361,15 @@ def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """System messages vanished in silence, and their absence from the model was a riddle."""
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]
+    rows = [{"messages": [*messages, {"role": "assistant", "content": f"hello {n}"}]} for n in (1, 2, 3, 3)]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, [*rows, ["alone"]])))
+    build_dataset([str(tmp_path / "c.jsonl")], tmp_path / "data", vocab_size=280)
+    assert capsys.readouterr().err == "left out: 1 short conversations, 4 system messages, 1 duplicates\n"
+
+
 def test_a_corpus_with_one_side_only_is_refused(tmp_path: Path) -> None:
     """Lines that are not conversations, or a log of one role, train a model that never answers."""
     assert "one-sided" in _refusal(tmp_path, "a\n\nb\n\nc\n")

@@ -49,6 +49,18 @@ def test_training_twice_gives_the_same_tokenizer() -> None:
     assert one == other
 
 
+def test_training_stops_reading_where_distinct_words_would_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Chinese clause is one word to byte-level BPE: 16 MB of them took 2 GB. Words that repeat cost nothing."""
+    monkeypatch.setattr("chitchat.tokenizer.DISTINCT_BYTES", 300)
+    read = []
+    clauses = ("你好" * 5 + chr(0x4E00 + number) for number in range(100))
+    train_tokenizer((read.append(text) or text for text in clauses), 270)
+    assert len(read) == 10  # 33 bytes each
+    read.clear()
+    train_tokenizer((read.append(text) or text for text in ["hello there"] * 100), 270)
+    assert len(read) == 100
+
+
 @pytest.mark.parametrize(
     ("size", "family", "least"), [(258, "chitchat", 259), (256, "dialogpt", 257), (-1, "chitchat", 259)]
 )
