@@ -53,8 +53,8 @@ def graph_spec(config: GPT2Config, blocks: Mapping[str, Blocks] | None = None) -
     width, heads = config.n_embd, config.n_head
     if width % heads or (width // heads) % 8:
         raise BadInput(
-            f"config.json: n_embd {width} / n_head {heads} is {width / heads:g} numbers a head; onnxruntime's attention "
-            "takes multiples of 8, so train or prune to another --width or --heads, or use --target portable"
+            f"config.json: n_embd {width} / n_head {heads} is {width / heads:g} numbers a head; onnxruntime's "
+            "attention takes multiples of 8, so train or prune to another --width or --heads, or use --target portable"
         )
     if config.activation_function not in ACTIVATIONS:
         raise BadInput(
@@ -63,22 +63,26 @@ def graph_spec(config: GPT2Config, blocks: Mapping[str, Blocks] | None = None) -
         )
     scale = (width // heads) ** -0.5 if config.scale_attn_weights else 1.0
     by_layer = config.scale_attn_by_inverse_layer_idx
-    geometry = Geometry(
-        layers=config.n_layer,
-        heads=heads,
-        head_dim=width // heads,
-        width=width,
-        ffn=config.n_inner or 4 * width,
-        vocab=config.vocab_size,
-        context=config.n_positions,
-    )
     return GraphSpec(
-        geometry=geometry,
+        geometry=geometry_of(config),
         activation=ACTIVATIONS[config.activation_function],
         epsilon=config.layer_norm_epsilon,
-        attention_scales=tuple(scale / (layer + 1 if by_layer else 1) for layer in range(geometry.layers)),
+        attention_scales=tuple(scale / (layer + 1 if by_layer else 1) for layer in range(config.n_layer)),
         tied=config.tie_word_embeddings,
         blocks=dict(blocks or {}),
+    )
+
+
+def geometry_of(config: GPT2Config) -> Geometry:
+    """The shape of a GPT-2."""
+    return Geometry(
+        layers=config.n_layer,
+        heads=config.n_head,
+        head_dim=config.n_embd // config.n_head,
+        width=config.n_embd,
+        ffn=config.n_inner or 4 * config.n_embd,
+        vocab=config.vocab_size,
+        context=config.n_positions,
     )
 
 
@@ -217,17 +221,14 @@ def build_graph(spec: GraphSpec, weights: GraphWeights) -> ir.Model:
     graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET, MICROSOFT: 1}, name="decoder")
     builder = GraphBuilder(graph)
     whole, single = ir.DataType.INT64, ir.DataType.INT32
-    first = [
-        builder.input(inputs[0], whole, ["batch", "seq"]),
-        builder.input(inputs[1], whole, ["batch", "seq"]),
-        builder.input(inputs[2], whole, ["batch", "n"]),
-        builder.input(inputs[3], single, ["batch"]),
-        builder.input(inputs[4], single, []),
-    ]
+    types = {inputs[0]: ("batch", "seq"), inputs[1]: ("batch", "seq"), inputs[2]: ("batch", "n")}
+    ids, positions, wanted = (builder.input(name, whole, shape) for name, shape in types.items())
+    seqlens, total = builder.input(inputs[3], single, ["batch"]), builder.input(inputs[4], single, [])
     geometry = spec.geometry
     buffer = ["batch", geometry.heads, geometry.context, geometry.head_dim]
-    past = [builder.input(name, ir.DataType.FLOAT, buffer) for name in inputs[len(first) :]]
-    logits, present = decoder(builder.op, Step(*first, past=list(zip(past[::2], past[1::2], strict=True))))
+    past = [builder.input(name, ir.DataType.FLOAT, buffer) for name in inputs[5:]]
+    pairs = list(zip(past[::2], past[1::2], strict=True))
+    logits, present = decoder(builder.op, Step(ids, positions, wanted, seqlens, total, pairs))
     shapes = [["batch", "n", geometry.vocab], *[buffer] * len(present)]
     for name, value, shape in zip(outputs, [logits, *present], shapes, strict=True):
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)

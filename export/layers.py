@@ -15,7 +15,7 @@ MICROSOFT = "com.microsoft"
 
 @dataclass(frozen=True)
 class Blocks:
-    """How one weight is quantized. `accuracy_level` 4 lets MatMulNBits round activations to int8 by block; 1 is float."""
+    """How one weight is quantized. `accuracy_level` 4: activations are rounded to int8 by block; 1: float."""
 
     bits: int
     block_size: int
@@ -112,11 +112,11 @@ class Table(nn.Module):
         if self.blocks is not None:
             return matmul_blocks(op, x, self.qweight, self.scales, self.shape, self.blocks, None)
         # The table is the left factor: onnxruntime packs a constant right factor into a second copy, and the table
-        # must stay as it is for the look-up.
+        # must stay as it is for the look-up. The extra axis keeps it from fusing the transpose, which would swap them.
         flat = op.Reshape(x, [-1, width])
-        logits = op.Transpose(op.Gemm(self.weight, flat, transB=1), perm=[1, 0])  # [batch * n, rows]
+        columns = op.Unsqueeze(op.Gemm(self.weight, flat, transB=1), [2])  # [rows, batch * n, 1]
         lead = op.Shape(x, start=0, end=2)
-        return op.Reshape(logits, op.Concat(lead, op.Constant(value_ints=[rows]), axis=0))
+        return op.Reshape(op.Transpose(columns, perm=[1, 2, 0]), op.Concat(lead, [rows], axis=0))
 
 
 def matmul_blocks(
@@ -128,7 +128,7 @@ def matmul_blocks(
     blocks: Blocks,
     bias: ir.Value | None,
 ) -> ir.Value:
-    """x [batch, seq, K] times the transposed quantized weight [N, K]. The zero point is 2^(bits - 1) where none is given."""
+    """x [batch, seq, K] times the transposed quantized weight [N, K]."""
     inputs = [x, qweight, scales] if bias is None else [x, qweight, scales, None, None, bias]
     return op.MatMulNBits(
         *inputs,

@@ -33,10 +33,12 @@ LIMITS: dict[str, tuple[float, str]] = {
     "greedy_diverged": (0, "prompts whose greedy tokens differ by more than a tie; float graphs"),
     "kl_prefill": (1e-4, "mean KL(torch || graph) in nats over whole sequences; quantized graphs"),
     "kl_decode": (1e-4, "mean KL(torch || graph) in nats over tokens computed one by one; quantized graphs"),
+    "logits_rms": (0.03, "rms of the difference of centred logits over the rms of torch's; quantized graphs"),
     "weights_changed": (0, "initializers that differ from the checkpoint's tensors by any bit"),
 }
 _FLOAT = ("logits_relative", "greedy_diverged", "weights_changed")
-_QUANTIZED = ("kl_prefill", "kl_decode", "weights_changed")
+# The KL of an untrained model is small whatever the graph does; `logits_rms` has no scale and catches it there too.
+_QUANTIZED = ("kl_prefill", "kl_decode", "logits_rms", "weights_changed")
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -99,7 +101,8 @@ def check_parity(
 
 def greedy_reply(engine: Engine, prompt: Sequence[int]) -> tuple[list[int], Floats]:
     """Continue a prompt by the likeliest tokens, specials included: up to `NEW_TOKENS` ids and logits [ids, vocab]."""
-    logits, reply, rows = engine.prefill(prompt), [], []
+    reply: list[int] = []
+    logits, rows = engine.prefill(prompt), []
     for place in range(min(NEW_TOKENS, engine.context - len(prompt))):
         if place:
             logits = engine.step(reply[-1])
@@ -147,12 +150,17 @@ class _Totals:
 
     def __init__(self) -> None:
         self.relative = 0.0
+        self.squares = np.zeros(2)  # of the difference of centred logits, and of torch's
         self.prompts = self.tied = self.diverged = 0
         self.kl: dict[str, list[Floats]] = {"prefill": [], "decode": []}
         self.hits: list[npt.NDArray[np.bool_]] = []
 
     def add(self, want: Floats, whole: Floats, want_steps: Floats, steps: Floats, reply: Sequence[int]) -> None:
         self.relative = float(np.fmax(self.relative, max(_relative(want, whole), _relative(want_steps, steps))))
+        for reference, got in ((want, whole), (want_steps, steps)):
+            centred = reference - reference.mean(axis=1, keepdims=True, dtype=np.float64)
+            error = got - got.mean(axis=1, keepdims=True, dtype=np.float64) - centred
+            self.squares += np.square(error).sum(), np.square(centred).sum()
         self.kl["prefill"].append(_kl(want, whole))
         self.kl["decode"].append(_kl(want_steps, steps))
         self.hits.append(want.argmax(axis=1) == whole.argmax(axis=1))
@@ -174,6 +182,7 @@ class _Totals:
     def figures(self) -> dict[str, float]:
         return {
             "logits_relative": self.relative,
+            "logits_rms": float(np.sqrt(self.squares[0] / self.squares[1])),
             "kl_prefill": float(np.concatenate(self.kl["prefill"]).mean()),
             "kl_decode": float(np.concatenate(self.kl["decode"]).mean()),
             "top1_agreement": float(np.concatenate(self.hits).mean()),

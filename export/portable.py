@@ -22,15 +22,21 @@ from chitchat.errors import WorkFailed
 from export.parity import NEW_TOKENS, Parity, same_tokens
 
 
-def export_portable(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[str, ...]:
-    """Write model.onnx and what ORTModelForCausalLM and AutoTokenizer read beside it; give the graph's input names."""
+def export_portable(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Write model.onnx and what ORTModelForCausalLM and AutoTokenizer read beside it.
+
+    Gives the names of the graph's inputs and outputs. Raises WorkFailed when optimum cannot.
+    """
     with _quiet():
         try:
             onnx_export_from_model(model, folder, task="text-generation-with-past", do_validation=False)
         except Exception as error:  # optimum and torch.onnx raise what they please
             raise WorkFailed(f"optimum could not export the model ({' '.join(str(error).split())[:200]})") from error
         tokenizer.save_pretrained(folder)
-    return tuple(item.name for item in open_portable(folder).session.get_inputs())
+    session = open_portable(folder).session
+    return tuple(item.name for item in session.get_inputs()), tuple(item.name for item in session.get_outputs())
 
 
 def open_portable(folder: Path) -> ORTModelForCausalLM:

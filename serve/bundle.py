@@ -90,7 +90,9 @@ class Manifest:
         if not isinstance(record, dict) or type(record.get("format")) is not int:
             raise BadBundle(f"{BUNDLE_JSON}: holds no format number; export the bundle again")
         if record["format"] > FORMAT:
-            raise BadBundle(f"{BUNDLE_JSON}: format {record['format']} is newer than this runtime's {FORMAT}; upgrade it")
+            raise BadBundle(
+                f"{BUNDLE_JSON}: format {record['format']} is newer than this runtime's {FORMAT}; upgrade it"
+            )
         values: dict[str, Any] = {}
         for item in fields(cls):
             value = record.get(item.name)
@@ -143,7 +145,9 @@ class Bundle:
             _verify(folder, name, known)
         extra = {entry.name for entry in os.scandir(folder)} - set(manifest.files) - {BUNDLE_JSON}
         if extra:
-            raise BadBundle(f"{folder / min(extra)}: is not listed in {BUNDLE_JSON}; remove it or copy the bundle again")
+            raise BadBundle(
+                f"{folder / min(extra)}: is not listed in {BUNDLE_JSON}; remove it or copy the bundle again"
+            )
         return cls(folder, manifest)
 
     @property
@@ -164,7 +168,10 @@ class Bundle:
         dialogue = Dialogue.from_json(self.manifest.dialogue)
         used = (dialogue.end_of_turn_id, *dialogue.start_ids, *dialogue.blank_ids, *dialogue.banned_ids)
         if max(used) >= self.geometry.vocab:
-            raise BadBundle(f"{self.folder / BUNDLE_JSON}: dialogue names id {max(used)}, the vocabulary ends at {self.geometry.vocab - 1}")
+            raise BadBundle(
+                f"{self.folder / BUNDLE_JSON}: dialogue names id {max(used)} of a vocabulary of {self.geometry.vocab}; "
+                "export the bundle again"
+            )
         return dialogue
 
     @cached_property
@@ -214,7 +221,9 @@ def _read_json(folder: Path) -> Any:
 def _verify(folder: Path, name: str, known: Any) -> None:
     """Check one listed file: a plain file directly in the folder, of the listed size and hash."""
     if name in ("", ".", "..", BUNDLE_JSON) or any(mark in name for mark in "/\\\0"):
-        raise BadBundle(f"{folder / BUNDLE_JSON}: lists {name!r}, which is not a plain file name; do not use this bundle")
+        raise BadBundle(
+            f"{folder / BUNDLE_JSON}: lists {name!r}, which is not a plain file name; do not use this bundle"
+        )
     if not isinstance(known, dict) or type(known.get("size")) is not int or not isinstance(known.get("sha256"), str):
         raise BadBundle(f"{folder / BUNDLE_JSON}: has no size and sha256 for {name}; export the bundle again")
     path = folder / name
@@ -238,8 +247,12 @@ def _geometry(record: Mapping[str, Any]) -> Geometry:
     values = {item.name: record.get(item.name) for item in fields(Geometry)}
     for name, value in values.items():
         if type(value) is not int or value < 1:
-            raise BadBundle(f"{BUNDLE_JSON}: geometry.{name} is {value!r}, not a positive number; export the bundle again")
+            raise BadBundle(
+                f"{BUNDLE_JSON}: geometry.{name} is {value!r}, not a positive number; export the bundle again"
+            )
     geometry = Geometry(**values)  # type: ignore[arg-type]
     if geometry.heads * geometry.head_dim != geometry.width:
-        raise BadBundle(f"{BUNDLE_JSON}: geometry.width {geometry.width} is not heads * head_dim; export the bundle again")
+        raise BadBundle(
+            f"{BUNDLE_JSON}: geometry.width {geometry.width} is not heads * head_dim; export the bundle again"
+        )
     return geometry

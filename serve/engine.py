@@ -21,7 +21,7 @@ PREFILL_CHUNK = 256  # tokens of a prompt in one run
 SCORE_CHUNK = 64  # tokens of one run that gives logits for all of them: 64 * 50,257 floats are 13 MB
 
 Logits = npt.NDArray[np.float32]
-Scorer = Callable[[Sequence[Sequence[int]]], list[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]]]
+Scorer = Callable[[Sequence[Sequence[int]]], list[tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]]]
 
 
 class Engine:
@@ -96,13 +96,13 @@ class Engine:
     def scorer(self) -> Scorer:
         """Give the function that scores held-out text through this runtime.
 
-        For each sequence of n ids: the nats of ids[1:] (float32 [n - 1]), and whether each was the likeliest (bool
+        For each sequence of n ids: the nats of ids[1:] (float64 [n - 1]), and whether each was the likeliest (bool
         [n - 1]).
         """
 
         def score(
             sequences: Sequence[Sequence[int]],
-        ) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]]:
+        ) -> list[tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]]:
             return [self._score(sequence) for sequence in sequences]
 
         return score
@@ -122,7 +122,7 @@ class Engine:
                 return
             logits = self.step(token)
 
-    def _score(self, ids: Sequence[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    def _score(self, ids: Sequence[int]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         self._check(ids)
         nats, hits, done = [], [], 1
         for logits in self._score_chunks(ids[:-1]):
@@ -133,8 +133,8 @@ class Engine:
             hits.append(logits.argmax(axis=1) == targets)
             done += len(logits)
         if not nats:
-            return np.zeros(0, dtype=np.float32), np.zeros(0, dtype=bool)
-        return np.concatenate(nats).astype(np.float32), np.concatenate(hits)
+            return np.zeros(0), np.zeros(0, dtype=bool)
+        return np.concatenate(nats), np.concatenate(hits)
 
     def _score_chunks(self, ids: Sequence[int]) -> Iterator[Logits]:
         """Yield the logits of all positions, chunk by chunk; each is overwritten by the next."""

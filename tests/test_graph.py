@@ -1,0 +1,136 @@
+"""The decoder graph: its shape on disk, odd geometries, what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from bundles import exported, random_gpt2, weights_of
+
+from chitchat.errors import BadInput
+from export.bundle import write_graph
+from export.graph import build_graph, graph_names, graph_spec
+from export.parity import torch_logits
+from serve.engine import Engine
+
+ODD = {
+    "width 40 is no multiple of 16 or of the block": {"n_embd": 40, "n_head": 5},
+    "inner width 50 is not 4 x width": {"n_inner": 50},
+    "one layer, context 8": {"n_layer": 1, "n_positions": 8},
+    "odd vocabulary": {"vocab_size": 77},
+    "untied head": {"tie_word_embeddings": False},
+    "scaled by inverse layer": {"scale_attn_by_inverse_layer_idx": True},
+    "unscaled attention": {"scale_attn_weights": False},
+    "exact gelu": {"activation_function": "gelu"},
+    "relu": {"activation_function": "relu"},
+    "gelu_pytorch_tanh": {"activation_function": "gelu_pytorch_tanh"},
+}
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("options", ODD.values(), ids=ODD.keys())
+def test_an_odd_geometry_gives_the_logits_of_torch(options: dict, bits: int | None, tmp_path: Path) -> None:
+    """Padded blocks, a wrong attention scale or a forgotten own head would change every reply, and no error tells."""
+    model = random_gpt2(**options)
+    engine = Engine(exported(model, tmp_path, bits), threads=1)  # de-quantizes `model` in place
+    ids = np.random.default_rng(0).integers(0, engine.geometry.vocab, size=engine.context).tolist()
+    want, got = torch_logits(model, ids), engine.logits(ids)
+    limit = 1e-5 if bits is None else 0.05  # MatMulNBits rounds activations to int8
+    assert np.abs(want - got).max() < limit * np.abs(want).max()
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_the_tied_table_is_in_the_file_once(bits: int | None, tmp_path: Path) -> None:
+    """Exporters that transpose the head's weight store the largest table of a small model twice."""
+    model = random_gpt2(vocab_size=4000)
+    exported(model, tmp_path, bits)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    scales = 1 if bits is None else 1 + 4 / 32
+    size = (tmp_path / "model.onnx").stat().st_size
+    assert size < numbers * (4 if bits is None else 1) * scales + 30_000
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert sum(4000 in tensor.dims for tensor in graph.initializer) == (1 if bits is None else 2)  # integers, scales
+
+
+def test_embedding_and_head_read_the_same_initializer(tmp_path: Path) -> None:
+    """Two equal copies would pass a check of values and double the file."""
+    exported(random_gpt2(), tmp_path, 8)
+    nodes = onnx.load(tmp_path / "model.onnx").graph.node
+    gather = next(node for node in nodes if node.op_type == "GatherBlockQuantized")
+    head = [node for node in nodes if node.op_type == "MatMulNBits"][-1]
+    assert gather.input[0] == head.input[1] == "transformer.wte.qweight"
+
+
+def test_every_quantized_product_names_its_accuracy_level(tmp_path: Path) -> None:
+    """Unset, an 8-bit product runs thirty times slower."""
+    exported(random_gpt2(), tmp_path, 8)
+    nodes = [n for n in onnx.load(tmp_path / "model.onnx").graph.node if n.op_type == "MatMulNBits"]
+    levels = [attribute.i for node in nodes for attribute in node.attribute if attribute.name == "accuracy_level"]
+    assert levels == [4] * (4 * 2 + 1)
+
+
+def test_inputs_and_outputs_are_those_that_the_table_lists(tmp_path: Path) -> None:
+    """The engine binds by name; a renamed input is found when the bundle has shipped."""
+    exported(random_gpt2(), tmp_path)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    names = tuple(i.name for i in graph.input), tuple(o.name for o in graph.output)
+    assert names == graph_names(2)
+    assert names[0][:6] == (
+        "input_ids",
+        "position_ids",
+        "logits_positions",
+        "seqlens_k",
+        "total_sequence_length",
+        "past_key_values.0.key",
+    )
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    """A bundle that differs from run to run cannot be reproduced or compared."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        exported(random_gpt2(), tmp_path / name, 8)
+    assert (tmp_path / "a/model.onnx").read_bytes() == (tmp_path / "b/model.onnx").read_bytes()
+
+
+def test_large_weights_lie_in_a_file_of_their_own_with_a_relative_name(tmp_path: Path) -> None:
+    """A protobuf above 2 GB cannot be written, and an absolute name breaks when the bundle moves."""
+    model = random_gpt2()
+    weights = weights_of(model)
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    first.mkdir()
+    write_graph(build_graph(graph_spec(model.config), weights), first, external_above=1000)
+    first.rename(moved)
+    assert (moved / "model.onnx.data").stat().st_size > 0.9 * weights.nbytes
+    stored = ir.load(moved / "model.onnx").graph.initializers["transformer.wte.weight"].const_value
+    assert stored is not None
+    np.testing.assert_array_equal(stored.numpy(), model.transformer.wte.weight.detach().numpy())
+
+
+def test_a_head_size_that_the_kernel_does_not_take_is_refused_by_one_line() -> None:
+    """onnxruntime refuses it in the first run, with the box already shipped."""
+    with pytest.raises(BadInput, match=r"20 numbers a head.*multiples of 8.*--width") as caught:
+        graph_spec(random_gpt2(n_embd=60, n_head=3).config)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_activation_is_refused_by_name() -> None:
+    """Falling back to another activation gives fluent nonsense."""
+    with pytest.raises(BadInput, match=r"'silu'.*known are gelu, gelu_new"):
+        graph_spec(random_gpt2(activation_function="silu").config)
+
+
+def test_chunks_of_a_prompt_give_what_the_whole_gives(tmp_path: Path) -> None:
+    """A wrong position or length in a later chunk shows only in prompts longer than one chunk."""
+    model = random_gpt2()
+    engine = Engine(exported(model, tmp_path), threads=1)
+    ids = np.random.default_rng(1).integers(0, 101, size=40).tolist()
+    engine.prefill(ids[:7])
+    engine._feed(ids[7:29], rows=1)
+    engine.step(ids[29])
+    last = engine._feed(ids[30:], rows=1)[0]
+    with torch.no_grad():
+        want = model(torch.tensor([ids])).logits[0, -1].numpy()
+    np.testing.assert_allclose(last, want, atol=1e-5)
