@@ -26,7 +26,12 @@ _PLACES = [
     (dx * reach, dy * reach, align)
     for reach in (1.0, 1.8, 2.8, 4.0)
     for dx, dy, align in ((9, 0, "left"), (-9, 0, "right"), (0, 11, "center"), (0, -11, "center"))
-] + [(9 * reach, side * 11 * reach, "left") for reach in (1.0, 2.0, 3.0) for side in (1, -1)]
+] + [
+    (dx * reach, dy * reach, align)
+    for reach in (1.0, 2.0, 3.0)
+    for dx, align in ((9, "left"), (-9, "right"))
+    for dy in (11, -11)
+]
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ RATE = Axis("tokens_per_s", "new tokens per second  (higher is faster)")
 
 def draw_report(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Write the picture of `rows` (see bench.report) as a PNG."""
+    build_figure(rows).savefig(path, format="png", metadata={"Software": None})
+
+
+def build_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    """The picture of `rows`; those that were lost are left out."""
     alive = [row for row in rows if row["error"] is None]
     scored = [row for row in alive if row[QUALITY.key] is not None]
     panels = [(SIZE, QUALITY, scored), (SPEED, QUALITY, scored)] if scored else [(SIZE, RATE, alive)]
@@ -59,7 +69,7 @@ def draw_report(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.canvas.draw()  # the layout is known only after a first drawing
     for axes, (across, up, shown) in zip(figure.axes, panels, strict=True):
         _label(axes, across, up, shown, colours)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    return figure
 
 
 def _explain_markers(figure: Figure, kinds: Sequence[str]) -> None:
@@ -148,6 +158,7 @@ def _label(axes: Axes, across: Axis, up: Axis, rows: Sequence[dict[str, Any]], c
             va="center",
             zorder=4,
         )
+        text.set_in_layout(False)  # or the next drawing moves the axes that the label was placed in
         best, least = _PLACES[0], float("inf")
         for place in _PLACES:
             overlap = _try(text, place, frame, taken)

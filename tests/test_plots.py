@@ -1,0 +1,67 @@
+"""The picture of a report: every living row is a point with a label that can be read."""
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.plots import build_figure, draw_report
+
+
+def row(name: str, kind: str, file_mb: float, bits: float | None, speed: float | None, error: str | None = None) -> Any:
+    return {
+        **{"name": name, "kind": kind, "file_mb": file_mb, "bits_per_byte": bits, "tokens_per_s": speed, "error": error}
+    }
+
+
+CLOSE = [
+    row("teacher", "checkpoint", 12.9, 2.31, 310),
+    row("pruned", "checkpoint", 6.6, 2.39, 520),
+    row("bundle-fp32", "bundle", 6.4, 2.39, 1400),
+    row("bundle", "bundle", 1.9, 2.391, 1900),
+    row("a-long-name-of-a-model", "quantized", 1.95, 2.392, 1880),
+]
+
+
+def test_labels_lie_on_no_other_label_and_within_the_picture() -> None:
+    """Two exports of one checkpoint have like figures, and their names were printed over each other."""
+    figure = build_figure(CLOSE)
+    figure.canvas.draw()
+    assert len(figure.axes) == 2
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert [text.get_text() for text in axes.texts] == [entry["name"] for entry in CLOSE]
+        assert not any(first.overlaps(second) for first, second in combinations(boxes, 2))
+        frame = axes.get_window_extent()
+        assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+
+
+def test_points_stand_where_the_rows_say() -> None:
+    """Size and speed were drawn on each other's axis."""
+    size, speed = build_figure(CLOSE).axes
+    assert [line.get_xydata().tolist()[0] for line in size.lines][:2] == [[12.9, 2.31], [6.6, 2.39]]
+    assert [line.get_xydata().tolist()[0] for line in speed.lines][:2] == [[310, 2.31], [520, 2.39]]
+    assert (size.get_xscale(), size.get_yscale()) == ("log", "linear")
+    assert len(size.get_xticks()) >= 2
+
+
+def test_a_lost_row_is_left_out_and_keeps_the_colours_of_the_others() -> None:
+    """A row without figures ended the drawing, and with it the whole report."""
+    lost = row("lost", "bundle", 5.0, None, None, error="killed")
+    (axes, _) = build_figure([CLOSE[0], lost, CLOSE[1]]).axes
+    assert [text.get_text() for text in axes.texts] == ["teacher", "pruned"]
+    whole, _ = build_figure([CLOSE[0], CLOSE[2], CLOSE[1]]).axes
+    assert axes.lines[1].get_color() == whole.lines[2].get_color()
+
+
+@pytest.mark.parametrize(
+    "rows", [[row("one", "bundle", 0.2, None, 9000.0)], [row("one", "checkpoint", 500.0, 1.2, 3.5)]]
+)
+def test_one_model_and_no_quality_make_a_picture_too(tmp_path: Path, rows: list[Any]) -> None:
+    """A single point has no spread: limits were equal, or an axis had no tick at all."""
+    draw_report(rows, tmp_path / "report.png")
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    for axes in build_figure(rows).axes:
+        low, high = axes.get_xlim()
+        assert sum(low <= tick <= high for tick in axes.get_xticks()) >= 2

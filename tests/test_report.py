@@ -1,0 +1,189 @@
+"""The report and the stage that makes it: real tiny models side by side, and what is refused before any work."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from families import tiny_family
+
+from bench.latency import Job, Measurement
+from bench.report import as_markdown, build_rows, notes, print_table, read_report
+from bench.stage import bench, make_prompts, unique_names
+from chitchat.errors import BadInput, WorkFailed
+
+FIGURES = {
+    *("name", "device", "ttft_ms_p50", "tpot_ms_p50", "tpot_ms_p95", "tokens_per_s", "peak_rss_mb", "file_mb"),
+    *("load_s", "bits_per_byte", "perplexity", "token_accuracy", "parameters", "ratio"),
+}
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_data: Path) -> dict[str, Path]:
+    return tiny_family(tmp_path_factory, tiny_checkpoint, tiny_data)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, family: dict[str, Path], tiny_data: Path) -> tuple[Path, Any]:
+    """A report of all forms of the tiny model, and its folder."""
+    out = tmp_path_factory.mktemp("report") / "out"
+    models = [str(path) for path in family.values()]
+    report = bench(models, out, data=tiny_data, prompt_tokens=20, new_tokens=10, repetitions=2, threads=1)
+    return out, report
+
+
+def model(name: str = "m", **changes: Any) -> Any:
+    facts = {"name": name, "spec": name, "kind": "checkpoint", "runtime": "torch fp32", "parameters": 1_500_000}
+    dialogue = SimpleNamespace(start_ids=(1,), end_of_turn_id=2, banned_ids=(0, 1))
+    rest = {"weight_bytes": 6e6, "file_bytes": 6.1e6, "geometry": {"vocab": 50}, "dialogue": dialogue, "context": 64}
+    return SimpleNamespace(**{**facts, **rest, **changes})
+
+
+def measurement(name: str, ms: float, error: str | None = None) -> Measurement:
+    samples = [{"ttft_ms": ms, "token_ms": [ms, ms], "ids": [5, 5, 5]}] * (1 if error else 3)
+    return Measurement(Job(name, name, "checkpoint", 2), 0.5, samples, 80.0, None, error)
+
+
+def test_a_row_holds_all_figures_and_all_forms_of_one_model_give_the_same_ids(made: tuple[Path, Any]) -> None:
+    """A baseline that computed something else than what ships made every ratio worthless."""
+    _, report = made
+    assert [row["error"] for row in report["rows"]] == [None] * 4
+    for row in report["rows"]:
+        assert set(row) >= FIGURES
+        assert all(row[name] is not None for name in FIGURES)
+        assert row["peak_rss_mb"] > 10
+    assert report["rows"][0]["ratio"] == 1.0
+    assert report["rows"][0]["runtime"] == "torch fp32 (full-precision generator)"
+    ids = {name: [sample["ids"] for sample in samples] for name, samples in report["samples"].items()}
+    float_ids, integer_ids = ids[report["rows"][0]["name"]], ids["quantized"]
+    assert float_ids == ids["bundle-fp32"]
+    assert integer_ids == ids["bundle-w8"]
+    assert all(len(sample) == 10 and 2 not in sample for sample in float_ids), "all do the same work, to its end"
+    assert len({row["eval_tokens"] for row in report["rows"]}) == 1
+    assert report["rows"][3]["peak_rss_mb"] < report["rows"][0]["peak_rss_mb"], "the engine's process holds no torch"
+
+
+def test_the_folder_holds_table_picture_and_raw_samples(made: tuple[Path, Any]) -> None:
+    """Figures without their samples cannot be checked afterwards."""
+    out, report = made
+    assert sorted(path.name for path in out.iterdir()) == ["report.json", "report.md", "report.png"]
+    stored = read_report(out)
+    assert stored == json.loads(json.dumps(report))
+    assert [len(samples) for samples in stored["samples"].values()] == [2] * 4
+    assert set(stored["environment"]) >= {"cpu", "cpu_flags", "cores", "threads", "versions", "load_average", "date"}
+    assert "| bundle-w8 | onnx w8 |" in (out / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_table_is_not_broken_to_eighty_columns_in_a_pipe(made: tuple[Path, Any], capsys: Any) -> None:
+    """`compress bench | tee log` gave cells of three letters."""
+    print_table(made[1])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("bundle-w8") and "onnx w8" in line and " x" in line for line in lines)
+
+
+def test_a_lost_row_has_its_last_words_and_no_figures() -> None:
+    """The row of a crashed model vanished, or kept half of its figures."""
+    models = [model("a"), model("b"), model("c")]
+    measured = [measurement("a", 4.0), measurement("b", 1.0, error="was killed by SIGKILL"), measurement("c", 2.0)]
+    rows = build_rows(["a", "b", "c"], models, measured, "cpu")
+    assert (rows[1]["tokens_per_s"], rows[1]["peak_rss_mb"], rows[1]["ratio"]) == (None, None, None)
+    assert rows[1]["error"] == "was killed by SIGKILL"
+    assert rows[2]["ratio"] == 2.0
+    machine = {"cpu": "c", "cores": 2, "threads": 2, "versions": {}, "date": "d", "load_average_after": [9.0]}
+    settings = {"prompt_tokens": 1, "new_tokens": 3, "repetitions": 3, "context": 8}
+    report = {"rows": rows, "settings": settings, "environment": machine}
+    assert notes(report)[0] == "b was lost: was killed by SIGKILL"
+    assert "other work ran on the machine" in notes(report)[-1]
+    assert "| b | torch fp32 | 1.50 M | 6.1 | - |" in as_markdown(report)
+
+
+def test_without_the_yardstick_there_is_no_ratio() -> None:
+    """When the first model was lost the second one became the yardstick, unsaid."""
+    rows = build_rows(
+        ["a", "b"], [model("a"), model("b")], [measurement("a", 1, error="x"), measurement("b", 1)], "cpu"
+    )
+    assert rows[1]["ratio"] is None
+    assert rows[1]["tokens_per_s"] == 1000
+
+
+def test_prompts_without_data_are_ids_that_every_model_has_and_none_is_special() -> None:
+    """Random ids above the smaller vocabulary crashed one of two models."""
+    small, large = model(geometry={"vocab": 10}), model(geometry={"vocab": 50})
+    prompts = make_prompts([large, small], None, tokens=12, count=30, seed=0)
+    assert {len(prompt) for prompt in prompts} == {12}
+    assert {prompt[0] for prompt in prompts} == {1}
+    assert {token for prompt in prompts for token in prompt[1:]} == set(range(3, 10))
+    assert prompts == make_prompts([large, small], None, tokens=12, count=30, seed=0)
+    assert prompts != make_prompts([large, small], None, tokens=12, count=30, seed=1)
+
+
+def test_prompts_with_data_are_held_out_text_of_the_exact_length(tiny_data: Path) -> None:
+    """Prompts of unlike lengths made TTFT a mean of nothing in particular."""
+    from chitchat.dataset import open_dataset
+
+    data = open_dataset(tiny_data)
+    prompts = make_prompts([model()], data, tokens=40, count=5, seed=0)
+    assert [len(prompt) for prompt in prompts] == [40] * 5
+    rows = [row["input_ids"] for row in data.validation]
+    assert all(any(prompt[: len(ids)] == ids[:40] for ids in rows) for prompt in prompts)
+
+
+def test_models_of_one_folder_name_get_as_much_path_as_tells_them_apart(tmp_path: Path) -> None:
+    """Two rows were both called `bundle`, and the samples of one replaced those of the other."""
+    paths = [tmp_path / "x" / "bundle", tmp_path / "y" / "bundle", tmp_path / "z"]
+    models = [model(path.name, spec=str(path), folder=path) for path in paths]
+    assert unique_names(models) == ["x/bundle", "y/bundle", "z"]
+    with pytest.raises(BadInput, match="given twice"):
+        unique_names([models[0], models[0]])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"models": []}, "MODEL: none given"),
+        ({"repetitions": 0}, "--repetitions 0"),
+        ({"new_tokens": 1}, "--new-tokens 1"),
+        ({"prompt_tokens": 0}, "--prompt-tokens 0"),
+        ({"threads": 0}, "--threads 0"),
+        ({"device": "tpu"}, "--device tpu"),
+        ({"prompt_tokens": 60, "new_tokens": 5}, "65 tokens do not fit the context of .*, 64"),
+        ({"models": ["/nowhere/model"]}, "/nowhere/model: no such"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(
+    family: dict[str, Path], tmp_path: Path, options: dict[str, Any], says: str
+) -> None:
+    """Each of these failed after minutes, in a worker, as a lost row."""
+    given = {"models": [str(family["bundle-fp32"])], **options}
+    with pytest.raises(BadInput, match=says):
+        bench(out=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_cuda_without_a_gpu_is_refused(family: dict[str, Path], tmp_path: Path) -> None:
+    """The run fell back to the CPU and the report said cuda."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA GPU here")
+    with pytest.raises(BadInput, match="--device cuda: torch finds no CUDA GPU"):
+        bench([str(family["checkpoint"])], tmp_path / "out", device="cuda")
+
+
+def test_an_output_folder_that_is_not_ours_is_refused(family: dict[str, Path], tmp_path: Path) -> None:
+    """A report replaced somebody's folder."""
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(BadInput, match="not a report that compress wrote"):
+        bench([str(family["checkpoint"])], tmp_path)
+
+
+def test_when_no_model_can_be_measured_the_work_failed_and_no_folder_is_left(
+    family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty report was written and the exit code was 0."""
+    lost = [measurement("a", 1.0, error="was killed by SIGKILL")]
+    monkeypatch.setattr("bench.stage.measure", lambda jobs, plan: lost)
+    with pytest.raises(WorkFailed, match="was killed by SIGKILL"):
+        bench([str(family["bundle-fp32"])], tmp_path / "out", prompt_tokens=8, new_tokens=4)
+    assert not (tmp_path / "out").exists()
