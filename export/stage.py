@@ -19,6 +19,7 @@ from chitchat.errors import BadInput
 from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import Stage, identity, read_lineage
 from chitchat.score import score
+from compress.calibration import check_same_tokenizer
 from compress.quantize.checkpoint import load_quantized
 from export.bundle import write_graph, write_manifest, write_tokenizer
 from export.graph import build_graph, geometry_of, graph_names, graph_spec
@@ -98,11 +99,8 @@ def open_source(checkpoint: str, chat: ChatData | None) -> Source:
         model, tokenizer, scheme = load_model(checkpoint), load_tokenizer(checkpoint), "fp32"
         weights = float_weights(model)
     check_vocabulary(tokenizer, config, checkpoint)
-    if chat is not None and chat.tokenizer.get_vocab() != tokenizer.get_vocab():
-        raise BadInput(
-            f"--data {chat.path}: was made with another tokenizer than {checkpoint}'s; "
-            "make it again with `compress data --tokenizer` and the checkpoint"
-        )
+    if chat is not None:
+        check_same_tokenizer(chat, tokenizer, checkpoint)
     # Only the eager attention of transformers honours scale_attn_weights and scale_attn_by_inverse_layer_idx.
     model.set_attn_implementation("eager")
     return Source(checkpoint, model, tokenizer, chat.dialogue if chat else dialogue_of(tokenizer), scheme, weights)

@@ -71,7 +71,12 @@ def test_stream_ends_at_an_end_of_turn(tmp_path: Path) -> None:
     model = random_gpt2()
     engine = Engine(exported(model, tmp_path), threads=1)
     token = int(engine.prefill([4, 5, 6]).argmax())
-    ending = Engine(exported(random_gpt2(), _empty(tmp_path / "b"), dialogue={**DIALOGUE, "end_of_turn_id": token, "banned_ids": []}), 1)
+    ending = Engine(
+        exported(
+            random_gpt2(), _empty(tmp_path / "b"), dialogue={**DIALOGUE, "end_of_turn_id": token, "banned_ids": []}
+        ),
+        1,
+    )
     assert list(ending.stream([4, 5, 6], GREEDY)) == []
     assert len(list(engine.stream([4, 5, 6], GREEDY))) > 0
 
@@ -122,7 +127,9 @@ def test_scores_are_those_of_torch(tmp_path: Path) -> None:
     model = random_gpt2(n_positions=200)
     engine = Engine(exported(model, tmp_path), threads=1)
     draw = np.random.default_rng(0)
-    sequences = [draw.integers(0, 101, size=n).tolist() for n in (1, 2, SCORE_CHUNK, SCORE_CHUNK + 1, SCORE_CHUNK + 2, 200)]
+    sequences = [
+        draw.integers(0, 101, size=n).tolist() for n in (1, 2, SCORE_CHUNK, SCORE_CHUNK + 1, SCORE_CHUNK + 2, 200)
+    ]
     for (nll, hit), (want, want_hit) in zip(engine.scorer()(sequences), torch_scorer(model)(sequences), strict=True):
         np.testing.assert_allclose(nll, want, atol=1e-5)
         np.testing.assert_array_equal(hit, want_hit)

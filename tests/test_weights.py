@@ -44,7 +44,10 @@ def test_a_tied_head_is_no_weight_of_its_own() -> None:
     [
         (lambda arrays: arrays.pop("transformer.ln_f.bias"), r"missing \['transformer.ln_f.bias'\]"),
         (lambda arrays: arrays.update(extra=np.zeros(3, np.float32)), r"left over \['extra'\]"),
-        (lambda arrays: arrays.update({"transformer.ln_f.bias": np.zeros(31, np.float32)}), r"ln_f.bias is float32\[31\]"),
+        (
+            lambda arrays: arrays.update({"transformer.ln_f.bias": np.zeros(31, np.float32)}),
+            r"ln_f.bias is float32\[31\]",
+        ),
         (lambda arrays: arrays.update({"transformer.ln_f.bias": np.zeros(32)}), r"ln_f.bias is float64\[32\]"),
     ],
 )
