@@ -4,6 +4,7 @@ A checkpoint is a local folder or a hub id. What is not a GPT-2, or would have t
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +26,20 @@ def load_model(source: str | Path) -> "GPT2LMHeadModel":
 
     config = read_config(source)
     if "quantization_config" in config:
-        raise BadInput(f"{source}: is already quantized ({config['quantization_config'].get('scheme')}); give the checkpoint that it was made from")
+        raise BadInput(
+            f"{source}: is already quantized ({config['quantization_config'].get('scheme')}); "
+            "give the checkpoint that it was made from"
+        )
     model, report = _load(
         source, lambda: GPT2LMHeadModel.from_pretrained(str(source), dtype=torch.float32, output_loading_info=True)
     )
     missing = [key for key in report["missing_keys"] if key != "lm_head.weight"]
     mismatched = [key for key, *_ in report["mismatched_keys"]]
     if missing or mismatched:
-        raise BadInput(f"{source}: the weights do not fit config.json (missing {missing[:3]}, of another shape {mismatched[:3]}); fetch the checkpoint again")
+        raise BadInput(
+            f"{source}: the weights do not fit config.json (missing {missing[:3]}, of another shape {mismatched[:3]}); "
+            "fetch the checkpoint again"
+        )
     return model.eval()
 
 
@@ -44,7 +51,10 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
         return _load(source, lambda: AutoTokenizer.from_pretrained(str(source), use_fast=True))
     folder = Path(source)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
-        raise BadInput(f"{folder}: holds no tokenizer (tokenizer.json, vocab.txt or vocab.json); copy the model's tokenizer files into it")
+        raise BadInput(
+            f"{folder}: holds no tokenizer (tokenizer.json, vocab.txt or vocab.json); "
+            "copy the model's tokenizer files into it"
+        )
     return _load(folder, lambda: AutoTokenizer.from_pretrained(str(folder), use_fast=True))
 
 
@@ -55,7 +65,9 @@ def read_config(source: str | Path) -> dict[str, Any]:
     folder = Path(source)
     if folder.exists():
         if not (folder / "config.json").is_file():
-            raise BadInput(f"{folder}: is not a checkpoint (no config.json); give a folder that compress or transformers saved")
+            raise BadInput(
+                f"{folder}: is not a checkpoint (no config.json); give a folder that compress or transformers saved"
+            )
         verify_lineage(folder)
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -66,16 +78,24 @@ def read_config(source: str | Path) -> dict[str, Any]:
     else:
         config = _load(source, lambda: GPT2Config.get_config_dict(str(source))[0])
         if not config:
-            raise BadInput(f"{source}: neither a folder here nor a model that the hub serves; check the name and the network")
+            raise BadInput(
+                f"{source}: neither a folder here nor a model that the hub serves; check the name and the network"
+            )
     if config.get("model_type") != "gpt2":
-        raise BadInput(f"{source}: is a {config.get('model_type')!r} model; compress works on GPT-2 (model_type 'gpt2') only")
+        raise BadInput(
+            f"{source}: is a {config.get('model_type')!r} model; compress works on GPT-2 (model_type 'gpt2') only"
+        )
     if config.get("add_cross_attention"):
         raise BadInput(f"{source}: has cross-attention; compress works on decoder-only GPT-2")
     return dict(config)
 
 
 def save_checkpoint(
-    folder: Path, model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerFast", stage: Stage, parent: str | Path | None = None
+    folder: Path,
+    model: "GPT2LMHeadModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    stage: Stage,
+    parent: str | Path | None = None,
 ) -> None:
     """Write model, tokenizer and lineage into `folder`, which exists and is empty (a staging folder)."""
     model.config.architectures = ["GPT2LMHeadModel"]
@@ -88,7 +108,10 @@ def save_checkpoint(
 def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", config: dict[str, Any], where: str | Path) -> None:
     """Raise `BadInput` when the tokenizer has ids that the model's table does not hold."""
     if len(tokenizer) > config["vocab_size"]:
-        raise BadInput(f"{where}: the tokenizer has {len(tokenizer)} tokens and the model's table {config['vocab_size']} rows; use the checkpoint's own tokenizer")
+        raise BadInput(
+            f"{where}: the tokenizer has {len(tokenizer)} tokens and the model's table {config['vocab_size']} rows; "
+            "use the checkpoint's own tokenizer"
+        )
 
 
 def _load(source: str | Path, read: Any) -> Any:
@@ -99,8 +122,18 @@ def _load(source: str | Path, read: Any) -> Any:
 
     try:
         return read()
-    except pickle.UnpicklingError as error:
-        raise BadInput(f"{source}: its weights are a pickle that asks to run code or is damaged; only safetensors and plain tensors are read") from error
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, EOFError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        if any(isinstance(cause, pickle.UnpicklingError) for cause in _causes(error)):
+            raise BadInput(
+                f"{source}: its weights are a pickle that asks to run code or is damaged; "
+                "only safetensors and plain tensors are read"
+            ) from error
         reason = " ".join(str(error).split())[:200]
         raise BadInput(f"{source}: cannot be read ({reason}); check the path, the files and the network") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from or while handling: loaders wrap each other's errors."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -26,7 +26,10 @@ def check_output(out: Path, kind: str) -> None:
     marker = OUR_FILES[kind]
     if out.is_dir():
         if any(out.iterdir()) and not (out / marker).is_file():
-            raise BadInput(f"--out {out}: this folder exists and is not a {kind} that compress wrote (no {marker}); choose another one")
+            raise BadInput(
+                f"--out {out}: this folder exists and is not a {kind} that compress wrote (no {marker}); "
+                "choose another one"
+            )
     elif out.exists() or out.is_symlink():
         raise BadInput(f"--out {out}: exists and is not a folder; choose another name")
     for parent in out.absolute().parents:

@@ -70,7 +70,10 @@ def verify_lineage(folder: Path) -> None:
         if not path.is_file():
             raise BadInput(f"{path}: missing, although {LINEAGE} lists it; make the folder again or fetch it again")
         if path.stat().st_size != known["size"]:
-            raise BadInput(f"{path}: {path.stat().st_size} bytes, {LINEAGE} says {known['size']}; the file is truncated or altered, fetch it again")
+            raise BadInput(
+                f"{path}: {path.stat().st_size} bytes, {LINEAGE} says {known['size']}; "
+                "the file is truncated or altered, fetch it again"
+            )
         if sha256(path) != known["sha256"]:
             raise BadInput(f"{path}: sha256 differs from {LINEAGE}; the file was altered, fetch it again")
 
@@ -103,7 +106,9 @@ def _read(folder: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != 1:
             raise BadInput(f"{path}: format {record['format']} is newer than this compress; upgrade chitchat-compress")
-        record["stages"], record["files"]  # noqa: B018 - both must be there
+        record["stages"], record["files"]  # both must be there
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: not a readable lineage ({error}); the file is truncated or altered, fetch the folder again") from error
+        raise BadInput(
+            f"{path}: not a readable lineage ({error}); the file is truncated or altered, fetch the folder again"
+        ) from error
     return dict(record)

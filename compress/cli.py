@@ -50,7 +50,7 @@ def data(
     as_json: Json = False,
 ) -> None:
     """Conversations → tokenised data set, split by conversation."""
-    from chitchat.dataset import build_dataset
+    from chitchat.builder import build_dataset
 
     figures = build_dataset(
         corpora,
@@ -96,7 +96,7 @@ def train(
     from chitchat.train import TrainOptions
     from chitchat.train import train as run_training
 
-    given = {
+    given: dict[str, Any] = {
         "init": init,
         "layers": layers,
         "width": width,
@@ -172,9 +172,7 @@ def quantize(
     """Checkpoint → checkpoint of blockwise integers, checked on held-out conversations."""
     from compress.quantize.stage import quantize as run_quantization
 
-    figures = run_quantization(
-        checkpoint, data, out, scheme=scheme, method=method, block_size=block_size, seed=seed
-    )
+    figures = run_quantization(checkpoint, data, out, scheme=scheme, method=method, block_size=block_size, seed=seed)
     show(figures, as_json)
 
 

@@ -13,7 +13,23 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-WORDS = "hello how are you today fine thanks and what about the weather rain sun tea music film good bad yes no".split()
+WORDS = [
+    "hello",
+    "how",
+    "are",
+    "you",
+    "fine",
+    "and",
+    "what",
+    "about",
+    "rain",
+    "sun",
+    "tea",
+    "music",
+    "good",
+    "yes",
+    "no",
+]
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +44,9 @@ def shared() -> Path:
 def conversations(count: int, seed: int = 0) -> list[list[str]]:
     """`count` made-up conversations of two to six turns."""
     draw = random.Random(seed)
-    return [[" ".join(draw.choices(WORDS, k=draw.randint(1, 8))) for _ in range(draw.randint(2, 6))] for _ in range(count)]
+    return [
+        [" ".join(draw.choices(WORDS, k=draw.randint(1, 8))) for _ in range(draw.randint(2, 6))] for _ in range(count)
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -72,4 +90,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_model, tiny_d
     out = tmp_path_factory.mktemp("checkpoint") / "teacher"
     with staged_folder(out, "checkpoint") as staging:
         save_checkpoint(staging, tiny_model, load_tokenizer(tiny_data), Stage("train", {}, seed=0))
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    """The tiny checkpoint as a float bundle, parity checked."""
+    from export.stage import export
+
+    out = tmp_path_factory.mktemp("bundle") / "bundle"
+    export(str(tiny_checkpoint), out)
     return out

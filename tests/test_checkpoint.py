@@ -26,7 +26,9 @@ def foreign(checkpoint: Path) -> Path:
     return checkpoint
 
 
-def test_a_checkpoint_is_what_transformers_loads_bit_for_bit(tiny_checkpoint: Path, tiny_model: GPT2LMHeadModel) -> None:
+def test_a_checkpoint_is_what_transformers_loads_bit_for_bit(
+    tiny_checkpoint: Path, tiny_model: GPT2LMHeadModel
+) -> None:
     """Users take our checkpoints to other tools: no class, no loader of ours may be needed."""
     theirs = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     ours = load_model(tiny_checkpoint)

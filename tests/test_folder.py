@@ -25,7 +25,7 @@ def test_a_folder_appears_only_when_its_block_has_ended(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(143)])
 def test_an_error_or_an_interrupt_leaves_nothing_behind(tmp_path: Path, error: BaseException) -> None:
     """Half a folder would be read as a whole one by the next stage."""
-    with pytest.raises(type(error)), staged_folder(tmp_path / "out", "data") as staging:
+    with pytest.raises(type(error)), staged_folder(tmp_path / "out", "data") as staging:  # noqa: PT012
         (staging / "data.json").write_text("{}")
         raise error
     assert os.listdir(tmp_path) == []
@@ -99,7 +99,9 @@ def small_disk(tmp_path: Path):
     """A real file system of 256 kB."""
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True, text=True
+    )
     if mounted.returncode:
         pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
     yield place
@@ -108,14 +110,17 @@ def small_disk(tmp_path: Path):
 
 def test_a_disk_that_fills_up_gives_one_line_and_leaves_nothing(small_disk: Path) -> None:
     """A full disk used to be a traceback and half a folder."""
-    with pytest.raises(BadInput, match=r"--out .*the disk is full"), staged_folder(small_disk / "out", "data") as staging:
+    with (
+        pytest.raises(BadInput, match=r"--out .*the disk is full"),
+        staged_folder(small_disk / "out", "data") as staging,
+    ):
         (staging / "data.json").write_bytes(b"x" * 1_000_000)
     assert os.listdir(small_disk) == []
 
 
 def test_a_full_disk_is_recognised_in_words_of_other_libraries(small_disk: Path, tiny_model) -> None:
     """safetensors tells ENOSPC in a string, not in an errno."""
-    with pytest.raises(BadInput, match="the disk is full"), staged_folder(small_disk / "out", "checkpoint") as staging:
+    with pytest.raises(BadInput, match="the disk is full"), staged_folder(small_disk / "out", "checkpoint") as staging:  # noqa: PT012
         for copy in range(9):
             tiny_model.save_pretrained(staging / str(copy))
     assert os.listdir(small_disk) == []
