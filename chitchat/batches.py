@@ -1,0 +1,86 @@
+"""Which windows make which optimizer step: a pure function of lengths, seed and step, the same on every machine.
+
+An optimizer step reads one *global* batch. Processes and accumulation steps share it out, so the same windows meet in
+the same step however many processes there are, and a resumed run only needs the number of its step.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+# Windows are sorted by length within a pool of so many batches: little padding, and still a fresh mix in every pass.
+POOL_BATCHES = 32
+
+
+class GlobalBatches:
+    """The windows of every optimizer step.
+
+    The passes over the data follow each other as one endless stream of windows, each pass in a new order. The stream
+    is cut into pools; a pool is sorted by length, cut into batches, and its batches are shuffled.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.batch_size = batch_size
+        self.seed = seed
+        # A pool that held a window several times would put the copies side by side, in one batch.
+        most = max(1, len(self.lengths) // (2 * batch_size))
+        self.pool_batches = min(POOL_BATCHES, most)
+        self._pass = lru_cache(maxsize=2)(self._shuffled)
+        self._pool = lru_cache(maxsize=1)(self._sorted_pool)
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """The indices of the windows of optimizer step `step` (0-based), int64 [batch_size]."""
+        pool, batch = divmod(step, self.pool_batches)
+        return self._pool(pool)[batch]
+
+    def tokens(self, steps: int) -> int:
+        """How many ids the first `steps` steps read, padding not counted."""
+        return int(sum(self.lengths[self[step]].sum() for step in range(steps)))
+
+    def padded_tokens(self, step: int, parts: int = 1) -> int:
+        """How many ids step `step` reads with its padding, when the batch is shared out among `parts`."""
+        return sum(int(self.lengths[part].max()) * len(part) for part in share_out(self[step], parts))
+
+    def _shuffled(self, number: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, 1, number]).permutation(len(self.lengths))
+
+    def _sorted_pool(self, number: int) -> list[np.ndarray]:
+        """The shuffled batches of pool `number`; within a batch the windows go from long to short."""
+        size = self.pool_batches * self.batch_size
+        positions = np.arange(number * size, (number + 1) * size)
+        passes, places = np.divmod(positions, len(self.lengths))
+        windows = np.concatenate([self._pass(int(one))[places[passes == one]] for one in np.unique(passes)])
+        windows = windows[np.argsort(-self.lengths[windows], kind="stable")]
+        batches = windows.reshape(self.pool_batches, self.batch_size)
+        order = np.random.default_rng([self.seed, 2, number]).permutation(self.pool_batches)
+        return [batches[place] for place in order]
+
+
+def share_out(batch: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Cut one global batch into `parts` of the same size and about the same number of tokens."""
+    return [batch[part::parts] for part in range(parts)]
+
+
+class ProcessBatches:
+    """The batches of one process, in order: what a `DataLoader` takes as its batch sampler.
+
+    It is one long epoch of `steps` times `accumulation` batches, so that a resumed run skips into it by counting.
+    """
+
+    def __init__(self, batches: GlobalBatches, steps: int, accumulation: int, process: int, processes: int) -> None:
+        self.batches = batches
+        self.steps = steps
+        self.accumulation = accumulation
+        self.process = process
+        self.processes = processes
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.steps):
+            parts = share_out(self.batches[step], self.accumulation * self.processes)
+            for turn in range(self.accumulation):
+                yield parts[turn * self.processes + self.process].tolist()

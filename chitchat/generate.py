@@ -1,0 +1,177 @@
+"""The full-precision generator: transformers' `generate` with its KV cache, one id at a time.
+
+It is what compressed models are compared with, so it is used as it comes: nothing is exported, fused or quantized.
+Ids go in and ids come out; text lives elsewhere.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from chitchat.dialogue import Dialogue
+from chitchat.errors import BadInput
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+# What an option is when it is not given: no choice is made for the caller but greedy search and a short reply.
+_DEFAULTS: dict[str, Any] = {
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "max_new_tokens": 64,
+    "min_new_tokens": 0,
+    "seed": None,
+}
+
+
+class TorchGenerator:
+    """Replies of a torch GPT-2. `context` is how many ids prompt and reply have together."""
+
+    def __init__(self, model: "GPT2LMHeadModel", dialogue: Dialogue, threads: int | None = None) -> None:
+        """`threads` sets torch's thread count, which is one for the whole process."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.model = model.eval()
+        self.dialogue = dialogue
+        self.context: int = model.config.n_positions
+
+    def stream(self, prompt_ids: list[int], options: Any = None) -> Iterator[int]:
+        """Yield the ids of a reply as they are generated; the end of turn ends it and is not yielded.
+
+        `options` is a mapping or dataclass with the field names of `serve.sampler.SamplingOptions`. The repetition
+        penalty is transformers' (divides positive logits, multiplies negative ones) over the ids of this reply. The
+        reply is cut where the context ends. With a `seed` the reply is the same every time. A consumer may stop
+        early: generation stops with it. Raises `BadInput` for a prompt that leaves no room for a reply.
+        """
+        room = self.context - len(prompt_ids)
+        if not prompt_ids or room < 1:
+            raise BadInput(
+                f"prompt of {len(prompt_ids)} ids: give 1 to {self.context - 1} for a context of {self.context}"
+            )
+        return self._stream(list(prompt_ids), _settings(options), room)
+
+    def blank(self, options: Any = None) -> Iterator[int]:
+        """Unconditional generation: a turn out of nothing."""
+        return self.stream(list(self.dialogue.blank_ids), options)
+
+    def _stream(self, prompt_ids: list[int], settings: dict[str, Any], room: int) -> Iterator[int]:
+        """Run `generate` in a thread of its own and hand over what it puts into a queue."""
+        streamer, stop = _QueueStreamer(), threading.Event()
+
+        def work() -> None:
+            try:
+                self._generate(prompt_ids, settings, room, streamer, stop)
+            except BaseException as error:
+                streamer.ids.put(error)
+            else:
+                streamer.ids.put(None)
+
+        thread = threading.Thread(target=work, name="generate", daemon=True)
+        thread.start()
+        try:
+            while (item := streamer.ids.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                if item != self.dialogue.end_of_turn_id:
+                    yield item
+        finally:
+            stop.set()
+            thread.join()
+
+    def _generate(
+        self, prompt_ids: list[int], settings: dict[str, Any], room: int, streamer: BaseStreamer, stop: threading.Event
+    ) -> None:
+        device = self.model.device
+        ids = torch.tensor([prompt_ids], device=device)
+        with torch.inference_mode(), torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+            if settings["seed"] is not None:
+                torch.manual_seed(settings["seed"])
+            else:
+                torch.seed()  # the fork would repeat itself otherwise
+            self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=self._configuration(settings, room),
+                logits_processor=_penalty(settings["repetition_penalty"], len(prompt_ids)),
+                stopping_criteria=StoppingCriteriaList([_StopWhen(stop)]),
+                streamer=streamer,
+            )
+
+    def _configuration(self, settings: dict[str, Any], room: int) -> GenerationConfig:
+        new = min(settings["max_new_tokens"], room)
+        fields: dict[str, Any] = {
+            "max_new_tokens": new,
+            "min_new_tokens": min(settings["min_new_tokens"], new),
+            "do_sample": settings["temperature"] > 0,
+            "use_cache": True,
+            "bos_token_id": self.dialogue.blank_ids[0],
+            "eos_token_id": self.dialogue.end_of_turn_id,
+            "pad_token_id": self.dialogue.pad_id,
+            "suppress_tokens": list(self.dialogue.banned_ids) or None,
+        }
+        if settings["temperature"] > 0:
+            fields |= {name: settings[name] for name in ("temperature", "top_k", "top_p")}
+        return GenerationConfig(**fields)
+
+
+class _QueueStreamer(BaseStreamer):
+    """Puts generated ids into a queue; the first thing that `generate` hands over is the prompt."""
+
+    def __init__(self) -> None:
+        self.ids: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
+        self._prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called by `generate` with int64 [1, prompt] once, then [1] per step."""
+        if self._prompt_seen:
+            self.ids.put(int(value.reshape(-1)[-1]))
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """Called by `generate` at the end; the end is told when `generate` returns."""
+
+
+class _StopWhen(StoppingCriteria):
+    """Ends generation once the consumer is gone."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Bool [batch]: whether each row is done."""
+        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
+
+
+def _penalty(penalty: float, prompt_length: int) -> LogitsProcessorList:
+    """transformers' own processor, told to leave the prompt out."""
+    if penalty == 1.0:
+        return LogitsProcessorList()
+    return LogitsProcessorList([RepetitionPenaltyLogitsProcessor(float(penalty), prompt_ignore_length=prompt_length)])
+
+
+def _settings(options: Any) -> dict[str, Any]:
+    """The known fields of a mapping or dataclass over the defaults."""
+    if options is None:
+        given: Mapping[str, Any] = {}
+    elif is_dataclass(options) and not isinstance(options, type):
+        given = asdict(options)
+    else:
+        given = dict(options)
+    settings = {name: given.get(name, default) for name, default in _DEFAULTS.items()}
+    if settings["max_new_tokens"] < 1:
+        raise BadInput(f"--max-new-tokens {settings['max_new_tokens']}: give at least 1")
+    return settings

@@ -1,0 +1,163 @@
+"""Perplexity, bits per byte and token accuracy: one definition for torch models and for shipped engines alike.
+
+A scorer is any function that gives, for id sequences, the negative log-likelihood of each next id and whether it was
+the most likely one. Nothing here knows where the numbers come from.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chitchat.errors import WorkFailed
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+    from chitchat.dataset import Windows
+
+# For id sequences of length n: (nll float64 [n - 1] in nats of ids[1:], hit bool [n - 1]: the argmax was ids[1:]).
+TokenScorer = Callable[[Sequence[Sequence[int]]], list[tuple[np.ndarray, np.ndarray]]]
+
+_WINDOWS_AT_ONCE = 128
+_LOGITS_AT_ONCE = 2**24  # 64 MB of float32
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a model predicts text. `nll_per_token` is in nats; `bytes` are UTF-8 bytes of the scored turns."""
+
+    perplexity: float
+    nll_per_token: float
+    bits_per_byte: float
+    token_accuracy: float
+    tokens: int
+    bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as a dict."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums per conversation, so that a bootstrap can draw conversations. All arrays are [conversations].
+
+    `conversation` int64 is the number in the split; `nll` float64 in nats; `tokens`, `hits`, `bytes` int64.
+    """
+
+    conversation: np.ndarray
+    nll: np.ndarray
+    tokens: np.ndarray
+    hits: np.ndarray
+    bytes: np.ndarray
+
+    def score(self) -> Score:
+        """The figures over all conversations. Raises `WorkFailed` where there was nothing to score."""
+        tokens, size = int(self.tokens.sum()), int(self.bytes.sum())
+        if not tokens or not size:
+            raise WorkFailed("there is no token to score: the split has no text with labels")
+        nll = float(self.nll.sum())
+        return Score(
+            perplexity=math.exp(min(nll / tokens, 700.0)),
+            nll_per_token=nll / tokens,
+            bits_per_byte=nll / math.log(2) / size,
+            token_accuracy=int(self.hits.sum()) / tokens,
+            tokens=tokens,
+            bytes=size,
+        )
+
+
+def score(scorer: TokenScorer, windows: "Windows", max_tokens: int | None = None) -> Score:
+    """Score the windows in order, whole windows until `max_tokens` labels are reached.
+
+    Only positions with a label count. Bits per byte are all their nats (those of end-of-turn ids included, which have
+    no bytes) over the UTF-8 bytes of the turns, so the figure is comparable between tokenizers. Where a conversation
+    begins without a start id, its very first id is predicted from nothing and not scored, though its bytes count.
+    """
+    return conversation_sums(scorer, windows, max_tokens).score()
+
+
+def conversation_sums(scorer: TokenScorer, windows: "Windows", max_tokens: int | None = None) -> Sums:
+    """The sums that `score` divides, conversation by conversation."""
+    rows: list[tuple[int, float, int, int, int]] = []
+    tokens = 0
+    for start in range(0, len(windows), _WINDOWS_AT_ONCE):
+        numbers = range(start, min(start + _WINDOWS_AT_ONCE, len(windows)))
+        part = [(number, windows[number]) for number in numbers]
+        kept = []
+        for number, window in part:
+            if max_tokens is not None and tokens >= max_tokens:
+                break
+            wanted = np.asarray(window["labels"][1:]) != -100
+            tokens += int(wanted.sum())
+            kept.append((number, window["input_ids"], wanted))
+        for (number, _, wanted), (nll, hit) in zip(kept, scorer([ids for _, ids, _ in kept]), strict=True):
+            sums = float(nll[wanted].sum(dtype=np.float64)), int(wanted.sum()), int(hit[wanted].sum())
+            rows.append((int(windows.conversation[number]), *sums, int(windows.text_bytes[number])))
+        if len(kept) < len(part):
+            break
+    return _by_conversation(rows)
+
+
+def _by_conversation(rows: list[tuple[int, float, int, int, int]]) -> Sums:
+    columns = [np.asarray(column) for column in zip(*rows, strict=True)] or [np.zeros(0)] * 5
+    conversation, place = np.unique(columns[0].astype(np.int64), return_inverse=True)
+    nll, *counts = (np.bincount(place, weights=column, minlength=len(conversation)) for column in columns[1:])
+    return Sums(conversation, nll, *(count.astype(np.int64) for count in counts))
+
+
+def torch_scorer(model: "GPT2LMHeadModel", batch_tokens: int = 4096) -> TokenScorer:
+    """A scorer of a torch GPT-2, on the device where the model is, in the model's precision with float32 logits.
+
+    Sequences of like length go together, at most about `batch_tokens` ids at once. The model is put in eval mode for
+    the call and back into the mode that it had.
+    """
+    import torch
+
+    def scorer(sequences: Sequence[Sequence[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        results = [(np.zeros(0), np.zeros(0, dtype=bool))] * len(sequences)
+        order = sorted((i for i in range(len(sequences)) if len(sequences[i]) > 1), key=lambda i: len(sequences[i]))
+        training = model.training
+        model.eval()
+        try:
+            with torch.inference_mode():
+                while order:
+                    count = max(1, batch_tokens // len(sequences[order[-1]]))
+                    batch, order = order[-count:], order[:-count]
+                    for i, result in zip(batch, _score_batch(model, [sequences[i] for i in batch]), strict=True):
+                        results[i] = result
+        finally:
+            model.train(training)
+        return results
+
+    return scorer
+
+
+def _score_batch(model: "GPT2LMHeadModel", batch: list[Sequence[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Score right-padded sequences in one forward pass; the head runs on real positions, in pieces."""
+    import torch
+
+    longest = max(map(len, batch))
+    if longest > model.config.n_positions:
+        raise ValueError(f"a sequence of {longest} ids does not fit the context of {model.config.n_positions}")
+    device = model.transformer.wte.weight.device
+    ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    for row, sequence in enumerate(batch):
+        ids[row, : len(sequence)] = torch.as_tensor(sequence)
+    lengths = torch.tensor([len(sequence) for sequence in batch])
+    wanted = (torch.arange(longest - 1)[None] < (lengths - 1)[:, None]).to(device)  # [batch, longest - 1]
+    ids = ids.to(device)
+    # Embeddings instead of ids, and no mask: causal attention never sees what stands to the right of a token.
+    states = model.transformer(inputs_embeds=model.transformer.wte(ids), use_cache=False).last_hidden_state
+    states, targets = states[:, :-1][wanted], ids[:, 1:][wanted]
+    nll, hit = [], []
+    rows = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
+    for state, target in zip(states.split(rows), targets.split(rows), strict=True):
+        logits = model.lm_head(state).float()  # [rows, vocab]
+        nll.append(torch.nn.functional.cross_entropy(logits, target, reduction="none").double().cpu())
+        hit.append((logits.argmax(-1) == target).cpu())
+    cuts = np.cumsum([len(sequence) - 1 for sequence in batch])[:-1]
+    return list(zip(np.split(torch.cat(nll).numpy(), cuts), np.split(torch.cat(hit).numpy(), cuts), strict=True))

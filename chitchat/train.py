@@ -1,0 +1,241 @@
+"""The stage `train`: a chat model from scratch or from a checkpoint, fine-tuned on a data set.
+
+Both chit-chat families count every turn in the loss, so that is the default; `loss="replies"` leaves out what the
+other side says. How a run is planned, killed and resumed stands in `chitchat.trainer`.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, read_config, save_checkpoint
+from chitchat.curve import save_curve
+from chitchat.dataset import ChatData, open_dataset
+from chitchat.errors import BadInput
+from chitchat.folder import check_output, staged_folder
+from chitchat.lineage import Stage, identity
+from chitchat.objective import NextToken
+from chitchat.processes import Processes
+from chitchat.score import score, torch_scorer
+from chitchat.trainer import FitOptions, FitResult, fit, weights_sha256
+from chitchat.workfolder import WorkFolder
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+# The demo's model, some 3 M parameters with a vocabulary of 4,096.
+SCRATCH_SHAPE = {"layers": 5, "width": 192, "heads": 6, "context": 128}
+FINE_TUNING_RATE = 1e-4
+SCRATCH_DECAY, FINE_TUNING_DECAY = 0.1, 0.01
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What to train and for how long; `BadInput` names the command-line option of a value that cannot be used.
+
+    `init` is a checkpoint folder or hub id: it brings its shape and its tokenizer. Without it, `layers`, `width`,
+    `heads`, `ffn` (default 4 times the width) and `context` describe a new model. `context` is the window length
+    (default: the model's). `batch_size` counts windows per optimizer step over all processes and accumulation steps.
+    `warmup` is a share of the steps. None for `learning_rate`, `dropout` takes what suits: see `scratch_rate`; no
+    dropout from scratch, the checkpoint's own with `init`. `patience` counts evaluations; None never stops early.
+    """
+
+    init: str | None = None
+    layers: int | None = None
+    width: int | None = None
+    heads: int | None = None
+    ffn: int | None = None
+    context: int | None = None
+    epochs: float | None = None
+    max_minutes: float | None = None
+    patience: int | None = 4
+    batch_size: int = 16
+    grad_accumulation: int = 1
+    learning_rate: float | None = None
+    warmup: float = 0.05
+    clip: float = 1.0
+    dropout: float | None = None
+    loss: str = "all"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "ffn", "context", "patience", "batch_size", "grad_accumulation"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "give a whole number from 1 up")
+        for name in ("epochs", "max_minutes", "learning_rate", "clip"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < math.inf, name, value, "give a number above 0")
+        _require(0 <= self.warmup < 1, "warmup", self.warmup, "it is a share of the steps; give 0 or more and below 1")
+        _require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "give 0 or more and below 1")
+        _require(self.loss in ("all", "replies"), "loss", self.loss, "give all or replies")
+        _require(self.seed >= 0, "seed", self.seed, "give a whole number from 0 up")
+        if (self.epochs is None) == (self.max_minutes is None):
+            given = "both are given" if self.epochs else "neither is given"
+            raise BadInput(f"--epochs, --max-minutes: {given}; give one of them")
+        if self.init is not None:
+            for name in ("layers", "width", "heads", "ffn"):
+                value = getattr(self, name)
+                _require(value is None, name, value, f"--init {self.init} brings its own shape; leave one of them out")
+        else:
+            width, heads = self.width or SCRATCH_SHAPE["width"], self.heads or SCRATCH_SHAPE["heads"]
+            _require(
+                width % heads == 0, "width", width, f"is not a multiple of the {heads} heads; change --width or --heads"
+            )
+
+
+def train(data: Path, out: Path, options: TrainOptions, resume: bool = False) -> dict[str, Any]:
+    """Train on the data set `data` and write the checkpoint `out`; returns the figures.
+
+    With `resume` an unfinished run with the same options goes on; where there is none it begins. Under a launcher
+    every process calls this; the first one writes. Figures: `validation_loss`, `perplexity`, `bits_per_byte`,
+    `token_accuracy` (of the best evaluation), `steps`, `tokens`, `parameters`, `minutes`, `stopped_early`.
+    """
+    out = Path(out)
+    check_output(out, "checkpoint")
+    opened = open_dataset(data)
+    model = _initial_model(options, opened)
+    context = _context(options, model)
+    replies = options.loss == "replies"
+    windows = opened.windows("train", context, replies_only=replies)
+    held_out = opened.windows("validation", context, replies_only=replies)
+    if not len(held_out):
+        raise BadInput(f"{data}: holds no validation conversations; build it with a larger --validation")
+
+    def evaluate(model: "GPT2LMHeadModel", max_tokens: int) -> dict[str, float]:
+        result = score(torch_scorer(model), held_out, max_tokens)
+        return {"loss": result.nll_per_token, **{name: result.as_json()[name] for name in FIGURES}}
+
+    work = WorkFolder(out.parent / f".{out.name}.training")
+    inputs = {"data": opened.identity, "weights": weights_sha256(model), "context": context, "loss": options.loss}
+    result = fit(model, windows, NextToken(evaluate), _fit_options(options, model), work, inputs, resume=resume)
+    figures = _figures(model, result)
+    processes = Processes()
+    if processes.first:
+        with staged_folder(out, "checkpoint") as staging:
+            save_curve(staging, result.log)
+            save_checkpoint(staging, model, opened.tokenizer, _stage(options, opened, result, figures), options.init)
+        work.remove()
+    processes.wait()
+    return figures
+
+
+FIGURES = ("perplexity", "bits_per_byte", "token_accuracy", "tokens")
+
+
+def scratch_rate(width: int) -> float:
+    """The peak learning rate of a model from scratch: narrow models want more, 2e-3 at most (measured at width 192)."""
+    return min(2e-3, 0.4 / width)
+
+
+def _initial_model(options: TrainOptions, data: ChatData) -> "GPT2LMHeadModel":
+    if options.init is None:
+        return _new_model(options, data)
+    config = read_config(options.init)
+    tokenizer = load_tokenizer(options.init)
+    check_vocabulary(tokenizer, config, options.init)
+    if tokenizer.get_vocab() != data.tokenizer.get_vocab():
+        raise BadInput(
+            f"--init {options.init}: the data set's vocabulary does not match the checkpoint ({len(data.tokenizer)} "
+            f"tokens in {data.path}, {len(tokenizer)} in the checkpoint); build the data set with "
+            f"--tokenizer {options.init}"
+        )
+    model = load_model(options.init)
+    if options.dropout is not None:
+        _set_dropout(model, options.dropout)
+    return model
+
+
+def _new_model(options: TrainOptions, data: ChatData) -> "GPT2LMHeadModel":
+    """A model with random weights that depend on the seed and the shape alone."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = {name: getattr(options, name) or default for name, default in SCRATCH_SHAPE.items()}
+    dialogue = data.dialogue
+    dropout = options.dropout or 0.0
+    config = GPT2Config(
+        vocab_size=data.vocab_size,
+        n_layer=shape["layers"],
+        n_embd=shape["width"],
+        n_head=shape["heads"],
+        n_inner=options.ffn,
+        n_positions=shape["context"],
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        bos_token_id=dialogue.blank_ids[0],
+        eos_token_id=dialogue.end_of_turn_id,
+        pad_token_id=dialogue.pad_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        return GPT2LMHeadModel(config)
+
+
+def _set_dropout(model: "GPT2LMHeadModel", dropout: float) -> None:
+    import torch
+
+    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        setattr(model.config, name, dropout)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+
+
+def _context(options: TrainOptions, model: "GPT2LMHeadModel") -> int:
+    longest = model.config.n_positions
+    context = options.context or longest
+    if context > longest:
+        raise BadInput(
+            f"--context {context}: the model of --init {options.init} has {longest} positions; give at most {longest}"
+        )
+    return context
+
+
+def _fit_options(options: TrainOptions, model: "GPT2LMHeadModel") -> FitOptions:
+    scratch = options.init is None
+    default = scratch_rate(model.config.n_embd) if scratch else FINE_TUNING_RATE
+    return FitOptions(
+        learning_rate=options.learning_rate or default,
+        batch_size=options.batch_size,
+        grad_accumulation=options.grad_accumulation,
+        epochs=options.epochs,
+        max_minutes=options.max_minutes,
+        patience=options.patience,
+        warmup=options.warmup,
+        clip=options.clip,
+        weight_decay=SCRATCH_DECAY if scratch else FINE_TUNING_DECAY,
+        seed=options.seed,
+    )
+
+
+def _figures(model: "GPT2LMHeadModel", result: FitResult) -> dict[str, Any]:
+    return {
+        "validation_loss": result.after["loss"],
+        **{name: result.after[name] for name in FIGURES if name != "tokens"},
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "tokens": result.tokens,
+        "parameters": model.num_parameters(),
+        "minutes": result.minutes,
+        "stopped_early": result.stopped_early,
+    }
+
+
+def _stage(options: TrainOptions, data: ChatData, result: FitResult, figures: dict[str, Any]) -> Stage:
+    """The record for the lineage; figures are those of the validation tokens that evaluations read."""
+    folder = Path(options.init) if options.init else None
+    return Stage(
+        "train",
+        asdict(options),
+        options.seed,
+        parent_sha256=identity(folder) if folder and folder.is_dir() else None,
+        data_sha256=data.identity,
+        metrics={"before": dict(result.before), "after": dict(result.after), **figures},
+    )
+
+
+def _require(good: bool, name: str, value: Any, remedy: str) -> None:
+    if not good:
+        raise BadInput(f"--{name.replace('_', '-')} {value}: {remedy}")

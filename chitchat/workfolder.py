@@ -1,0 +1,136 @@
+"""The work folder of a training: its plan, and checkpoints that are complete or ignored.
+
+It stands beside the output (`.NAME.training/`) while a training runs. A process can be killed at any moment: the plan
+is written atomically, a checkpoint counts once its marker `complete` is there, and what goes away is renamed first, so
+that half of a removed checkpoint is never taken for a whole one.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from chitchat.errors import BadInput
+
+MARKER = "complete"
+PLAN = "plan.json"
+_CHECKPOINT = "checkpoint-"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fixed once, before the first step, so that a resumed run ends where an uninterrupted one does.
+
+    `key` is what must not change (options, inputs, number of processes). Every `log_every` steps the loss is noted,
+    every `save_every` (a multiple of it) a checkpoint is written, every `eval_every` (a multiple of that) the model is
+    evaluated on `eval_tokens` validation tokens. `before` are the figures of the untrained model.
+    """
+
+    key: Mapping[str, Any]
+    total_steps: int
+    log_every: int
+    save_every: int
+    eval_every: int
+    eval_tokens: int
+    step_seconds: float
+    before: Mapping[str, float]
+
+
+class WorkFolder:
+    """The files of one training under `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(os.path.abspath(path))
+
+    def read_plan(self, key: Mapping[str, Any]) -> Plan | None:
+        """The plan of an earlier run with the same `key`, or None. Raises `BadInput` when the key is another one."""
+        file = self.path / PLAN
+        if not file.is_file():
+            return None
+        try:
+            plan = Plan(**json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise BadInput(f"--resume: {file} cannot be read ({error}); leave --resume out to start anew") from error
+        changed = _differences(plan.key, json.loads(json.dumps(key)))
+        if changed:
+            raise BadInput(
+                f"--resume: the unfinished run in {self.path} was started with other values ({'; '.join(changed)}); "
+                "give the same ones, or leave --resume out to start anew"
+            )
+        return plan
+
+    def write_plan(self, plan: Plan) -> None:
+        """Write the plan so that it is there whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.path / f"{PLAN}.partial"
+        temporary.write_text(json.dumps(asdict(plan), indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path / PLAN)
+
+    def checkpoints(self) -> list[Path]:
+        """The complete checkpoints, oldest first."""
+        found = [path for path in self.path.glob(f"{_CHECKPOINT}*") if (path / MARKER).is_file()]
+        return sorted(found, key=_step)
+
+    def mark_complete(self, step: int, seconds: float) -> None:
+        """Declare the checkpoint of `step` whole; `seconds` is the time that was spent up to it."""
+        marker = self.path / f"{_CHECKPOINT}{step}" / MARKER
+        marker.write_text(json.dumps({"step": step, "seconds": seconds}), encoding="utf-8")
+
+    def seconds_spent(self) -> float:
+        """How long the runs before this one worked on what the newest checkpoint holds."""
+        found = self.checkpoints()
+        try:
+            return float(json.loads((found[-1] / MARKER).read_text(encoding="utf-8"))["seconds"]) if found else 0.0
+        except ValueError:  # killed while it wrote the figure; the checkpoint before the marker is whole
+            return 0.0
+
+    def keep_only(self, keep: set[str]) -> None:
+        """Remove every checkpoint whose folder name is not in `keep`."""
+        for path in self.checkpoints():
+            if path.name not in keep:
+                _remove(path)
+
+    def sweep(self) -> None:
+        """Remove incomplete checkpoints and what is left of removed ones."""
+        whole = {path.name for path in self.checkpoints()}
+        for path in self.path.glob("*"):
+            if path.is_dir() and path.name not in whole:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        for left in self.path.parent.glob(f"{self.path.name}.removed-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        if self.path.exists():
+            _remove(self.path)
+
+
+def _remove(path: Path) -> None:
+    """Rename, which is atomic, then delete, which is not."""
+    gone = path.with_name(f"{path.name}.removed-{os.getpid()}")
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _step(path: Path) -> int:
+    number = path.name.removeprefix(_CHECKPOINT)
+    return int(number) if number.isdigit() else -1
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`name old, now new` for every value that differs, in flat order."""
+    found = []
+    for name in sorted({*old, *new}):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += _differences(before, now)
+        elif before != now:
+            found.append(f"{name} {_short(before)}, now {_short(now)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    return str(value)[:12]

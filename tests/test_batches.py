@@ -1,0 +1,60 @@
+"""Which windows make which step."""
+
+import numpy as np
+import pytest
+
+from chitchat.batches import GlobalBatches, ProcessBatches, share_out
+
+LENGTHS = np.random.default_rng(1).integers(5, 128, 500)
+
+
+def test_every_window_is_read_once_in_a_pass():
+    """Stops: windows that are dropped at the end of a pass, or read twice in it."""
+    batches = GlobalBatches(LENGTHS[:480], 16, seed=0)
+    seen = np.concatenate([batches[step] for step in range(30)])
+    pools = np.concatenate([batches[step] for step in range(60)])
+    assert np.bincount(pools, minlength=480).tolist() == [2] * 480
+    assert np.bincount(seen, minlength=480).max() == 1
+
+
+def test_windows_of_like_length_meet():
+    """Stops: batches that are mostly padding."""
+    batches = GlobalBatches(LENGTHS, 8, seed=0)
+    padded = sum(batches.padded_tokens(step) for step in range(60))
+    shuffled = np.random.default_rng(0).permutation(LENGTHS)[:480].reshape(60, 8)
+    plain = sum(row.max() * 8 for row in shuffled)
+    read = batches.tokens(60)
+    assert (padded - read) * 4 < plain - read
+
+
+def test_a_step_needs_only_its_number():
+    """Stops: an order that depends on what was read before, which no resumed run could repeat."""
+    forward = GlobalBatches(LENGTHS, 8, seed=3)
+    orders = [forward[step].tolist() for step in range(200)]
+    backward = GlobalBatches(LENGTHS, 8, seed=3)
+    assert [backward[step].tolist() for step in range(199, -1, -1)][::-1] == orders
+    assert GlobalBatches(LENGTHS, 8, seed=4)[0].tolist() != orders[0]
+    assert orders[:62] != orders[62:124]
+
+
+@pytest.mark.parametrize(("accumulation", "processes"), [(1, 1), (2, 1), (1, 4), (2, 2)])
+def test_processes_and_accumulation_share_out_the_same_global_batch(accumulation, processes):
+    """Stops: two processes that read the same windows, or a global batch that depends on how many there are."""
+    batches = GlobalBatches(LENGTHS, 8, seed=0)
+    parts = [list(ProcessBatches(batches, 5, accumulation, one, processes)) for one in range(processes)]
+    assert {len(part) for part in parts} == {5 * accumulation}
+    for step in range(5):
+        mine = [
+            window
+            for part in parts
+            for batch in part[step * accumulation : (step + 1) * accumulation]
+            for window in batch
+        ]
+        assert sorted(mine) == sorted(batches[step].tolist())
+
+
+def test_a_batch_larger_than_the_data_still_works():
+    """Stops: an empty data loader, or an endless one, for a handful of conversations."""
+    batches = GlobalBatches(np.asarray([7, 9, 11]), 8, seed=0)
+    assert sorted(set(batches[0].tolist())) == [0, 1, 2]
+    assert [len(part) for part in share_out(batches[1], 4)] == [2, 2, 2, 2]

@@ -1,0 +1,123 @@
+"""The full-precision generator."""
+
+import dataclasses
+import logging
+import threading
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from chitchat.dataset import open_dataset
+from chitchat.errors import BadInput
+from chitchat.generate import TorchGenerator
+
+GREEDY = {"temperature": 0.0, "max_new_tokens": 12}
+
+
+@pytest.fixture
+def generator(tiny_model, tiny_data):
+    """A generator whose random model has strong opinions; with a tied head it would only repeat its last token."""
+    torch.manual_seed(0)
+    config = GPT2Config(**{**tiny_model.config.to_dict(), "tie_word_embeddings": False, "initializer_range": 0.3})
+    return TorchGenerator(GPT2LMHeadModel(config), open_dataset(tiny_data).dialogue)
+
+
+@pytest.fixture
+def prompt(tiny_data):
+    return open_dataset(tiny_data).windows("validation", 24)[0]["input_ids"]
+
+
+def greedy_by_hand(model, dialogue, prompt, count, penalty=1.0, least=0):
+    """Argmax without a cache, banned ids out, the penalty over the reply's ids."""
+    reply = []
+    for _ in range(count):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + reply])).logits[0, -1].clone()
+        for token in set(reply):
+            logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+        logits[list(dialogue.banned_ids)] = -torch.inf
+        if len(reply) < least:
+            logits[dialogue.end_of_turn_id] = -torch.inf
+        token = int(logits.argmax())
+        if token == dialogue.end_of_turn_id:
+            break
+        reply.append(token)
+    return reply
+
+
+@pytest.mark.parametrize(("penalty", "least"), [(1.0, 0), (1.5, 6)])
+def test_greedy_is_the_argmax_without_a_cache(generator, prompt, penalty, least):
+    """Stops: a cache with wrong positions, banned ids in a reply, a penalty over the prompt or blind to signs."""
+    options = {**GREEDY, "repetition_penalty": penalty, "min_new_tokens": least}
+    expected = greedy_by_hand(generator.model, generator.dialogue, prompt, 12, penalty, least)
+    assert len(expected) == 12
+    assert list(generator.stream(prompt, options)) == expected
+
+
+def test_a_reply_ends_at_the_end_of_turn_which_is_not_given(generator, prompt):
+    """Stops: an end of turn that shows up in the text or does not end the reply."""
+    reply = list(generator.stream(prompt, GREEDY))
+    end = reply[3]
+    generator.dialogue = dataclasses.replace(generator.dialogue, end_of_turn_id=end)
+    assert list(generator.stream(prompt, GREEDY)) == reply[: reply.index(end)]
+
+
+def test_a_seed_repeats_a_sample_and_leaves_the_global_generator_alone(generator, prompt):
+    """Stops: samples that cannot be repeated, and a reply that changes what a training draws."""
+    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 16, "min_new_tokens": 16}
+    state = torch.random.get_rng_state()
+    first, again = (list(generator.stream(prompt, {**options, "seed": 7})) for _ in range(2))
+    other = list(generator.stream(prompt, {**options, "seed": 8}))
+    assert first == again != other
+    assert len(first) == 16
+    assert list(generator.stream(prompt, options)) != list(generator.stream(prompt, options))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_options_may_be_a_dataclass_and_top_k_one_is_greedy(generator, prompt):
+    """Stops: field names that drift from `serve.sampler.SamplingOptions`, and options that are silently ignored."""
+    from serve.sampler import SamplingOptions
+
+    sampled = SamplingOptions(temperature=1.0, top_k=1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=5)
+    greedy = SamplingOptions(temperature=0.0, repetition_penalty=1.0, max_new_tokens=5)
+    assert list(generator.stream(prompt, sampled)) == list(generator.stream(prompt, greedy))
+
+
+def test_a_reply_never_exceeds_the_context(generator, prompt):
+    """Stops: an index error in the position table in the middle of a reply."""
+    long = (prompt * 10)[:60]
+    options = {**GREEDY, "max_new_tokens": 50, "min_new_tokens": 50}
+    assert len(list(generator.stream(long, options))) == 4
+    for bad in ([], (prompt * 10)[:64]):
+        with pytest.raises(BadInput, match="give 1 to 63"):
+            generator.stream(bad, options)
+
+
+def test_a_consumer_that_leaves_stops_the_generation(generator, prompt):
+    """Stops: a thread that goes on generating for a client that is gone."""
+    stream = generator.stream(prompt, {**GREEDY, "max_new_tokens": 40, "min_new_tokens": 40})
+    next(stream)
+    stream.close()
+    assert not any(thread.name == "generate" for thread in threading.enumerate())
+
+
+def test_an_error_in_the_thread_reaches_the_consumer(generator, prompt, monkeypatch):
+    """Stops: a consumer that waits for ever on a queue that nobody fills."""
+
+    def fail(**_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(generator.model, "generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(generator.stream(prompt, GREEDY))
+
+
+def test_unconditional_generation_begins_with_the_blank_prompt(generator, caplog):
+    """Stops: a blank prompt that warns of a missing mask or gives nothing."""
+    options = {**GREEDY, "min_new_tokens": 3}
+    with caplog.at_level(logging.WARNING, logger="transformers"):
+        blank = list(generator.blank(options))
+    assert len(blank) >= 3
+    assert blank == list(generator.stream(list(generator.dialogue.blank_ids), options))
+    assert not caplog.records

@@ -1,0 +1,114 @@
+"""The stage `train`: shapes, checkpoints to start from, bad options, what is written."""
+
+import json
+
+import pytest
+
+from chitchat.checkpoint import load_model, load_tokenizer, read_config
+from chitchat.dataset import build_dataset, open_dataset
+from chitchat.errors import BadInput
+from chitchat.lineage import identity, read_lineage, verify_lineage
+from chitchat.score import score, torch_scorer
+from chitchat.train import TrainOptions, scratch_rate, train
+
+TINY = {"layers": 2, "width": 32, "heads": 4, "context": 32, "batch_size": 8, "epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_data, tmp_path_factory):
+    """A checkpoint from scratch and its figures."""
+    out = tmp_path_factory.mktemp("train") / "teacher"
+    return out, train(tiny_data, out, TrainOptions(**TINY, ffn=64))
+
+
+def test_from_scratch_gives_an_ordinary_checkpoint_with_its_figures(trained, tiny_data):
+    """Stops: a checkpoint that others cannot read, figures of other weights, a lineage that does not verify."""
+    out, figures = trained
+    verify_lineage(out)
+    config = read_config(out)
+    assert [config[name] for name in ("n_layer", "n_embd", "n_head", "n_inner", "n_positions")] == [2, 32, 4, 64, 32]
+    assert config["architectures"] == ["GPT2LMHeadModel"]
+    data = open_dataset(tiny_data)
+    assert config["eos_token_id"] == data.dialogue.end_of_turn_id
+    assert load_tokenizer(out).get_vocab() == data.tokenizer.get_vocab()
+    found = score(torch_scorer(load_model(out)), data.windows("validation", 32))
+    assert figures["validation_loss"] == pytest.approx(found.nll_per_token, rel=1e-5)
+    assert figures["token_accuracy"] == pytest.approx(found.token_accuracy, abs=0.01)
+    (record,) = read_lineage(out)
+    assert record["data_sha256"] == data.identity
+    assert record["metrics"]["before"]["loss"] > record["metrics"]["after"]["loss"]
+    log = json.loads((out / "training-log.json").read_text())
+    assert log[-1]["step"] == figures["steps"]
+    assert (out / "training-curve.png").stat().st_size > 1000
+
+
+def test_the_same_options_give_the_same_folder_and_another_seed_does_not(trained, tiny_data, tmp_path):
+    """Stops: a run that cannot be repeated, or a seed without effect."""
+    for name, seed in (("again", 0), ("other", 1)):
+        train(tiny_data, tmp_path / name, TrainOptions(**TINY, ffn=64, seed=seed))
+    assert identity(tmp_path / "again") == identity(trained[0]) != identity(tmp_path / "other")
+
+
+def test_init_goes_on_from_a_checkpoint_and_keeps_its_history(trained, tiny_data, tmp_path):
+    """Stops: fine-tuning that begins at random weights, loses the lineage, or ignores `loss` and `dropout`."""
+    out, before = trained
+    options = TrainOptions(init=str(out), context=24, epochs=0.5, batch_size=8, loss="replies", dropout=0.2)
+    train(tiny_data, tmp_path / "tuned", options)
+    first, second = read_lineage(tmp_path / "tuned")
+    assert second["parent_sha256"] == identity(out)
+    assert second["metrics"]["before"]["tokens"] < first["metrics"]["after"]["tokens"]
+    assert second["metrics"]["before"]["loss"] == pytest.approx(before["validation_loss"], rel=0.1)
+    config = read_config(tmp_path / "tuned")
+    assert (config["n_positions"], config["n_inner"], config["resid_pdrop"]) == (32, 64, 0.2)
+
+
+def test_a_data_set_of_another_vocabulary_is_refused(trained, tiny_corpus, tmp_path):
+    """Stops: a model that is trained on ids which mean other words."""
+    build_dataset([str(tiny_corpus)], tmp_path / "data", vocab_size=280, validation=0.2)
+    with pytest.raises(BadInput, match=r"vocabulary does not match the checkpoint.*--tokenizer"):
+        train(tmp_path / "data", tmp_path / "out", TrainOptions(init=str(trained[0]), epochs=1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_context_longer_than_the_models_is_refused(trained, tiny_data, tmp_path):
+    """Stops: an index error in the position table after the first batch."""
+    with pytest.raises(BadInput, match=r"--context 512.*has 32 positions.*at most 32"):
+        train(tiny_data, tmp_path / "out", TrainOptions(init=str(trained[0]), context=512, epochs=1))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 30}, r"--width 30: is not a multiple of the 4 heads"),
+        ({"patience": 0}, r"--patience 0"),
+        ({"epochs": None}, r"--epochs, --max-minutes: neither is given"),
+        ({"max_minutes": 1.0}, r"--epochs, --max-minutes: both are given"),
+        ({"epochs": 0.0}, r"--epochs 0.0: give a number above 0"),
+        ({"epochs": None, "max_minutes": float("nan")}, r"--max-minutes nan"),
+        ({"batch_size": 0}, r"--batch-size 0"),
+        ({"warmup": 1.0}, r"--warmup 1.0"),
+        ({"dropout": -0.1}, r"--dropout -0.1"),
+        ({"loss": "some"}, r"--loss some: give all or replies"),
+        ({"learning_rate": float("inf")}, r"--learning-rate inf"),
+        ({"init": "somewhere"}, r"--layers 2: --init somewhere brings its own shape"),
+    ],
+)
+def test_options_that_cannot_be_used_are_named(changes, message):
+    """Stops: a traceback, or a run that ignores what was asked."""
+    with pytest.raises(BadInput, match=message):
+        TrainOptions(**{**TINY, **changes})
+
+
+def test_a_folder_that_is_not_ours_is_not_touched(tiny_data, tmp_path):
+    """Stops: minutes of training before the output turns out to be somebody's folder."""
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(BadInput, match="not a checkpoint that compress wrote"):
+        train(tiny_data, tmp_path, TrainOptions(**TINY))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_narrow_models_learn_faster_within_bounds():
+    """Stops: a default rate at which GPT-2's own width diverges."""
+    assert scratch_rate(192) == 2e-3
+    assert scratch_rate(768) == pytest.approx(5.2e-4, rel=0.01)
