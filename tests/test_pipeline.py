@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from chitchat.errors import BadInput
-from chitchat.lineage import hash_files
+from chitchat.lineage import hash_files, sha256
 from compress.pipeline import StageFailed, run
 
 FAKE = Path(__file__).with_name("fake_compress.py")
@@ -273,3 +274,38 @@ def test_a_refused_first_stage_leaves_nothing_behind(bench: Bench) -> None:
     with pytest.raises(BadInput, match=r"missing\.txt"):
         bench.run()
     assert not bench.out.exists()
+
+
+@pytest.mark.slow
+def test_the_real_pipeline_killed_in_its_training_ends_as_an_unbroken_one(tmp_path: Path, tiny_corpus: Path) -> None:
+    """Each stage worked alone, and the recipe's options, folders and figures did not fit together."""
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    shape = "layers: 2, width: 32, heads: 2, context: 64, epochs: 20"
+    recipe.write_text(f"""
+data:      {{run: data, corpora: [{tiny_corpus}], vocab-size: 300, validation: 0.2}}
+teacher:   {{run: train, from: data, {shape}}}
+pruned:    {{run: prune, from: teacher, data: data, keep: 0.6, heal-epochs: 1}}
+quantized: {{run: quantize, from: pruned, data: data, scheme: w8}}
+bundle:    {{run: export, from: quantized, data: data}}
+report:    {{run: bench, models: [teacher, bundle], data: data, prompt-tokens: 16, new-tokens: 8, repetitions: 2}}
+""")
+    argv = [sys.executable, "-m", "compress", "run", str(recipe), "--out", str(out), "--json"]
+    root = FAKE.parents[1]
+    first = subprocess.Popen(argv, cwd=root, start_new_session=True, stdout=subprocess.DEVNULL)
+    while not list(out.glob(".teacher.*/plan.json")) and first.poll() is None:
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (out / "teacher").exists(), "it was killed in the middle"
+    done = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert [row["error"] for row in result["rows"]] == [None, None]
+    assert result["rows"][1]["file_mb"] < result["rows"][0]["file_mb"]
+    again = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=True)
+    assert again.stdout.count("already done") == len(NAMES)
+
+    train = [*argv[:3], "train", str(out / "data"), "--out", str(tmp_path / "unbroken")]
+    train += shlex.split("--layers 2 --width 32 --heads 2 --context 64 --epochs 20")
+    subprocess.run(train, cwd=root, check=True, stdout=subprocess.DEVNULL)
+    weights = [sha256(folder / "model.safetensors") for folder in (out / "teacher", tmp_path / "unbroken")]
+    assert weights[0] == weights[1]
