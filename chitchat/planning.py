@@ -148,7 +148,7 @@ def _intervals(total: int, evaluations: int, step_seconds: float, state_bytes: i
     Saving more or less often changes no weights, so it alone may depend on the clock.
     """
     log_every = max(1, math.ceil(total / evaluations / _LOGS_PER_EVALUATION))
-    eval_every = log_every * max(1, round(total / evaluations / log_every))
+    eval_every = log_every * math.ceil(total / evaluations / log_every)  # the last one falls on the last step or later
     seconds = max(SECONDS_BETWEEN_SAVES, 20 * state_bytes / _DISK_BYTES_PER_SECOND)
     saves = eval_every * step_seconds / seconds
     logs = eval_every // log_every
