@@ -4,7 +4,9 @@ A checkpoint is a local folder or a hub id. What is not a GPT-2, or would have t
 """
 
 import json
+import socket
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +32,11 @@ def load_model(source: str | Path) -> "GPT2LMHeadModel":
             f"{source}: is already quantized ({config['quantization_config'].get('scheme')}); "
             "give the checkpoint that it was made from"
         )
+    # The fused attentions of transformers ignore GPT-2's options on its scale.
+    plain = config.get("scale_attn_weights", True) and not config.get("scale_attn_by_inverse_layer_idx")
+    options = {"dtype": torch.float32, "attn_implementation": "sdpa" if plain else "eager", **_hub_options(source)}
     model, report = _load(
-        source, lambda: GPT2LMHeadModel.from_pretrained(str(source), dtype=torch.float32, output_loading_info=True)
+        source, lambda: GPT2LMHeadModel.from_pretrained(str(source), output_loading_info=True, **options)
     )
     missing = [key for key in report["missing_keys"] if key != "lm_head.weight"]
     mismatched = [key for key, *_ in report["mismatched_keys"]]
@@ -48,7 +53,8 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer
 
     if not isinstance(source, Path) and not Path(source).exists():
-        return _load(source, lambda: AutoTokenizer.from_pretrained(str(source), use_fast=True))
+        options = _hub_options(source)
+        return _load(source, lambda: AutoTokenizer.from_pretrained(str(source), use_fast=True, **options))
     folder = Path(source)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
         raise BadInput(
@@ -60,8 +66,6 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
 
 def read_config(source: str | Path) -> dict[str, Any]:
     """The `config.json` of a checkpoint as a dict, after its lineage is verified and its architecture is accepted."""
-    from transformers import GPT2Config
-
     folder = Path(source)
     if folder.exists():
         if not (folder / "config.json").is_file():
@@ -76,7 +80,10 @@ def read_config(source: str | Path) -> dict[str, Any]:
     elif str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
         raise BadInput(f"{source}: no such checkpoint folder")
     else:
-        config = _load(source, lambda: GPT2Config.get_config_dict(str(source))[0])
+        from transformers import GPT2Config
+
+        options = _hub_options(source)
+        config = _load(source, lambda: GPT2Config.get_config_dict(str(source), **options)[0])
         if not config:
             raise BadInput(
                 f"{source}: neither a folder here nor a model that the hub serves; check the name and the network"
@@ -114,6 +121,34 @@ def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", config: dict[str, Any
         )
 
 
+def _hub_options(source: str | Path) -> dict[str, Any]:
+    """How the loaders reach `source`: from the local cache alone when there is no way to the hub.
+
+    Left to themselves they ask five times, with growing pauses, before they say that there is no network.
+    """
+    if Path(source).exists() or _hub_answers():
+        return {}
+    return {"local_files_only": True}
+
+
+@cache
+def _hub_answers() -> bool:
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants
+
+    address = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or getproxies().get(address.scheme):
+        return not constants.HF_HUB_OFFLINE
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
 def _load(source: str | Path, read: Any) -> Any:
     """Call `read` and turn what the loaders raise into one line."""
     import pickle
@@ -127,6 +162,10 @@ def _load(source: str | Path, read: Any) -> Any:
             raise BadInput(
                 f"{source}: its weights are a pickle that asks to run code or is damaged; "
                 "only safetensors and plain tensors are read"
+            ) from error
+        if not Path(source).exists() and not _hub_answers():
+            raise BadInput(
+                f"{source}: no such folder here, and the model hub cannot be reached; check the path or the network"
             ) from error
         reason = " ".join(str(error).split())[:200]
         raise BadInput(f"{source}: cannot be read ({reason}); check the path, the files and the network") from error

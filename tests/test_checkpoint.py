@@ -121,7 +121,7 @@ def test_a_folder_that_is_no_checkpoint_and_a_path_that_is_none(tmp_path: Path) 
         read_config(tmp_path)
     with pytest.raises(BadInput, match="no such checkpoint"):
         read_config(str(tmp_path / "absent"))
-    with pytest.raises(BadInput, match="no/such-model"):
+    with pytest.raises(BadInput, match="no/such-model: no such folder here, and the model hub cannot be reached"):
         read_config("no/such-model")
     with pytest.raises(BadInput, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
@@ -133,3 +133,12 @@ def test_a_tokenizer_larger_than_the_table_is_refused(tiny_checkpoint: Path) -> 
     check_vocabulary(tokenizer, GPT2Config(vocab_size=len(tokenizer)).to_dict(), "here")
     with pytest.raises(BadInput, match=r"the tokenizer has .* tokens"):
         check_vocabulary(tokenizer, GPT2Config(vocab_size=len(tokenizer) - 1).to_dict(), "here")
+
+
+def test_attention_scales_that_fused_attention_ignores_are_computed(checkpoint: Path) -> None:
+    """transformers' fused attention leaves out `scale_attn_by_inverse_layer_idx` without a word."""
+    ids = torch.arange(20)[None]
+    plain = load_model(checkpoint)(ids).logits
+    _set(checkpoint, scale_attn_by_inverse_layer_idx=True)
+    scaled = load_model(checkpoint)(ids).logits
+    assert not torch.allclose(plain, scaled, atol=1e-6)
