@@ -214,6 +214,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Latency, memory and quality side by side, each model in its own process; the first one is the yardstick."""
+    from bench.report import print_table
     from bench.stage import bench as run_bench
 
     report = run_bench(
@@ -228,7 +229,8 @@ def bench(
         max_eval_tokens=max_tokens,
         seed=seed,
     )
-    show(report, as_json)
+    print_table(report)
+    show({"out": str(out), "rows": report["rows"]}, as_json)
 
 
 @app.command()
@@ -320,9 +322,10 @@ def run(
     as_json: Json = False,
 ) -> None:
     """The whole pipeline of a recipe; finished stages are not run again."""
+    from bench.report import print_table
     from compress.pipeline import run as run_pipeline
 
-    show(run_pipeline(recipe, out), as_json)
+    show(run_pipeline(recipe, out, show_report=print_table), as_json)
 
 
 def main() -> None:
