@@ -143,11 +143,13 @@ def _write_cpu(source: Source, staging: Path, chat: ChatData | None, seed: int) 
     write_tokenizer(source.tokenizer, staging)
     inputs, outputs = graph_names(spec.geometry.layers)
     manifest = _manifest(source, "cpu", inputs, outputs)
-    engine = Engine(Bundle(staging, manifest))
+    bundle = Bundle(staging, manifest)
     prompts, origin = parity_prompts(chat, spec.geometry.vocab, spec.geometry.context, seed=seed)
-    parity = check_parity(engine, source.model, prompts, origin, quantized=bool(spec.blocks))
+    # One thread: it and torch take turns, and spinning threads of the one would stall the other (7 times slower).
+    parity = check_parity(Engine(bundle, threads=1), source.model, prompts, origin, quantized=bool(spec.blocks))
     parity.figures["weights_changed"] = changed_weights(graph, source.weights)
     parity.require()
+    engine = Engine(bundle)
     quality: dict[str, Any] = {}
     if chat is not None:
         windows = chat.windows("validation", spec.geometry.context)
