@@ -45,7 +45,7 @@ def score_held_out(scorer: Any, data: Path, context: int, max_tokens: int | None
 
 def open_held_out(data: Path) -> Any:
     """The data set in `data`. Raises `BadInput` where there is none, or nothing is held out in it."""
-    from chitchat.dataset import open_dataset
+    from chitchat.data.dataset import open_dataset
 
     opened = open_dataset(Path(data))
     if len(opened.validation) == 0:

@@ -1,1 +1,1 @@
-"""The model that is being compressed: corpora, tokenizers, dialogue format, data set, fine-tuning, generator, checkpoints."""
+"""The model that is being compressed: data set, fine-tuning, full-precision generator, scores, and checkpoints."""

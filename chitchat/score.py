@@ -16,7 +16,7 @@ from chitchat.errors import WorkFailed
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
-    from chitchat.dataset import Windows
+    from chitchat.data.dataset import Windows
 
 # For id sequences of length n: (nll float64 [n - 1] in nats of ids[1:], hit bool [n - 1]: the argmax was ids[1:]).
 TokenScorer = Callable[[Sequence[Sequence[int]]], list[tuple[np.ndarray, np.ndarray]]]

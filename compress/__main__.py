@@ -1,4 +1,4 @@
-"""`python -m compress`: the front door without its console script, as `accelerate launch -m compress train …` needs it."""
+"""`python -m compress`: the front door without its console script, as `accelerate launch -m compress` needs it."""
 
 from compress.cli import main
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from chitchat.dataset import ChatData, Windows, collate
+from chitchat.data.dataset import ChatData, Windows, collate
 from chitchat.errors import BadInput
-from chitchat.objective import label_positions, last_hidden
 from chitchat.score import score, torch_scorer
+from chitchat.training.objective import label_positions, last_hidden
 
 Batch = dict[str, Tensor]
 

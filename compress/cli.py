@@ -50,7 +50,7 @@ def data(
     as_json: Json = False,
 ) -> None:
     """Conversations → tokenised data set, split by conversation."""
-    from chitchat.builder import build_dataset
+    from chitchat.data.builder import build_dataset
 
     figures = build_dataset(
         corpora,
@@ -93,8 +93,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Data set → fine-tuned GPT-2 (the teacher)."""
-    from chitchat.train import TrainOptions
-    from chitchat.train import train as run_training
+    from chitchat.training.train import TrainOptions
+    from chitchat.training.train import train as run_training
 
     given: dict[str, Any] = {
         "init": init,

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-from chitchat.dataset import ChatData
+from chitchat.data.dataset import ChatData
+from chitchat.data.windows import Windows, collate
 from chitchat.errors import BadInput, WorkFailed
-from chitchat.objective import label_positions, last_hidden, sum_by_parts
-from chitchat.train import scratch_rate
-from chitchat.trainer import FitOptions, fit, weights_sha256
-from chitchat.windows import Windows, collate
-from chitchat.workfolder import WorkFolder
+from chitchat.training.objective import label_positions, last_hidden, sum_by_parts
+from chitchat.training.train import scratch_rate
+from chitchat.training.trainer import FitOptions, fit, weights_sha256
+from chitchat.training.workfolder import WorkFolder
 
 HIDDEN_WEIGHT = 1.0  # of the cosine loss, per position, beside the KL in nats
 BIG_CUT = 0.3  # from this share of removed parameters on, healing runs at the rate of training
@@ -48,7 +48,7 @@ class HealResult:
 
 
 class Distillation:
-    """The objective of healing: see `chitchat.objective.Objective`."""
+    """The objective of healing: see `chitchat.training.objective.Objective`."""
 
     def __init__(self, teacher: GPT2LMHeadModel, held_out: Windows, layers_dropped: bool) -> None:
         self.teacher = teacher.eval().requires_grad_(False)

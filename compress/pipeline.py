@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from chitchat.corpora import open_corpus
+from chitchat.data.corpora import open_corpus
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import identity, sha256, verify_lineage
 from compress.child import run_child

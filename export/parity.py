@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from chitchat.dataset import ChatData, held_out_prompts
+from chitchat.data.dataset import ChatData, held_out_prompts
 from chitchat.errors import BadInput, WorkFailed
 from export.weights import GraphWeights
 from serve.engine import Engine

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, read_config
-from chitchat.dataset import ChatData, open_dataset
+from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.dialogue import Dialogue, dialogue_of
 from chitchat.errors import BadInput
 from chitchat.folder import check_output, staged_folder

@@ -60,7 +60,7 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> Path:
     """A data set of the tiny corpus with a byte-level BPE of 300 tokens."""
-    from chitchat.dataset import build_dataset
+    from chitchat.data.dataset import build_dataset
 
     out = tmp_path_factory.mktemp("data") / "data"
     build_dataset([str(tiny_corpus)], out, vocab_size=300, validation=0.2)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from chitchat.batches import GlobalBatches, ProcessBatches, share_out
+from chitchat.training.batches import GlobalBatches, ProcessBatches, share_out
 
 LENGTHS = np.random.default_rng(1).integers(5, 128, 500)
 

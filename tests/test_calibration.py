@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from chitchat.dataset import open_dataset
+from chitchat.data.dataset import open_dataset
 from compress import calibration
 from compress.calibration import calibration_batches, divergence, mean_loss
 

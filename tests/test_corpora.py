@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from chitchat.corpora import open_corpora, open_corpus
+from chitchat.data.corpora import open_corpora, open_corpus
+from chitchat.data.readers import Conversation, Tally, stream_items
 from chitchat.errors import BadInput
-from chitchat.readers import Conversation, Tally, stream_items
 
 
 def _write(path: Path, content: str | bytes) -> str:

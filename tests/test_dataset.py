@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from datasets import load_from_disk
 
-from chitchat.builder import percentiles
-from chitchat.dataset import ChatData, Windows, build_dataset, collate, held_out_prompts, open_dataset
+from chitchat.data.builder import percentiles
+from chitchat.data.dataset import ChatData, Windows, build_dataset, collate, held_out_prompts, open_dataset
+from chitchat.data.readers import Turn
+from chitchat.data.survey import Sample
 from chitchat.dialogue import encode_text
 from chitchat.errors import BadInput
 from chitchat.lineage import identity
-from chitchat.readers import Turn
-from chitchat.survey import Sample
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("CHITCHAT_SHARED", REPOSITORY.parent / "shared"))
@@ -110,7 +110,7 @@ def test_the_same_input_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
     corpus = tmp_path / "elsewhere"
     corpus.mkdir()
     script = (
-        "import sys, pathlib, chitchat.builder as b; "
+        "import sys, pathlib, chitchat.data.builder as b; "
         "b.build_dataset([sys.argv[1]], pathlib.Path(sys.argv[2]), vocab_size=280, seed=5)"
     )
     environment = {**os.environ, "HOME": str(corpus / "home"), "PYTHONHASHSEED": "7"}

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from chitchat.dataset import open_dataset
+from chitchat.data.dataset import open_dataset
 from chitchat.errors import BadInput
-from chitchat.objective import Trainable
-from chitchat.trainer import _collate, weights_sha256
-from chitchat.workfolder import WorkFolder
+from chitchat.training.objective import Trainable
+from chitchat.training.trainer import _collate, weights_sha256
+from chitchat.training.workfolder import WorkFolder
 from compress.distill import Distillation, default_rate, forward_kl, heal
 
 from test_trainer import kill_after_checkpoint, start  # isort: skip
@@ -58,7 +58,7 @@ def test_the_loss_reads_label_positions_only_and_in_pieces_alike(data, dropped, 
             expected += (1 - torch.cosine_similarity(*middle, dim=-1)).sum()
     gradients = []
     for limit in (2**26, 300 * 5):
-        monkeypatch.setattr("chitchat.objective.MAX_LOGITS", limit)
+        monkeypatch.setattr("chitchat.training.objective.MAX_LOGITS", limit)
         student.zero_grad()
         loss = view(**batch)
         loss.backward()
@@ -87,7 +87,7 @@ def test_healing_brings_the_student_to_the_teacher(data, tmp_path):
 HEAL = """
 import sys
 from pathlib import Path
-from chitchat.dataset import open_dataset
+from chitchat.data.dataset import open_dataset
 from compress.distill import heal
 from test_distill import EPOCHS, model
 data, work = open_dataset(Path(sys.argv[1])), Path(sys.argv[2])

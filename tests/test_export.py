@@ -130,7 +130,7 @@ def test_portable_refuses_integers(quantized: Path, tmp_path: Path) -> None:
 
 def test_data_of_another_tokenizer_is_refused(tiny_checkpoint: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     """The same ids mean other words: quality and parity prompts would be noise."""
-    from chitchat.dataset import build_dataset
+    from chitchat.data.dataset import build_dataset
 
     build_dataset([str(tiny_corpus)], tmp_path / "data", vocab_size=280, validation=0.2)
     with pytest.raises(BadInput, match=r"--data .*another tokenizer"):

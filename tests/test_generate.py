@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from chitchat.dataset import open_dataset
+from chitchat.data.dataset import open_dataset
 from chitchat.errors import BadInput
 from chitchat.generate import TorchGenerator
 

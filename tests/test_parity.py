@@ -7,7 +7,7 @@ import pytest
 import torch
 from bundles import exported, random_gpt2
 
-from chitchat.dataset import open_dataset
+from chitchat.data.dataset import open_dataset
 from chitchat.errors import WorkFailed
 from export.parity import LIMITS, Parity, _Totals, check_parity, mean_kl, parity_prompts
 from serve.engine import Engine

@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
-from chitchat.dataset import build_dataset, open_dataset
+from chitchat.data.dataset import build_dataset, open_dataset
 from chitchat.errors import BadInput
 from chitchat.lineage import Stage, identity, read_lineage
 from compress.prune import stage

@@ -40,7 +40,7 @@ def test_fewer_tokens_and_a_smaller_window_are_kept_to(family: dict[str, Path], 
 
 def test_a_data_set_of_another_tokenizer_is_refused(family: dict[str, Path], tiny_corpus: Path, tmp_path: Path) -> None:
     """Ids of one tokenizer were scored by the model of another, and the perplexity was nonsense."""
-    from chitchat.dataset import build_dataset
+    from chitchat.data.dataset import build_dataset
 
     build_dataset([str(tiny_corpus)], tmp_path / "other", vocab_size=290, validation=0.2)
     for path in (family["checkpoint"], family["bundle-fp32"]):

@@ -120,7 +120,7 @@ def test_prompts_without_data_are_ids_that_every_model_has_and_none_is_special()
 
 def test_prompts_with_data_are_held_out_text_of_the_exact_length(tiny_data: Path) -> None:
     """Prompts of unlike lengths made TTFT a mean of nothing in particular."""
-    from chitchat.dataset import open_dataset
+    from chitchat.data.dataset import open_dataset
 
     data = open_dataset(tiny_data)
     prompts = make_prompts([model()], data, tokens=40, count=5, seed=0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from chitchat.dataset import open_dataset
+from chitchat.data.dataset import open_dataset
 from chitchat.errors import WorkFailed
 from chitchat.score import conversation_sums, score, torch_scorer
 

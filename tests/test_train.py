@@ -5,11 +5,11 @@ import json
 import pytest
 
 from chitchat.checkpoint import load_model, load_tokenizer, read_config
-from chitchat.dataset import build_dataset, open_dataset
+from chitchat.data.dataset import build_dataset, open_dataset
 from chitchat.errors import BadInput
 from chitchat.lineage import identity, read_lineage, verify_lineage
 from chitchat.score import score, torch_scorer
-from chitchat.train import TrainOptions, scratch_rate, train
+from chitchat.training.train import TrainOptions, scratch_rate, train
 
 TINY = {"layers": 2, "width": 32, "heads": 4, "context": 32, "batch_size": 8, "epochs": 1}
 

@@ -13,21 +13,21 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerControl, TrainerState
 
-from chitchat import trainer as trainer_module
-from chitchat.batches import GlobalBatches
-from chitchat.callbacks import Schedule, patience_spent
-from chitchat.curve import save_curve
-from chitchat.dataset import open_dataset
+from chitchat.data.dataset import open_dataset
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import sha256
-from chitchat.objective import NextToken, Trainable, fused_gelu
 from chitchat.score import score, torch_scorer
-from chitchat.train import TrainOptions, train
-from chitchat.trainer import FitOptions, fit, weights_sha256
-from chitchat.workfolder import WorkFolder
+from chitchat.training import trainer as trainer_module
+from chitchat.training.batches import GlobalBatches
+from chitchat.training.callbacks import Schedule, patience_spent
+from chitchat.training.curve import save_curve
+from chitchat.training.objective import NextToken, Trainable, fused_gelu
+from chitchat.training.train import TrainOptions, train
+from chitchat.training.trainer import FitOptions, fit, weights_sha256
+from chitchat.training.workfolder import WorkFolder
 
 TINY = {"layers": 2, "width": 32, "heads": 4, "context": 32, "batch_size": 8, "dropout": 0.1}
-RUN = "import sys, json; from pathlib import Path; from chitchat.train import TrainOptions, train; " \
+RUN = "import sys, json; from pathlib import Path; from chitchat.training.train import TrainOptions, train; " \
     "train(Path(sys.argv[1]), Path(sys.argv[2]), TrainOptions(**json.loads(sys.argv[3])), resume=True)"  # fmt: skip
 
 
@@ -226,7 +226,7 @@ def test_a_large_vocabulary_is_scored_in_pieces_with_the_same_gradient(task, mon
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     view = Trainable.around(model, objective)
     for limit in (2**26, 300 * 7):
-        monkeypatch.setattr("chitchat.objective.MAX_LOGITS", limit)
+        monkeypatch.setattr("chitchat.training.objective.MAX_LOGITS", limit)
         model.zero_grad()
         with fused_gelu(model):
             loss = view(**batch)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from chitchat.errors import BadInput
-from chitchat.workfolder import Plan, WorkFolder
+from chitchat.training.workfolder import Plan, WorkFolder
 
 PLAN = Plan({"options": {"batch_size": 16}, "data": "abc"}, 100, 2, 10, 20, 500, 0.1, {"loss": 5.0})
 

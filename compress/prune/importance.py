@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from chitchat.errors import BadInput
-from chitchat.objective import last_hidden
+from chitchat.training.objective import last_hidden
 from compress.calibration import Batch
 from compress.prune.shape import Shape
 from compress.prune.slicing import Kept

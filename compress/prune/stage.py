@@ -16,7 +16,7 @@ from typing import Any
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, save_checkpoint
-from chitchat.dataset import ChatData, open_dataset
+from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput
 from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import LINEAGE, Stage, identity, read_lineage

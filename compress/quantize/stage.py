@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer
-from chitchat.dataset import open_dataset
+from chitchat.data.dataset import open_dataset
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import Stage, identity

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chitchat.workfolder import Plan, WorkFolder
+from chitchat.training.workfolder import Plan, WorkFolder
 
 
 class Barrier(Protocol):

@@ -1,8 +1,8 @@
 """How a data set is made: two streaming passes over the corpora, one folder at the end.
 
-The first pass (`chitchat.survey`) decides the split and gathers what a tokenizer is trained on; the second encodes in
-batches and writes Arrow. Neither holds the corpus. The same input and seed give the same bytes, so nothing in the
-folder tells a path, a time or a random fingerprint.
+The first pass (`chitchat.data.survey`) decides the split and gathers what a tokenizer is trained on; the second
+encodes in batches and writes Arrow. Neither holds the corpus. The same input and seed give the same bytes, so nothing
+in the folder tells a path, a time or a random fingerprint.
 """
 
 import json
@@ -21,13 +21,13 @@ from datasets.table import MemoryMappedTable
 from datasets.utils import are_progress_bars_disabled
 from tqdm import tqdm
 
-from chitchat.corpora import Corpus, open_corpora
+from chitchat.data.corpora import Corpus, open_corpora
+from chitchat.data.readers import Conversation, Tally
+from chitchat.data.survey import SAMPLE_BYTES, Survey, conversation_key, survey
 from chitchat.dialogue import FAMILIES, Dialogue, dialogue_of, encode_text
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import OUR_FILES, check_output, staged_folder
 from chitchat.lineage import Stage, sha256, write_lineage
-from chitchat.readers import Conversation, Tally
-from chitchat.survey import SAMPLE_BYTES, Survey, conversation_key, survey
 from chitchat.tokenizer import check_vocab_size, open_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:

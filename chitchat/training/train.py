@@ -1,7 +1,7 @@
 """The stage `train`: a chat model from scratch or from a checkpoint, fine-tuned on a data set.
 
 Both chit-chat families count every turn in the loss, so that is the default; `loss="replies"` leaves out what the
-other side says. How a run is planned, killed and resumed stands in `chitchat.trainer`.
+other side says. How a run is planned, killed and resumed stands in `chitchat.training.trainer`.
 """
 
 import math
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, read_config, save_checkpoint
-from chitchat.curve import save_curve
-from chitchat.dataset import ChatData, open_dataset
+from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput
 from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import Stage, identity
-from chitchat.objective import NextToken
-from chitchat.processes import Processes
 from chitchat.score import score, torch_scorer
-from chitchat.trainer import FitOptions, FitResult, fit, weights_sha256
-from chitchat.workfolder import WorkFolder
+from chitchat.training.curve import save_curve
+from chitchat.training.objective import NextToken
+from chitchat.training.processes import Processes
+from chitchat.training.trainer import FitOptions, FitResult, fit, weights_sha256
+from chitchat.training.workfolder import WorkFolder
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel

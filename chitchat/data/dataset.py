@@ -2,7 +2,7 @@
 
 The folder holds `train/` and `validation/` (Arrow, as `datasets` saves it), the tokenizer's files, `data.json` (the
 report) and `lineage.json`. A row is one conversation: `input_ids`, `turn_lengths`, `replies`, `turn_bytes`. How it is
-made stands in `chitchat.builder`; the names that others use are all offered here.
+made stands in `chitchat.data.builder`; the names that others use are all offered here.
 """
 
 import json
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset, load_from_disk
 
-from chitchat.builder import SPLITS, build_dataset
 from chitchat.checkpoint import load_tokenizer
+from chitchat.data.builder import SPLITS, build_dataset
+from chitchat.data.windows import RaggedColumn, Windows, collate
 from chitchat.dialogue import Dialogue
 from chitchat.errors import BadInput
 from chitchat.folder import OUR_FILES
 from chitchat.lineage import LINEAGE, identity, verify_lineage
-from chitchat.windows import RaggedColumn, Windows, collate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -19,15 +19,15 @@ from torch.utils.data import DataLoader
 from transformers import GPT2LMHeadModel, PrinterCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
-from chitchat.batches import GlobalBatches, ProcessBatches, share_out
-from chitchat.callbacks import Patience, Progress, Schedule, patience_spent
+from chitchat.data.windows import Windows, collate
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import is_disk_full
-from chitchat.objective import Objective, Trainable, fused_gelu
-from chitchat.planning import make_plan, time_step
-from chitchat.processes import Processes
-from chitchat.windows import Windows, collate
-from chitchat.workfolder import Plan, WorkFolder
+from chitchat.training.batches import GlobalBatches, ProcessBatches, share_out
+from chitchat.training.callbacks import Patience, Progress, Schedule, patience_spent
+from chitchat.training.objective import Objective, Trainable, fused_gelu
+from chitchat.training.planning import make_plan, time_step
+from chitchat.training.processes import Processes
+from chitchat.training.workfolder import Plan, WorkFolder
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from chitchat.corpora import Corpus
+from chitchat.data.corpora import Corpus
+from chitchat.data.readers import Conversation, Tally
 from chitchat.errors import BadInput
-from chitchat.readers import Conversation, Tally
 
 SAMPLE_BYTES = 1 << 24
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from chitchat.batches import GlobalBatches
-from chitchat.objective import Objective, Trainable
-from chitchat.workfolder import Plan
+from chitchat.training.batches import GlobalBatches
+from chitchat.training.objective import Objective, Trainable
+from chitchat.training.workfolder import Plan
 
 USED_SHARE = 0.92  # of the minutes; the rest is for loading, writing and a machine that gets slower
 EVALUATION_SHARE = 0.08  # of the time goes to evaluations, at most

@@ -2,7 +2,7 @@
 
 A corpus can be iterated any number of times, in a stream; nothing is kept. Named corpora come out of installed
 packages: `byu` (chitchat-dataset) and `chatterbot:<language>` (chatterbot-corpus). File forms are in
-`chitchat.readers`. Nothing is downloaded.
+`chitchat.data.readers`. Nothing is downloaded.
 """
 
 import hashlib
@@ -13,9 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chitchat.errors import BadInput
-from chitchat.lineage import sha256
-from chitchat.readers import (
+from chitchat.data.readers import (
     Conversation,
     Tally,
     alternating,
@@ -25,6 +23,8 @@ from chitchat.readers import (
     read_txt,
     stream_items,
 )
+from chitchat.errors import BadInput
+from chitchat.lineage import sha256
 
 _READERS: dict[str, Callable[[Path, Tally], Iterator[Conversation]]] = {
     ".txt": read_txt,

@@ -1,0 +1,1 @@
+"""From conversations to a tokenised data set, in streams: corpora, the split, Arrow files, windows of whole turns."""
