@@ -134,7 +134,7 @@ def heal(
     minutes: float | None = None,
     context: int | None = None,
     loss: str = "all",
-    batch_size: int = 16,
+    batch_size: int = 8,
     grad_accumulation: int = 1,
     learning_rate: float | None = None,
     patience: int | None = 4,

@@ -96,7 +96,6 @@ heal(model(seed=1, dropout=0.1), model(layers=4), data, work, epochs=EPOCHS, bat
 EPOCHS = 6
 
 
-@pytest.mark.slow
 def test_a_killed_and_resumed_healing_ends_with_the_same_bits(data, tmp_path):
     """Stops: a pipeline whose pruned model depends on where the power went out."""
     whole, resumed = model(seed=1, dropout=0.1), model(seed=1, dropout=0.1)

@@ -51,7 +51,6 @@ def kill_after_checkpoint(process: subprocess.Popen, work: WorkFolder) -> int:
     raise AssertionError(f"the run ended by itself with exit code {process.returncode}")
 
 
-@pytest.mark.slow
 def test_a_killed_and_resumed_run_ends_with_the_same_bits(tiny_data, tmp_path):
     """Stops: a resume that loses data order, dropout state, optimizer, schedule, best model, or reads a torn file."""
     options = {**TINY, "epochs": 8, "patience": None}
@@ -69,7 +68,6 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tiny_data, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
 
 
-@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tiny_data, tmp_path):
     """Stops: processes that read the same windows, a loss averaged per process, a batch that grows with processes."""
     options = {**TINY, "dropout": 0.0, "epochs": 1}
@@ -148,7 +146,7 @@ def test_minutes_bound_the_steps_and_the_plan_stays(task, tmp_path):
     result = fit(model, windows, objective, options, work, {})
     plan = json.loads((work.path / "plan.json").read_text())
     assert result.steps == plan["total_steps"]
-    assert plan["total_steps"] * plan["step_seconds"] <= 0.92 * 6 or plan["total_steps"] == 1
+    assert plan["total_steps"] * plan["step_seconds"] <= 0.88 * 6 or plan["total_steps"] == 1
     assert plan["eval_every"] % plan["save_every"] == plan["save_every"] % plan["log_every"] == 0
     assert fit(model, windows, objective, options, work, {}, resume=True).steps == result.steps
     longer = FitOptions(learning_rate=1e-3, batch_size=8, max_minutes=5)
@@ -235,6 +233,12 @@ def test_a_large_vocabulary_is_scored_in_pieces_with_the_same_gradient(task, mon
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-4)
     assert type(model.transformer.h[0].mlp.act).__name__ == "NewGELUActivation"
+
+
+def test_a_short_run_warms_up_long_enough():
+    """Stops: a few steps of warm-up, after which a model from scratch never leaves the frequencies of words."""
+    found = [trainer_module.warmup_steps(*case) for case in ((0.05, 132), (0.05, 800), (0.05, 10_000), (0.0, 50))]
+    assert found == [33, 100, 500, 0]
 
 
 def test_patience_counts_evaluations_since_the_best():

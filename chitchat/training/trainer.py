@@ -34,12 +34,13 @@ from chitchat.training.workfolder import Plan, WorkFolder
 class FitOptions:
     """How to train. `batch_size` counts the windows of one optimizer step over all processes and accumulation steps.
 
-    Exactly one of `epochs` and `max_minutes` is set. `warmup` is a share of the steps, `patience` a number of
+    Exactly one of `epochs` and `max_minutes` is set. `warmup` is a share of the steps (see
+    `warmup_steps`), `patience` a number of
     evaluations without a better loss (None: never stop early).
     """
 
     learning_rate: float
-    batch_size: int = 16
+    batch_size: int = 8
     grad_accumulation: int = 1
     epochs: float | None = None
     max_minutes: float | None = None
@@ -275,7 +276,7 @@ def _arguments(options: FitOptions, plan: Plan, work: WorkFolder, processes: int
         per_device_train_batch_size=options.batch_size // (processes * options.grad_accumulation),
         gradient_accumulation_steps=options.grad_accumulation, average_tokens_across_devices=True,
         learning_rate=options.learning_rate, lr_scheduler_type="cosine", max_grad_norm=options.clip,
-        warmup_steps=round(options.warmup * plan.total_steps), weight_decay=options.weight_decay,
+        warmup_steps=warmup_steps(options.warmup, plan.total_steps), weight_decay=options.weight_decay,
         optim="adamw_torch_fused", adam_beta1=0.9, adam_beta2=0.95,
         logging_strategy="steps", logging_steps=plan.log_every, logging_nan_inf_filter=False,
         eval_strategy="steps", eval_steps=plan.eval_every, save_strategy="steps", save_steps=plan.eval_every,
@@ -286,6 +287,15 @@ def _arguments(options: FitOptions, plan: Plan, work: WorkFolder, processes: int
     if gpu and processes == 1:
         arguments._n_gpu = 1  # many GPUs are used through a launcher; DataParallel would split our batches again
     return arguments
+
+
+def warmup_steps(share: float, total: int) -> int:
+    """The steps of the warm-up: `share` of all, but 100 (or a quarter of a shorter run) at least, if there is one.
+
+    Measured on 3 M parameters from scratch, 132 steps at 2e-3: validation loss 6.44 after 7 steps of warm-up, where
+    the model stays at the frequencies of words, and 5.76 after 33.
+    """
+    return max(round(share * total), min(100, total // 4)) if share > 0 else 0
 
 
 def _collate(rows: Any) -> dict[str, torch.Tensor]:
