@@ -76,11 +76,21 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 def _swap(staging: Path, out: Path) -> None:
     """Put `staging` in the place of `out`; an older output goes away only after that."""
+    _share(staging)
     old = out.parent / f".{out.name}.old-{os.getpid()}"
     if out.exists():
         out.rename(old)
     staging.rename(out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _share(staging: Path) -> None:
+    """Give every file the mode that the user's umask gives to new ones: safetensors writes for the owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in staging.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
 
 
 def _sweep(out: Path) -> None:

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from compress.console import call, quiet_libraries, show
+from compress.console import Verbs, call, quiet_libraries, show
 
 app = typer.Typer(
     name="compress",
     help="Conversations in, a small fast chat model on an edge box out: quality and speed measured at every step.",
+    cls=Verbs,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

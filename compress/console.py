@@ -12,7 +12,25 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
+from typer.core import TyperGroup
+from typer.exceptions import Abort, Exit, TyperException
+
 FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+
+
+class Interrupted(Exception):
+    """Ctrl-C during a verb; the message, where there is one, tells how to go on."""
+
+
+class Verbs(TyperGroup):
+    """The verbs, whose interrupts keep their message: Typer would make a bare exit code of them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb that was typed."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted(*error.args) from error
 
 
 def call(command: Callable[[], Any]) -> NoReturn:
@@ -22,17 +40,15 @@ def call(command: Callable[[], Any]) -> NoReturn:
 
 
 def _exit_code(command: Callable[[], Any]) -> int:
-    from typer.exceptions import Abort, Exit, TyperException
-
     try:
-        command()
+        code = command()
         sys.stdout.flush()
-        return 0
+        return code if isinstance(code, int) else 0
     except Exit as leave:
         return int(leave.exit_code)
     except TyperException as error:
         return _say(_usage_line(error), BAD_INPUT)
-    except (KeyboardInterrupt, Abort) as error:
+    except (KeyboardInterrupt, Interrupted, Abort) as error:
         return _say(str(error) or "interrupted", INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output left (`compress info … | head`): nobody is there to be told.

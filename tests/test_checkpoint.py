@@ -39,6 +39,8 @@ def test_a_checkpoint_is_what_transformers_loads_bit_for_bit(
     assert AutoTokenizer.from_pretrained(tiny_checkpoint).get_vocab() == load_tokenizer(tiny_checkpoint).get_vocab()
     assert [stage["stage"] for stage in read_lineage(tiny_checkpoint)] == ["train"]
     assert not list(tiny_checkpoint.glob("*.bin")), "no pickle"
+    modes = {path.stat().st_mode for path in tiny_checkpoint.iterdir()}
+    assert len(modes) == 1, "a server under another user could read some of the files only"
 
 
 def test_half_precision_weights_are_computed_in_float32(checkpoint: Path) -> None:

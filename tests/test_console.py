@@ -42,6 +42,23 @@ def test_every_end_is_one_line_and_an_exit_code(error: str, code: int, line: str
     assert (ran.returncode, ran.stderr.strip(), ran.stdout) == (code, line, "")
 
 
+def test_an_interrupted_verb_may_say_how_to_go_on() -> None:
+    """Typer swallowed the line that told of --resume."""
+    code = (
+        "import typer; from compress.console import Verbs, call\n"
+        "app = typer.Typer(cls=Verbs)\n"
+        "@app.command()\n"
+        "def work():\n"
+        "    raise KeyboardInterrupt('go on with --resume')\n"
+        "@app.command()\n"
+        "def rest(): ...\n"
+        "call(lambda: app(['work'], standalone_mode=False))"
+    )
+    ran = run(code=code)
+    assert ran.returncode == 130
+    assert ran.stderr.strip() == "compress: go on with --resume"
+
+
 def test_a_traceback_shows_only_when_asked_for() -> None:
     """A bug must still be findable."""
     code = "from compress.console import call\ndef work():\n    raise ValueError('x')\ncall(work)"
