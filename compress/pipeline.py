@@ -118,7 +118,9 @@ def _run_stage(job: _Run, stage: RecipeStage, argv: Sequence[str], key: str, *, 
     _write(job.started(stage.name), {"key": key, "before": _content(folder)})
     again = ["--resume"] if resume and stage.verb in _RESUMABLE else []
     begun = time.monotonic()
-    code, figures = run_child([*job.command, *argv, *again, "--json"], job.echo)
+    # A report's table is shown once, at the end of the run.
+    echo = _silent if stage.verb == "bench" else job.echo
+    code, figures = run_child([*job.command, *argv, *again, "--json"], echo)
     if code != 0:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         raise StageFailed(f"stage {stage.name} {how}; run the same command again to go on from here", max(code, 1))
@@ -136,6 +138,10 @@ def _run_stage(job: _Run, stage: RecipeStage, argv: Sequence[str], key: str, *, 
     }
     _note(job, stage, record)
     return record
+
+
+def _silent(_line: str) -> None:
+    """Take a line and say nothing."""
 
 
 def _note(job: _Run, stage: RecipeStage, record: dict[str, Any]) -> None:
@@ -165,8 +171,17 @@ def _conclude(
     models = [stage for stage in stages if stage.makes in ("checkpoint", "quantized", "bundle")]
     if models:
         bundles = [stage for stage in models if stage.makes == "bundle"]
-        result["talk"] = shlex.join(["compress", "chat", str(job.folder((bundles or models)[-1]))])
+        result["talk"] = shlex.join([_front_door(), "chat", str(job.folder((bundles or models)[-1]))])
     return result
+
+
+def _front_door() -> str:
+    """`compress` as the user can type it: by its path where it is not on the search path."""
+    typed = Path(sys.argv[0])
+    if shutil.which("compress") or typed.name != "compress":
+        return "compress"
+    here = os.path.relpath(typed)
+    return str(typed) if here.startswith("..") else here
 
 
 def _argv(stage: RecipeStage, folders: dict[str, Path], out: Path) -> list[str]:
