@@ -265,30 +265,37 @@ def chat(
 @app.command()
 def generate(
     model: Model,
-    prompt: Annotated[str | None, typer.Option(help="What was said (default: nothing; text is drawn freely).")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What was said (default: nothing; whole conversations are drawn freely).")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Texts to draw.", min=1)] = 1,
     length: Annotated[int, typer.Option(help="Tokens of a text at most.", min=1)] = 64,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")] = 40,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said becomes less likely.")] = 1.0,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Replies to a prompt, or free samples without one."""
+    """Replies to a prompt; without one, conversations out of nothing, as GPT-2's own sampler draws them."""
     from bench.model import open_model
     from serve.sampler import SamplingOptions
+    from serve.terminal import sample_text
 
     opened = open_model(model)
     generator, codec = opened.generator(threads), opened.codec()
-    turns = [] if prompt is None else [codec.encode(prompt)]
-    prompt_ids = generator.dialogue.encode(turns) if turns else list(generator.dialogue.blank_ids)
     texts = []
     for sample in range(samples):
         options = SamplingOptions(
-            temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=length, seed=seed + sample
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            max_new_tokens=length,
+            seed=seed + sample,
         )
-        texts.append(codec.decode(list(generator.stream(prompt_ids, options))))
+        texts.append(sample_text(generator, codec, options, prompt))
         print(texts[-1], flush=True)
     if as_json:
         show({"texts": texts}, as_json)

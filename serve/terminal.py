@@ -43,6 +43,10 @@ class Codec(Protocol):
         """Give the ids of a text."""
         ...
 
+    def decode(self, ids: list[int]) -> str:
+        """Give the text of ids."""
+        ...
+
     def stream(self) -> StreamDecoder:
         """Begin to decode one reply."""
         ...
@@ -86,6 +90,26 @@ def run_terminal(
                 seeded = options if options.seed is None else replace(options, seed=(options.seed + replies) % 2**63)
                 _reply(generator, codec, conversation, text, seeded, out)
                 replies += 1
+
+
+def sample_text(generator: Generator, codec: Codec, options: SamplingOptions, prompt: str | None) -> str:
+    """Draw a text of at most `options.max_new_tokens` tokens: the reply to `prompt`, or a conversation out of nothing.
+
+    A conversation is drawn turn after turn, a turn a line, until the tokens or the context are used up; ends of turns
+    count as tokens. Every turn has a seed of its own, from `options.seed`.
+    """
+    dialogue = generator.dialogue
+    if prompt is not None:
+        ids = dialogue.encode([codec.encode(prompt)])
+        return codec.decode(list(generator.stream(ids, options)))
+    ids, turns, left = list(dialogue.blank_ids), [], options.max_new_tokens
+    while left > 0 and len(ids) < generator.context:
+        seed = None if options.seed is None else (options.seed + 1_000_003 * len(turns)) % 2**63
+        turn = list(generator.stream(ids, replace(options, max_new_tokens=left, seed=seed)))
+        turns.append(codec.decode(turn))
+        ids += [*turn, dialogue.end_of_turn_id]
+        left -= len(turn) + 1
+    return "\n".join(turns)
 
 
 def _read_line(read: Callable[[str], str], out: TextIO) -> str | None:

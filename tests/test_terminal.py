@@ -9,7 +9,7 @@ from tiny_codecs import byte_level
 
 from serve.dialogue import Dialogue
 from serve.sampler import SamplingOptions
-from serve.terminal import run_terminal
+from serve.terminal import run_terminal, sample_text
 from serve.text import TextCodec
 
 
@@ -120,3 +120,40 @@ def test_a_seed_makes_the_whole_conversation_reproducible(codec: TextCodec) -> N
     echo = Echo()
     talk(echo, codec, "a", "b", "c", seed=2**63 - 2)
     assert echo.seeds == [2**63 - 2, 2**63 - 1, 0]
+
+
+class Triples:
+    """A generator whose every turn is three times the same letter."""
+
+    context = 40
+    dialogue = Echo.dialogue
+
+    def __init__(self, letter: int) -> None:
+        self.letter = letter
+        self.prompts: list[list[int]] = []
+        self.seeds: list[int | None] = []
+
+    def stream(self, prompt_ids: list[int], options: Any) -> Iterator[int]:
+        self.prompts.append(list(prompt_ids))
+        self.seeds.append(options.seed)
+        yield from [self.letter] * min(3, options.max_new_tokens)
+
+
+def test_free_text_is_a_conversation_of_the_asked_length(codec: TextCodec) -> None:
+    """Sampling without a prompt stopped at the first end of turn, after a word or two."""
+    (letter,) = codec.encode("a")
+    generator = Triples(letter)
+    text = sample_text(generator, codec, SamplingOptions(max_new_tokens=10, seed=5), None)
+    assert text == "aaa\naaa\naa"
+    assert generator.prompts[0] == [4], "nothing was said before"
+    assert generator.prompts[2] == [4, *[letter] * 3, 4, *[letter] * 3, 4]
+    assert len(set(generator.seeds)) == 3, "with one seed every turn would be the same"
+    long = sample_text(generator, codec, SamplingOptions(max_new_tokens=500), None)
+    assert len(codec.encode(long)) <= generator.context, "it ends where the context ends"
+
+
+def test_text_after_a_prompt_is_one_reply(codec: TextCodec) -> None:
+    """A reply must not go on and speak for the user."""
+    generator = Triples(codec.encode("b")[0])
+    assert sample_text(generator, codec, SamplingOptions(max_new_tokens=10), "hello") == "bbb"
+    assert generator.prompts == [[*codec.encode("hello"), 4]]
