@@ -102,7 +102,8 @@ def sample_text(generator: Generator, codec: Codec, options: SamplingOptions, pr
     if prompt is not None:
         ids = dialogue.encode([codec.encode(prompt)])
         return codec.decode(list(generator.stream(ids, options)))
-    ids, turns, left = list(dialogue.blank_ids), [], options.max_new_tokens
+    ids, left = list(dialogue.blank_ids), options.max_new_tokens
+    turns: list[str] = []
     while left > 0 and len(ids) < generator.context:
         seed = None if options.seed is None else (options.seed + 1_000_003 * len(turns)) % 2**63
         turn = list(generator.stream(ids, replace(options, max_new_tokens=left, seed=seed)))
