@@ -6,11 +6,11 @@ it changes nothing and names neither host nor user.
 
 import os
 import platform
-import sys
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from chitchat.lineage import installed_versions
 
 # What decides how fast integer and float products are, on x86 and on ARM.
 _FLAGS = [
@@ -43,18 +43,8 @@ def environment(threads: int) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "threads": threads,
         "load_average": load_average(),
-        "versions": _versions(),
+        "versions": installed_versions(_PACKAGES),
     }
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": sys.version.split()[0]}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _processor() -> tuple[str, list[str]]:

@@ -7,27 +7,14 @@ loaded only by `scorer()` and `generator()`, which for a bundle is the runtime t
 import hashlib
 import json
 import os
-import struct
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bench.files import payload_bytes, shipped_bytes, weight_files
 from chitchat.errors import BadInput
 from chitchat.lineage import identity, read_lineage
-
-# What another machine needs of a checkpoint folder; notes, curves and corpora that lie beside it do not count.
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-)
-_MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
 
 
 def open_model(spec: str) -> "MeasuredModel":
@@ -169,31 +156,29 @@ class CheckpointModel(MeasuredModel):
         return "torch fp32"
 
     @cached_property
-    def geometry(self) -> dict[str, int]:
-        from transformers import GPT2Config
+    def shape(self) -> Any:
+        """The `compress.prune.shape.Shape` in config.json."""
+        from compress.prune.shape import Shape
 
-        config = GPT2Config.from_dict(self.config)
-        return {
-            "layers": config.n_layer,
-            "width": config.n_embd,
-            "heads": config.n_head,
-            "ffn": config.n_inner or 4 * config.n_embd,
-            "vocab": config.vocab_size,
-            "context": config.n_positions,
-        }
+        return Shape.of(self.config)
+
+    @property
+    def geometry(self) -> dict[str, int]:
+        shape = self.shape
+        sizes = {name: getattr(shape, name) for name in ("layers", "width", "heads", "ffn", "vocab")}
+        return {**sizes, "context": shape.positions}
 
     @property
     def parameters(self) -> int:
-        return count_parameters(self.geometry, tied=self.config.get("tie_word_embeddings", True))
+        return int(self.shape.parameters)
 
     @property
     def weight_bytes(self) -> int:
-        return sum(_payload_bytes(path) for path in _weight_files(self.folder))
+        return sum(payload_bytes(path) for path in weight_files(self.folder))
 
     @property
     def file_bytes(self) -> int:
-        named = [self.folder / name for name in (*_MODEL_FILES, *_TOKENIZER_FILES)]
-        return sum(path.stat().st_size for path in [*named, *_weight_files(self.folder)] if path.is_file())
+        return shipped_bytes(self.folder)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -303,16 +288,6 @@ class BundleModel(MeasuredModel):
         return [dict(record) for record in self.bundle.manifest.lineage]
 
 
-def count_parameters(geometry: dict[str, int], tied: bool = True) -> int:
-    """Parameters of a GPT-2 of this shape; the head is counted only when it is not tied to the embedding."""
-    width, ffn = geometry["width"], geometry["ffn"]
-    attention = 4 * width * width + 4 * width
-    feed_forward = 2 * width * ffn + ffn + width
-    norms = 4 * width
-    tables = (geometry["vocab"] * (1 if tied else 2) + geometry["context"]) * width
-    return tables + geometry["layers"] * (attention + feed_forward + norms) + 2 * width
-
-
 def vocabulary_identity(tokenizer_json: str) -> str:
     """A sha256 over a tokenizer's ids, merges and added tokens; decoders, templates and padding do not count."""
     record = json.loads(tokenizer_json)
@@ -323,19 +298,3 @@ def vocabulary_identity(tokenizer_json: str) -> str:
     entries = sorted(vocab.items()) if isinstance(vocab, dict) else vocab
     text = json.dumps([model.get("type"), entries, merges, added], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that the weights are read from: safetensors, else a plain-tensor `.bin`."""
-    safe = sorted(folder.glob("model*.safetensors"))
-    return safe or sorted(folder.glob("pytorch_model*.bin"))
-
-
-def _payload_bytes(path: Path) -> int:
-    """Bytes of the tensors in a weight file: a safetensors file less its header."""
-    size = path.stat().st_size
-    if path.suffix != ".safetensors":
-        return size
-    with path.open("rb") as file:
-        (header,) = struct.unpack("<Q", file.read(8))
-    return size - 8 - int(header)

@@ -7,7 +7,7 @@ first. It is written last. A checkpoint from elsewhere has none: it is accepted 
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -36,10 +36,10 @@ class Stage:
     versions: Mapping[str, str] = field(default_factory=lambda: installed_versions())
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide numbers."""
+def installed_versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Versions of Python and of the packages that are installed, by default those that decide numbers."""
     versions = {"python": sys.version.split()[0]}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from compress.console import Verbs, call, quiet_libraries, show
+from compress.options import Checkpoint, DataOption, Json, MaxTokens, MaybeData, Model, Out, Seed, Threads
 
 app = typer.Typer(
     name="compress",
@@ -19,20 +20,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
-Json = Annotated[bool, typer.Option("--json", help="Make the last line of stdout one JSON object with the figures.")]
-Model = Annotated[str, typer.Argument(help="Checkpoint, quantized checkpoint, bundle, or hub id.")]
-Checkpoint = Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")]
-DataOption = Annotated[Path, typer.Option("--data", help="Data set made by `compress data`.")]
-MaybeData = Annotated[Path | None, typer.Option("--data", help="Data set made by `compress data`.")]
-Threads = Annotated[int | None, typer.Option(help="Threads of the runtime (default: the cores this process may use).")]
-MaxTokens = Annotated[int | None, typer.Option(help="Score at most this many held-out tokens (default: all).", min=1)]
-
-
-def Out(what: str) -> Any:  # noqa: N802 - stands where a type stands
-    """The `--out` option of a verb that writes `what`."""
-    return typer.Option("--out", help=f"Folder for {what}; complete or absent.")
 
 
 @app.command()
