@@ -54,6 +54,9 @@ def _exit_code(command: Callable[[], Any]) -> int:
         # The reader of our output left (`compress info … | head`): nobody is there to be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        remedy = "this verb needs `pip install 'chitchat-compress[cpu]'` (or [gpu])"
+        return _say(f"the package {error.name} is not installed; {remedy}", BAD_INPUT)
     except Exception as error:
         if os.environ.get("COMPRESS_DEBUG"):
             raise

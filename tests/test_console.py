@@ -32,6 +32,12 @@ def ending_with(error: str) -> subprocess.CompletedProcess[str]:
         ("__import__('chitchat.errors').errors.WorkFailed('parity')", 1, "compress: parity"),
         ("__import__('serve.errors').errors.BadBundle('b: altered')", 2, "compress: b: altered"),
         ("ValueError('two\\nlines')", 1, "compress: ValueError: two lines (COMPRESS_DEBUG=1 shows where)"),
+        (
+            "ModuleNotFoundError('x', name='datasets')",
+            2,
+            "compress: the package datasets is not installed; "
+            "this verb needs `pip install 'chitchat-compress[cpu]'` (or [gpu])",
+        ),
         ("KeyboardInterrupt()", 130, "compress: interrupted"),
         ("SystemExit(143)", 143, ""),
     ],
