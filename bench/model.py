@@ -17,24 +17,29 @@ from chitchat.errors import BadInput
 from chitchat.lineage import identity, read_lineage
 
 
-def open_model(spec: str) -> "MeasuredModel":
-    """Recognise `spec` and verify it. Raises `BadInput` for what is no model of ours or was altered."""
+def open_model(spec: str, dialogue: str | None = None) -> "MeasuredModel":
+    """Recognise `spec` and verify it. Raises `BadInput` for what is no model of ours or was altered.
+
+    `dialogue` is the family of a checkpoint that does not say its own.
+    """
     folder = Path(spec).expanduser()
     if (folder / "bundle.json").exists():
+        if dialogue is not None:
+            raise BadInput(f"--dialogue {dialogue}: {spec} is a bundle, whose format was fixed at export; leave it out")
         return BundleModel(spec, folder)
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{spec}: is a file, not a model; give a checkpoint folder, a bundle folder or a hub id")
     if not folder.exists():
         folder = _fetch(spec)
-    return _checkpoint(spec, folder)
+    return _checkpoint(spec, folder, dialogue)
 
 
-def _checkpoint(spec: str, folder: Path) -> "MeasuredModel":
+def _checkpoint(spec: str, folder: Path, dialogue: str | None) -> "MeasuredModel":
     from chitchat.checkpoint import read_config
 
     config = read_config(folder)
     kind = QuantizedModel if "quantization_config" in config else CheckpointModel
-    return kind(spec, folder, config)
+    return kind(spec, folder, config, dialogue)
 
 
 def _fetch(spec: str) -> Path:
@@ -147,9 +152,10 @@ class CheckpointModel(MeasuredModel):
 
     kind: ClassVar[str] = "checkpoint"
 
-    def __init__(self, spec: str, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(self, spec: str, folder: Path, config: dict[str, Any], family: str | None = None) -> None:
         super().__init__(spec, folder)
         self.config = config
+        self.family = family
 
     @property
     def runtime(self) -> str:
@@ -189,9 +195,9 @@ class CheckpointModel(MeasuredModel):
 
     @cached_property
     def dialogue(self) -> Any:
-        from chitchat.dialogue import dialogue_of
+        from chitchat.dialogue import open_dialogue
 
-        return dialogue_of(self.tokenizer)
+        return open_dialogue(self.tokenizer, self.spec, self.family)
 
     def tokenizer_json(self) -> str:
         return str(self.tokenizer.backend_tokenizer.to_str())

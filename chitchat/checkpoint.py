@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chitchat.dialogue import dialogue_of, set_chat_template
 from chitchat.errors import BadInput
 from chitchat.lineage import Stage, verify_lineage, write_lineage
 
@@ -104,7 +105,12 @@ def save_checkpoint(
     stage: Stage,
     parent: str | Path | None = None,
 ) -> None:
-    """Write model, tokenizer and lineage into `folder`, which exists and is empty (a staging folder)."""
+    """Write model, tokenizer and lineage into `folder`, which exists and is empty (a staging folder).
+
+    A tokenizer without a chat template is given that of its dialogue format, so that other tools talk as we do.
+    """
+    if tokenizer.chat_template is None:
+        set_chat_template(tokenizer, dialogue_of(tokenizer).family)
     model.config.architectures = ["GPT2LMHeadModel"]
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)

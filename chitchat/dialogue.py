@@ -6,6 +6,7 @@ Text never becomes a special token here: what looks like one is encoded as the c
 """
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,19 @@ def dialogue_of(tokenizer: "PreTrainedTokenizerFast", override: str | None = Non
                 f"{option}: has neither [CLS] and [SEP] nor an end-of-text token; give a tokenizer that can end a turn"
             )
     return _dialogue(tokenizer, family, () if family == "dialogpt" else (start,), end)
+
+
+def open_dialogue(tokenizer: "PreTrainedTokenizerFast", where: str, override: str | None = None) -> Dialogue:
+    """`dialogue_of` a tokenizer that may come from elsewhere; what was assumed of it is said on stderr."""
+    dialogue = dialogue_of(tokenizer, override)
+    if override is None and _family_of_template(tokenizer) is None:
+        form = {"chitchat": "[CLS]turn[SEP]turn[SEP]", "dialogpt": "turn<eos>turn<eos>"}[dialogue.family]
+        print(
+            f"{where}: names no dialogue format; by its special tokens it is taken for {dialogue.family} ({form}), "
+            "--dialogue says otherwise",
+            file=sys.stderr,
+        )
+    return dialogue
 
 
 def _dialogue(tokenizer: "PreTrainedTokenizerFast", family: str, start_ids: tuple[int, ...], end: int) -> Dialogue:

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from chitchat.checkpoint import load_tokenizer
-from chitchat.dialogue import WORD_JOINER, dialogue_of, set_chat_template
+from chitchat.dialogue import WORD_JOINER, dialogue_of, open_dialogue, set_chat_template
 from chitchat.errors import BadInput
 
 _SPECIALS = {
@@ -143,7 +143,7 @@ def open_tokenizer(spec: str, dialogue: str | None = None) -> PreTrainedTokenize
     if not getattr(tokenizer, "is_fast", False):
         raise BadInput(f"--tokenizer {spec}: has no fast version (tokenizer.json); convert it with transformers first")
     _unspace(tokenizer)
-    set_chat_template(tokenizer, dialogue_of(tokenizer, dialogue).family)
+    set_chat_template(tokenizer, open_dialogue(tokenizer, f"--tokenizer {spec}", dialogue).family)
     return tokenizer
 
 

@@ -10,7 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from compress.console import Verbs, call, quiet_libraries, show
-from compress.options import Checkpoint, DataOption, Json, MaxTokens, MaybeData, Model, Out, Seed, Threads
+from compress.options import (
+    Checkpoint,
+    DataOption,
+    DialogueFamily,
+    Json,
+    MaxTokens,
+    MaybeData,
+    MaybeSeed,
+    Model,
+    Out,
+    Seed,
+    Threads,
+    Unused,
+)
 
 app = typer.Typer(
     name="compress",
@@ -170,17 +183,20 @@ def export(
     out: Annotated[Path, Out("the bundle")],
     target: Annotated[str, typer.Option(help="cpu (our graph) or portable (standard ONNX, through optimum).")] = "cpu",
     data: MaybeData = None,
+    dialogue: DialogueFamily = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Checkpoint → ONNX graph with an in-place KV cache → bundle, once it proved equal to torch."""
     from export.stage import export as run_export
 
-    show(run_export(checkpoint, out, target=target, data=data, seed=seed), as_json)
+    show(run_export(checkpoint, out, target=target, data=data, seed=seed, dialogue=dialogue), as_json)
 
 
 @app.command("eval")
-def evaluate(model: Model, data: DataOption, max_tokens: MaxTokens = None, as_json: Json = False) -> None:
+def evaluate(
+    model: Model, data: DataOption, max_tokens: MaxTokens = None, seed: Unused = 0, as_json: Json = False
+) -> None:
     """Quality on held-out conversations, through the runtime that ships."""
     from bench.quality import evaluate as run_evaluation
 
@@ -229,8 +245,10 @@ def chat(
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share.")] = 0.95,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said becomes less likely.")] = 1.1,
     length: Annotated[int, typer.Option(help="Tokens of a reply at most.", min=1)] = 64,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling (default: another each time).")] = None,
+    dialogue: DialogueFamily = None,
+    seed: MaybeSeed = None,
     threads: Threads = None,
+    as_json: Json = False,
 ) -> None:
     """A conversation in the terminal."""
     from bench.model import open_model
@@ -245,8 +263,10 @@ def chat(
         max_new_tokens=length,
         seed=seed,
     )
-    opened = open_model(model)
-    run_terminal(opened.generator(threads), opened.codec(), options)
+    opened = open_model(model, dialogue)
+    replies = run_terminal(opened.generator(threads), opened.codec(), options)
+    if as_json:
+        show({"model": model, "replies": replies}, as_json)
 
 
 @app.command()
@@ -261,6 +281,7 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")] = 40,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share.")] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said becomes less likely.")] = 1.0,
+    dialogue: DialogueFamily = None,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
@@ -270,7 +291,7 @@ def generate(
     from serve.sampler import SamplingOptions
     from serve.terminal import sample_text
 
-    opened = open_model(model)
+    opened = open_model(model, dialogue)
     generator, codec = opened.generator(threads), opened.codec()
     texts = []
     for sample in range(samples):
@@ -295,15 +316,19 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8080,
     queue: Annotated[int, typer.Option(help="Requests that may wait; one more is answered 429.", min=1)] = 16,
     threads: Threads = None,
+    seed: MaybeSeed = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, url and model, once it serves.")
+    ] = False,
 ) -> None:
     """OpenAI-compatible HTTP server over a bundle; needs no torch."""
     from serve.server import run_server
 
-    run_server(bundle, host=host, port=port, queue=queue, threads=threads)
+    run_server(bundle, host=host, port=port, queue=queue, threads=threads, seed=seed, as_json=as_json)
 
 
 @app.command()
-def info(model: Model, as_json: Json = False) -> None:
+def info(model: Model, seed: Unused = 0, as_json: Json = False) -> None:
     """What a model is: shape, parameters, bytes, dialogue format, lineage."""
     from bench.model import open_model
 
@@ -314,13 +339,14 @@ def info(model: Model, as_json: Json = False) -> None:
 def run(
     out: Annotated[Path, Out("everything the recipe makes")],
     recipe: Annotated[Path | None, typer.Argument(help="Recipe (default: the demo that ships with compress).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every stage whose recipe names none.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """The whole pipeline of a recipe; finished stages are not run again."""
     from bench.report import print_table
     from compress.pipeline import run as run_pipeline
 
-    show(run_pipeline(recipe, out, show_report=print_table), as_json)
+    show(run_pipeline(recipe, out, seed=seed, show_report=print_table), as_json)
 
 
 def main() -> None:

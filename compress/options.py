@@ -6,12 +6,19 @@ from typing import Annotated, Any
 import typer
 
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+MaybeSeed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of the sampling (default: another each time).", min=0)
+]
+Unused = Annotated[int, typer.Option("--seed", help="As every verb; nothing is random here.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="Make the last line of stdout one JSON object with the figures.")]
 Model = Annotated[str, typer.Argument(help="Checkpoint, quantized checkpoint, bundle, or hub id.")]
 Checkpoint = Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")]
 DataOption = Annotated[Path, typer.Option("--data", help="Data set made by `compress data`.")]
 MaybeData = Annotated[Path | None, typer.Option("--data", help="Data set made by `compress data`.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the runtime (default: the cores this process may use).")]
+DialogueFamily = Annotated[
+    str | None, typer.Option("--dialogue", help="Format of a checkpoint that names none: chitchat or dialogpt.")
+]
 MaxTokens = Annotated[int | None, typer.Option(help="Score at most this many held-out tokens (default: all).", min=1)]
 
 

@@ -7,7 +7,6 @@ whose files stand in OUT as well. A run can be killed at any moment: output fold
 resume, and a child dies with its parent. What a recipe may say is in `compress.recipe`; the work is in the verbs.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,9 +15,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,11 +26,10 @@ from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import identity, sha256, verify_lineage
 from compress.child import run_child
 from compress.recipe import RecipeStage, StageRef, Value, default_recipe, read_recipe
+from compress.records import RECORDS, locked, read_record, replace_file, write_record
 
 COMPRESS = (sys.executable, "-m", "compress")
-RECORDS = ".stages"
 _RESUMABLE = ("train", "prune")
-_LOCK_WAIT_S = 3.0  # a child whose parent was killed this moment takes some time to die
 
 
 class StageFailed(WorkFailed):
@@ -66,25 +63,31 @@ def run(
     recipe: Path | None,
     out: Path,
     *,
+    seed: int = 0,
     command: Sequence[str] = COMPRESS,
     echo: Callable[[str], None] = print,
     show_report: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Run a recipe (default: the demo) into the folder `out`; give seconds and figures of every stage.
 
-    `command` starts the command line; `echo` gets the lines for the user; `show_report` prints the last report's table,
-    in place of its report.md. Raises `BadInput` for a bad recipe, and for an `out` that is not a pipeline's or that
+    `seed` is that of every stage that names none. `command` starts the command line; `echo` gets the lines for the
+    user; `show_report` prints the last report's table, in place of its report.md. Raises `BadInput` for a bad recipe, and for an `out` that is not a pipeline's or that
     another run works on; `StageFailed` with the exit code of a stage that failed.
     """
-    stages = read_recipe(recipe or default_recipe())
+    stages = [_seeded(stage, seed) for stage in read_recipe(recipe or default_recipe())]
     job = _Run(Path(out), command, echo)
     begun = time.monotonic()
-    with _locked(job.out):
+    with locked(job.out):
         records: dict[str, dict[str, Any]] = {}
         for number, stage in enumerate(stages, 1):
             echo(f"[{number}/{len(stages)}] {stage.name}")
             records[stage.name] = _bring_up_to_date(job, stage, stages, records)
         return _conclude(job, stages, records, time.monotonic() - begun, show_report)
+
+
+def _seeded(stage: RecipeStage, seed: int) -> RecipeStage:
+    """The stage with a seed among its options, unless it is the default that every verb has."""
+    return replace(stage, options={"seed": seed, **stage.options}) if seed else stage
 
 
 def _bring_up_to_date(
@@ -96,8 +99,8 @@ def _bring_up_to_date(
     key = _key(stage, {name: record["identity"] for name, record in records.items()})
     job.echo("  " + shlex.join(["compress", *argv]))
     now = _content(job.folder(stage))
-    record = _read(job.record(stage.name))
-    begun = _read(job.started(stage.name))
+    record = read_record(job.record(stage.name))
+    begun = read_record(job.started(stage.name))
     if record.get("key") == key and record.get("identity") == now is not None:
         job.echo("  already done")
     elif begun.get("key") == key and now is not None and now != begun.get("before"):
@@ -115,7 +118,7 @@ def _bring_up_to_date(
 
 def _run_stage(job: _Run, stage: RecipeStage, argv: Sequence[str], key: str, *, resume: bool) -> dict[str, Any]:
     folder = job.folder(stage)
-    _write(job.started(stage.name), {"key": key, "before": _content(folder)})
+    write_record(job.started(stage.name), {"key": key, "before": _content(folder)})
     again = ["--resume"] if resume and stage.verb in _RESUMABLE else []
     begun = time.monotonic()
     # A report's table is shown once, at the end of the run.
@@ -145,7 +148,7 @@ def _silent(_line: str) -> None:
 
 
 def _note(job: _Run, stage: RecipeStage, record: dict[str, Any]) -> None:
-    _write(job.record(stage.name), record)
+    write_record(job.record(stage.name), record)
     job.started(stage.name).unlink(missing_ok=True)
 
 
@@ -247,64 +250,4 @@ def _publish(folder: Path, out: Path, name: str) -> None:
             content = content.replace(b"(report.png)", f"({name}.png)".encode())
         target = out / f"{name}{source.suffix}"
         if not target.is_file() or target.read_bytes() != content:
-            _replace(target, content)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A record; an empty one where there is none that can be read."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    _replace(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is the old or the new one whatever happens."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the lock of `out`, which is made when it is absent, and removed again when nothing came to be in it."""
-    records = out / RECORDS
-    if (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir()) and not records.is_dir()):
-        raise BadInput(f"--out {out}: exists and is not a folder that `compress run` made; choose another one")
-    fresh = not out.exists()
-    try:
-        records.mkdir(parents=True, exist_ok=True)
-        file = (records / "lock").open("w")
-    except OSError as error:
-        raise BadInput(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from error
-    with file:
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    message = f"--out {out}: another `compress run` works in it; wait for it or choose another folder"
-                    raise BadInput(message) from None
-                time.sleep(0.05)
-        try:
-            yield
-        finally:
-            _remove_if_empty(out, fresh)
-
-
-def _remove_if_empty(out: Path, fresh: bool) -> None:
-    """Remove the records, and a fresh `out`, when no stage left anything: a run that was refused leaves nothing."""
-    left = [path for path in out.iterdir() if path.name != RECORDS]
-    left += [path for path in (out / RECORDS).iterdir() if path.name != "lock" and path.suffix != ".started"]
-    if not left:
-        shutil.rmtree(out if fresh else out / RECORDS, ignore_errors=True)
+            replace_file(target, content)

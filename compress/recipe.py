@@ -67,7 +67,7 @@ VERBS = {
     ),
     "export": Verb(
         argument="from",
-        options=("target", "data"),
+        options=("target", "data", "dialogue"),
         takes={"from": ("checkpoint", "quantized"), "data": ("data",)},
         makes="bundle",
     ),

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, read_config
 from chitchat.data.dataset import ChatData, open_dataset
-from chitchat.dialogue import Dialogue, dialogue_of
+from chitchat.dialogue import Dialogue, open_dialogue
 from chitchat.errors import BadInput
 from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import Stage, identity, read_lineage
@@ -54,17 +54,24 @@ class Source:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def export(checkpoint: str, out: Path, target: str = "cpu", data: Path | None = None, seed: int = 0) -> dict[str, Any]:
+def export(
+    checkpoint: str,
+    out: Path,
+    target: str = "cpu",
+    data: Path | None = None,
+    seed: int = 0,
+    dialogue: str | None = None,
+) -> dict[str, Any]:
     """Export `checkpoint` to the bundle `out`. With `data`, parity runs on held-out prompts and quality is measured.
 
-    Gives the figures. Raises BadInput for what cannot be exported and WorkFailed when parity fails; `out` is then as
-    it was before.
+    `dialogue` is the family of a checkpoint that does not say its own. Gives the figures. Raises BadInput for what
+    cannot be exported and WorkFailed when parity fails; `out` is then as it was before.
     """
     started = time.monotonic()
     _check_target(target)
     check_output(out, "bundle")
     chat = open_dataset(data) if data is not None else None
-    source = open_source(checkpoint, chat)
+    source = open_source(checkpoint, chat, dialogue)
     if target == "portable" and source.scheme != "fp32":
         raise BadInput(
             f"--target portable: {checkpoint} is quantized ({source.scheme}), and standard ONNX has no such weights; "
@@ -87,7 +94,7 @@ def export(checkpoint: str, out: Path, target: str = "cpu", data: Path | None = 
     return _figures(bundle, time.monotonic() - started)
 
 
-def open_source(checkpoint: str, chat: ChatData | None) -> Source:
+def open_source(checkpoint: str, chat: ChatData | None, family: str | None = None) -> Source:
     """Load a float or quantized checkpoint. Raises BadInput when the data set was made with another tokenizer."""
     config = read_config(checkpoint)
     if "quantization_config" in config:
@@ -103,7 +110,8 @@ def open_source(checkpoint: str, chat: ChatData | None) -> Source:
         check_same_tokenizer(chat, tokenizer, checkpoint)
     # Only the eager attention of transformers honours scale_attn_weights and scale_attn_by_inverse_layer_idx.
     model.set_attn_implementation("eager")
-    return Source(checkpoint, model, tokenizer, chat.dialogue if chat else dialogue_of(tokenizer), scheme, weights)
+    dialogue = open_dialogue(tokenizer, checkpoint, family) if family or not chat else chat.dialogue
+    return Source(checkpoint, model, tokenizer, dialogue, scheme, weights)
 
 
 def measure_latency(engine: Engine) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 The application itself is `serve.app`: it knows no socket, and runs under any ASGI server.
 """
 
+import json
 import signal
 import socket
 import sys
@@ -24,11 +25,19 @@ DRAIN_S = 25  # replies that run at SIGTERM may take this long; below the usual 
 
 
 def run_server(
-    bundle: str | Path, host: str = "127.0.0.1", port: int = 8080, queue: int = 16, threads: int | None = None
+    bundle: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    queue: int = 16,
+    threads: int | None = None,
+    *,
+    seed: int | None = None,
+    as_json: bool = False,
 ) -> None:
     """Serve a bundle until SIGTERM (then it returns) or Ctrl-C (KeyboardInterrupt); replies that run are finished.
 
-    `port` 0 takes a free one; the line on stderr names it. Nothing listens before the bundle is verified, loaded and
+    `port` 0 takes a free one; the line on stderr names it, and with `as_json` an object on stdout. Requests that name
+    no seed are drawn with `seed`. Nothing listens before the bundle is verified, loaded and
     has given a token. Raises BadBundle, and BadRequest for an address that cannot be bound.
     """
     settings = Settings(queue=queue)
@@ -41,7 +50,9 @@ def run_server(
             f"{opened.tokenizer_path}: has {codec.vocab_size} tokens, the model {opened.geometry.vocab}; export again"
         )
     engine = Engine(opened, threads)
-    settings = replace(settings, model=opened.folder.resolve().name or "chitchat", options=opened.sampling)
+    settings = replace(
+        settings, model=opened.folder.resolve().name or "chitchat", options=replace(opened.sampling, seed=seed)
+    )
     warm_up(engine)
     listener = _listen(host, port)
     config = uvicorn.Config(
@@ -57,7 +68,10 @@ def run_server(
         timeout_graceful_shutdown=DRAIN_S,
     )
     shown = f"[{host}]" if ":" in host else host
-    print(f"Serving {settings.model} on http://{shown}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+    url = f"http://{shown}:{listener.getsockname()[1]}"
+    print(f"Serving {settings.model} on {url}", file=sys.stderr, flush=True)
+    if as_json:
+        print(json.dumps({"url": url, "model": settings.model}), flush=True)
     if host not in ("127.0.0.1", "::1", "localhost"):
         print(
             "warning: --host: anyone who reaches this address may use it; there is no authentication", file=sys.stderr

@@ -59,8 +59,8 @@ def run_terminal(
     *,
     read: Callable[[str], str] | None = None,
     out: TextIO | None = None,
-) -> None:
-    """Talk until the user leaves (/quit, end of input, or Ctrl-C at the prompt), then return.
+) -> int:
+    """Talk until the user leaves (/quit, end of input, or Ctrl-C at the prompt); give the number of replies.
 
     `read(prompt)` gives a line without its newline and raises EOFError at the end; default `input`, with line editing
     where the platform has it. `out` defaults to stdout. With a seed the whole conversation is reproducible: the n-th
@@ -80,7 +80,7 @@ def run_terminal(
             case "":
                 continue
             case "/quit":
-                return
+                break
             case "/reset":
                 conversation.reset()
                 _say(out, "(forgotten)")
@@ -90,6 +90,7 @@ def run_terminal(
                 seeded = options if options.seed is None else replace(options, seed=(options.seed + replies) % 2**63)
                 _reply(generator, codec, conversation, text, seeded, out)
                 replies += 1
+    return replies
 
 
 def sample_text(generator: Generator, codec: Codec, options: SamplingOptions, prompt: str | None) -> str:

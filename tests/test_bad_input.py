@@ -140,6 +140,14 @@ CASES: dict[str, tuple[Callable[[Files], list[object]], str]] = {
         lambda f: ["bench", f.bundle, "--out", "out", "--prompt-tokens", 60, "--new-tokens", 60],
         "--prompt-tokens 60",
     ),
+    "dialogue of a bundle": (
+        lambda f: ["chat", f.bundle, "--dialogue", "dialogpt"],
+        "--dialogue dialogpt",
+    ),
+    "dialogue": (
+        lambda f: ["export", f.checkpoint, "--out", "out", "--dialogue", "irc"],
+        "--dialogue irc: no such dialogue format",
+    ),
     "device": (lambda f: ["bench", f.bundle, "--out", "out", "--device", "cuda"], "--device cuda"),
     "recipe": (lambda f: ["run", f.text(b"a: {run: teleport}", "r.yaml"), "--out", "out"], "r.yaml"),
 }

@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, read_config
+from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, read_config, save_checkpoint
+from chitchat.dialogue import encode_text, open_dialogue
 from chitchat.errors import BadInput
-from chitchat.lineage import read_lineage
+from chitchat.lineage import Stage, read_lineage
 
 
 @pytest.fixture
@@ -144,3 +145,23 @@ def test_attention_scales_that_fused_attention_ignores_are_computed(checkpoint: 
     _set(checkpoint, scale_attn_by_inverse_layer_idx=True)
     scaled = load_model(checkpoint)(ids).logits
     assert not torch.allclose(plain, scaled, atol=1e-6)
+
+
+def test_a_checkpoint_from_elsewhere_leaves_with_the_dialogue_format_in_its_tokenizer(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A pruned DialoGPT could be talked to by our tools only: no template told others how turns are written."""
+    (foreign(checkpoint) / "chat_template.jinja").unlink()
+    tokenizer = load_tokenizer(checkpoint)
+    assert tokenizer.chat_template is None
+    dialogue = open_dialogue(tokenizer, "here")
+    assert "here: names no dialogue format; by its special tokens it is taken for chitchat" in capfd.readouterr().err
+    (tmp_path / "saved").mkdir()
+    save_checkpoint(
+        tmp_path / "saved", load_model(checkpoint), tokenizer, Stage("prune", {}, seed=0), parent=checkpoint
+    )
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "fine"}]
+    assert list(saved.apply_chat_template(messages)) == dialogue.encode(encode_text(saved, ["hello", "fine"]))
+    assert open_dialogue(saved, "there") == dialogue
+    assert capfd.readouterr().err == ""

@@ -130,3 +130,14 @@ def test_one_process_of_a_distributed_run_speaks(
     monkeypatch.setenv("RANK", "1")
     show({"tokens": 1}, as_json=True)
     assert capsys.readouterr().out == ""
+
+
+def test_every_verb_takes_json_and_seed() -> None:
+    """Scripts pass them to whatever verb they call."""
+    code = (
+        "import inspect; from compress.cli import app\n"
+        "for command in app.registered_commands:\n"
+        "    names = inspect.signature(command.callback).parameters\n"
+        "    assert 'seed' in names and 'as_json' in names, command.callback.__name__"
+    )
+    assert run(code=code).stderr == ""
