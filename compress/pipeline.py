@@ -71,8 +71,9 @@ def run(
     """Run a recipe (default: the demo) into the folder `out`; give seconds and figures of every stage.
 
     `seed` is that of every stage that names none. `command` starts the command line; `echo` gets the lines for the
-    user; `show_report` prints the last report's table, in place of its report.md. Raises `BadInput` for a bad recipe, and for an `out` that is not a pipeline's or that
-    another run works on; `StageFailed` with the exit code of a stage that failed.
+    user; `show_report` prints the last report's table, in place of its report.md. Raises `BadInput` for a bad recipe,
+    and for an `out` that is not a pipeline's or that another run works on; `StageFailed` with the exit code of a
+    stage that failed.
     """
     stages = [_seeded(stage, seed) for stage in read_recipe(recipe or default_recipe())]
     job = _Run(Path(out), command, echo)
