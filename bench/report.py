@@ -135,25 +135,49 @@ def notes(report: dict[str, Any]) -> list[str]:
 
 
 def print_table(report: dict[str, Any]) -> None:
-    """Print the table and its notes to stdout."""
+    """Print the table and its notes to stdout: a model a line, or a model a column where the terminal is narrow."""
     import shutil
     import sys
 
     from rich.console import Console
-    from rich.table import Table
 
-    columns = _columns(report["rows"])
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title, key, _ in columns:
-        table.add_column(title, justify="left" if key in _WORDS else "right", no_wrap=key not in _WORDS)
-    for row in report["rows"]:
-        table.add_row(*_cells(row, columns))
     # A pipe has no width: rich would take 80 columns and break every cell.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
     console = Console(width=width, highlight=False)
+    table = _wide_table(report["rows"])
+    if console.measure(table, options=console.options.update(width=1000)).maximum > width:
+        table = _narrow_table(report["rows"])
     console.print(table)
     for line in notes(report):
         console.print(line, markup=False, style="dim")
+
+
+def _wide_table(rows: Sequence[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    columns = _columns(rows)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title, key, _ in columns:
+        table.add_column(title, justify="left" if key in _WORDS else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*_cells(row, columns))
+    return table
+
+
+def _narrow_table(rows: Sequence[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    (title, *titles), *cells = [
+        [column[0] for column in _columns(rows)],
+        *(_cells(row, _columns(rows)) for row in rows),
+    ]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(title, no_wrap=True)
+    for name, *_ in cells:
+        table.add_column(name, justify="right", overflow="fold")
+    for place, figure in enumerate(titles, start=1):
+        table.add_row(figure, *(row[place] for row in cells))
+    return table
 
 
 def read_report(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The report and the stage that makes it: real tiny models side by side, and what is refused before any work."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,6 +74,20 @@ def test_the_folder_holds_table_picture_and_raw_samples(made: tuple[Path, Any]) 
     assert [len(samples) for samples in stored["samples"].values()] == [2] * 4
     assert set(stored["environment"]) >= {"cpu", "cpu_flags", "cores", "threads", "versions", "load_average", "date"}
     assert "| bundle-w8 | onnx w8 |" in (out / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_narrow_terminal_gets_a_model_a_column(made: tuple[Path, Any], capsys: Any, monkeypatch: Any) -> None:
+    """In 80 columns the names of the models were cut away altogether."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((80, 24)))
+    monkeypatch.setenv("NO_COLOR", "1")
+    print_table(made[1])
+    table = capsys.readouterr().out
+    assert max(map(len, table.splitlines())) <= 80
+    assert "…" not in table
+    for row in made[1]["rows"]:
+        assert row["name"] in table
+    assert "tokens/s" in table
 
 
 def test_the_table_is_not_broken_to_eighty_columns_in_a_pipe(made: tuple[Path, Any], capsys: Any) -> None:
