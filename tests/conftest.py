@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,15 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path)
     out = tmp_path_factory.mktemp("bundle") / "bundle"
     export(str(tiny_checkpoint), out)
     return out
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A real file system of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"a small tmpfs cannot be mounted here: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)

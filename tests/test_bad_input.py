@@ -180,18 +180,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert os.listdir(place) == []
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    """A real file system of 256 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {made.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 @pytest.mark.parametrize("verb", ["data", "prune", "quantize", "export"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     verb: str,

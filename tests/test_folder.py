@@ -94,20 +94,6 @@ def test_a_live_neighbour_is_not_swept_up(tmp_path: Path) -> None:
         neighbour.kill()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    """A real file system of 256 kB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
 def test_a_disk_that_fills_up_gives_one_line_and_leaves_nothing(small_disk: Path) -> None:
     """A full disk used to be a traceback and half a folder."""
     with (
