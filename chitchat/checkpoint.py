@@ -33,9 +33,7 @@ def load_model(source: str | Path) -> "GPT2LMHeadModel":
             f"{source}: is already quantized ({config['quantization_config'].get('scheme')}); "
             "give the checkpoint that it was made from"
         )
-    # The fused attentions of transformers ignore GPT-2's options on its scale.
-    plain = config.get("scale_attn_weights", True) and not config.get("scale_attn_by_inverse_layer_idx")
-    options = {"dtype": torch.float32, "attn_implementation": "sdpa" if plain else "eager", **_hub_options(source)}
+    options = {"dtype": torch.float32, **_hub_options(source)}
     model, report = _load(
         source, lambda: GPT2LMHeadModel.from_pretrained(str(source), output_loading_info=True, **options)
     )
@@ -46,7 +44,17 @@ def load_model(source: str | Path) -> "GPT2LMHeadModel":
             f"{source}: the weights do not fit config.json (missing {missing[:3]}, of another shape {mismatched[:3]}); "
             "fetch the checkpoint again"
         )
-    return model.eval()
+    return honour_attention_scale(model.eval())
+
+
+def honour_attention_scale(model: "GPT2LMHeadModel") -> "GPT2LMHeadModel":
+    """The model, with plain attention where its configuration scales attention in a way of its own.
+
+    The fused attentions of transformers ignore `scale_attn_weights` and `scale_attn_by_inverse_layer_idx`.
+    """
+    if not model.config.scale_attn_weights or model.config.scale_attn_by_inverse_layer_idx:
+        model.set_attn_implementation("eager")
+    return model
 
 
 def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":

@@ -5,6 +5,8 @@ import copy
 from torch import Tensor
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
+from chitchat.checkpoint import honour_attention_scale
+
 
 def build_gpt2(
     config: GPT2Config, weights: dict[str, Tensor], generation: GenerationConfig | None = None
@@ -21,4 +23,4 @@ def build_gpt2(
     model.tie_weights()
     if generation is not None:
         model.generation_config = copy.deepcopy(generation)
-    return model
+    return honour_attention_scale(model)

@@ -108,8 +108,6 @@ def open_source(checkpoint: str, chat: ChatData | None, family: str | None = Non
     check_vocabulary(tokenizer, config, checkpoint)
     if chat is not None:
         check_same_tokenizer(chat, tokenizer, checkpoint)
-    # Only the eager attention of transformers honours scale_attn_weights and scale_attn_by_inverse_layer_idx.
-    model.set_attn_implementation("eager")
     dialogue = open_dialogue(tokenizer, checkpoint, family) if family or not chat else chat.dialogue
     return Source(checkpoint, model, tokenizer, dialogue, scheme, weights)
 

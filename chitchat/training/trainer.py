@@ -34,9 +34,8 @@ from chitchat.training.workfolder import Plan, WorkFolder
 class FitOptions:
     """How to train. `batch_size` counts the windows of one optimizer step over all processes and accumulation steps.
 
-    Exactly one of `epochs` and `max_minutes` is set. `warmup` is a share of the steps (see
-    `warmup_steps`), `patience` a number of
-    evaluations without a better loss (None: never stop early).
+    Exactly one of `epochs` and `max_minutes` is set. `warmup` is a share of the steps (see `warmup_steps`), `patience`
+    a number of evaluations without a better loss (None: never stop early).
     """
 
     learning_rate: float
