@@ -256,7 +256,7 @@ class BundleModel(MeasuredModel):
     @property
     def runtime(self) -> str:
         manifest = self.bundle.manifest
-        return f"onnx {manifest.scheme}" + (" portable" if manifest.variant == "portable" else "")
+        return f"onnx {manifest.scheme}" + (" portable" if "portable" in manifest.graphs else "")
 
     @property
     def geometry(self) -> dict[str, int]:
@@ -269,7 +269,7 @@ class BundleModel(MeasuredModel):
 
     @property
     def weight_bytes(self) -> int:
-        return self.bundle.manifest.weight_bytes
+        return next(iter(self.bundle.manifest.graphs.values())).weight_bytes
 
     @property
     def file_bytes(self) -> int:

@@ -26,7 +26,7 @@ from export.graph import build_graph, geometry_of, graph_names, graph_spec
 from export.parity import Parity, changed_weights, check_parity, parity_prompts
 from export.portable import check_portable, export_portable
 from export.weights import GraphWeights, float_weights, quantized_weights
-from serve.bundle import Bundle, Manifest
+from serve.bundle import GRAPH, Bundle, Graph, Manifest
 from serve.engine import Engine
 from serve.processors import cpu_features
 from serve.sampler import SamplingOptions
@@ -86,7 +86,7 @@ def export(
             seed,
             parent_sha256=identity(Path(checkpoint)) if Path(checkpoint).is_dir() else None,
             data_sha256=chat.identity if chat else None,
-            metrics={"parity": manifest.parity["figures"], **manifest.quality},
+            metrics={"parity": manifest.parity[target]["figures"], **manifest.quality},
         )
         earlier = read_lineage(Path(checkpoint)) if Path(checkpoint).is_dir() else []
         write_manifest(replace(manifest, lineage=(*earlier, asdict(stage))), staging)
@@ -148,7 +148,7 @@ def _write_cpu(source: Source, staging: Path, chat: ChatData | None, seed: int) 
     graph = write_graph(build_graph(spec, source.weights), staging)
     write_tokenizer(source.tokenizer, staging)
     inputs, outputs = graph_names(spec.geometry.layers)
-    manifest = _manifest(source, "cpu", inputs, outputs)
+    manifest = _manifest(source, {"cpu": Graph(GRAPH, inputs, outputs, source.weights.nbytes)})
     bundle = Bundle(staging, manifest)
     prompts, origin = parity_prompts(chat, spec.geometry.vocab, spec.geometry.context, seed=seed)
     # One thread: it and torch take turns, and spinning threads of the one would stall the other (7 times slower).
@@ -160,7 +160,7 @@ def _write_cpu(source: Source, staging: Path, chat: ChatData | None, seed: int) 
     if chat is not None:
         windows = chat.windows("validation", spec.geometry.context)
         quality = score(engine.scorer(), windows, max_tokens=QUALITY_TOKENS).as_json()
-    return replace(manifest, parity=parity.as_json(), quality=quality, latency=measure_latency(engine))
+    return replace(manifest, parity={"cpu": parity.as_json()}, quality=quality, latency=measure_latency(engine))
 
 
 def _write_portable(source: Source, staging: Path, chat: ChatData | None, seed: int) -> Manifest:
@@ -170,20 +170,18 @@ def _write_portable(source: Source, staging: Path, chat: ChatData | None, seed: 
     prompts, origin = parity_prompts(chat, geometry.vocab, geometry.context, seed=seed)
     parity: Parity = check_portable(staging, source.model, prompts, origin)
     parity.require()
-    return replace(_manifest(source, "portable", inputs, outputs), parity=parity.as_json())
+    manifest = _manifest(source, {"portable": Graph(GRAPH, inputs, outputs, source.weights.nbytes)})
+    return replace(manifest, parity={"portable": parity.as_json()})
 
 
-def _manifest(source: Source, variant: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Manifest:
+def _manifest(source: Source, graphs: dict[str, Graph]) -> Manifest:
     """The manifest before anything is measured."""
     config: GPT2Config = source.model.config
     return Manifest(
-        variant=variant,
+        graphs=graphs,
         scheme=source.scheme,
         geometry=geometry_of(config),
         parameters=source.parameters,
-        weight_bytes=source.weights.nbytes,
-        inputs=inputs,
-        outputs=outputs,
         dialogue=source.dialogue.as_json(),
         sampling=asdict(SamplingOptions()),
         cpu_features=cpu_features(),
@@ -196,14 +194,15 @@ def _manifest(source: Source, variant: str, inputs: tuple[str, ...], outputs: tu
 
 def _figures(bundle: Bundle, seconds: float) -> dict[str, Any]:
     manifest = bundle.manifest
+    target, graph = next(iter(manifest.graphs.items()))
     return {
-        "target": manifest.variant,
+        "target": target,
         "scheme": manifest.scheme,
         "parameters": manifest.parameters,
-        "weight_bytes": manifest.weight_bytes,
+        "weight_bytes": graph.weight_bytes,
         "file_mb": round(bundle.file_bytes / 1e6, 3),
-        "parity": dict(manifest.parity["figures"]),
-        "parity_prompts": dict(manifest.parity["prompts"]),
+        "parity": dict(manifest.parity[target]["figures"]),
+        "parity_prompts": dict(manifest.parity[target]["prompts"]),
         **manifest.quality,
         **{name: value for name, value in manifest.latency.items() if name.endswith("_ms")},
         "seconds": round(seconds, 2),

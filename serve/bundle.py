@@ -21,8 +21,9 @@ from serve.sampler import SamplingOptions
 BUNDLE_JSON = "bundle.json"
 GRAPH = "model.onnx"
 TOKENIZER = "tokenizer.json"
-FORMAT = 1
-VARIANTS = ("cpu", "portable")
+FORMAT = 2
+TARGETS = ("cpu", "cuda", "portable")
+KV_DTYPES = ("float32", "float16", "int8")
 _MAX_JSON_BYTES = 64 << 20  # bundle.json is the one file that is parsed without a hash
 
 
@@ -45,31 +46,45 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """`bundle.json`, format 1. One JSON object with these fields; unknown ones are ignored, missing ones refused.
+class Graph:
+    """One graph of a bundle.
 
-    variant       "cpu": our graph, for `serve`; "portable": standard ONNX, for optimum's ORTModelForCausalLM
-    scheme        how the weights are stored: "fp32", or the quantized checkpoint's scheme, such as "w8"
-    parameters    numbers in the model, a tied table counted once; `weight_bytes`: what they take in the graph
-    inputs,       names of the graph's inputs and outputs, in order (their meaning: export/graph.py)
+    file           its name in the folder; weights that lie apart are in `<file>.data`
+    inputs,        names, in order (their meaning: export/graph.py)
       outputs
+    weight_bytes   what the weights take in the graph, a tied table counted once
+    kv_dtype       type of the cache's numbers: "float32", "float16" or "int8"
+    """
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weight_bytes: int
+    kv_dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`bundle.json`, format 2. One JSON object with these fields; unknown ones are ignored, missing ones refused.
+
+    graphs        by target: "cpu" and "cuda", our graphs for `serve`; "portable": standard ONNX, for optimum's
+                  ORTModelForCausalLM, which stands alone
+    scheme        how the weights are stored: "fp32", or the quantized checkpoint's scheme, such as "w8"
+    parameters    numbers in the model, a tied table counted once
     dialogue      the ids of the dialogue format (serve/dialogue.py)
     sampling      default sampling options (serve/sampler.py)
     cpu_features  what the figures below need of a CPU to hold on another box; the model runs without, more slowly
     lineage       the records of all stages that led here, oldest first
-    parity        what the parity check measured against torch
+    parity        by target: what the parity check measured against torch, and on which execution provider
     quality       perplexity, bits per byte, token accuracy on held-out conversations; empty when exported without data
     latency       ttft_ms for `prompt_tokens`, tpot_ms (ms per further token), `threads`, on the exporting machine
     files         {name: {"size": bytes, "sha256": hex}} of every other file of the folder
     """
 
-    variant: str
+    graphs: Mapping[str, Graph]
     scheme: str
     geometry: Geometry
     parameters: int
-    weight_bytes: int
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
     dialogue: Mapping[str, Any]
     sampling: Mapping[str, Any]
     cpu_features: tuple[str, ...]
@@ -89,9 +104,11 @@ class Manifest:
         """Read the object back. Raises BadBundle that names the field."""
         if not isinstance(record, dict) or type(record.get("format")) is not int:
             raise BadBundle(f"{BUNDLE_JSON}: holds no format number; export the bundle again")
-        if record["format"] > FORMAT:
+        if record["format"] != FORMAT:
+            newer = record["format"] > FORMAT
             raise BadBundle(
-                f"{BUNDLE_JSON}: format {record['format']} is newer than this runtime's {FORMAT}; upgrade it"
+                f"{BUNDLE_JSON}: format {record['format']} is {'newer' if newer else 'older'} than this runtime's "
+                f"{FORMAT}; {'upgrade the runtime' if newer else 'export the bundle again'}"
             )
         values: dict[str, Any] = {}
         for item in fields(cls):
@@ -100,20 +117,16 @@ class Manifest:
             if not isinstance(value, expected) or isinstance(value, bool):
                 raise BadBundle(f"{BUNDLE_JSON}: {item.name} is missing or not of its type; export the bundle again")
             values[item.name] = tuple(value) if isinstance(value, list) else value
-        if values["variant"] not in VARIANTS:
-            raise BadBundle(f"{BUNDLE_JSON}: variant {values['variant']!r} is unknown (known: {', '.join(VARIANTS)})")
+        values["graphs"] = _graphs(values["graphs"])
         values["geometry"] = _geometry(values["geometry"])
         return cls(**values)
 
 
 _TYPES: dict[str, type] = {
-    "variant": str,
+    "graphs": dict,
     "scheme": str,
     "geometry": dict,
     "parameters": int,
-    "weight_bytes": int,
-    "inputs": list,
-    "outputs": list,
     "dialogue": dict,
     "sampling": dict,
     "cpu_features": list,
@@ -124,6 +137,8 @@ _TYPES: dict[str, type] = {
     "files": dict,
     "format": int,
 }
+
+_GRAPH_TYPES: dict[str, type] = {"file": str, "inputs": list, "outputs": list, "weight_bytes": int, "kv_dtype": str}
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,7 @@ class Bundle:
         """Verify the bundle in `path`. Raises BadBundle with one line: which file, what is wrong, what to do."""
         folder = Path(path)
         manifest = Manifest.from_json(_read_json(folder))
-        needed = {GRAPH, TOKENIZER} - set(manifest.files)
+        needed = {TOKENIZER, *(graph.file for graph in manifest.graphs.values())} - set(manifest.files)
         if needed:
             raise BadBundle(f"{folder / BUNDLE_JSON}: does not list {min(needed)}; export the bundle again")
         for name, known in manifest.files.items():
@@ -150,9 +165,9 @@ class Bundle:
             )
         return cls(folder, manifest)
 
-    @property
-    def graph_path(self) -> Path:
-        return self.folder / GRAPH
+    def graph_path(self, target: str) -> Path:
+        """Where the graph for `target` is. Raises KeyError when the bundle has none: `choose` asks first."""
+        return self.folder / self.manifest.graphs[target].file
 
     @property
     def tokenizer_path(self) -> Path:
@@ -241,6 +256,30 @@ def _verify(folder: Path, name: str, known: Any) -> None:
         raise BadBundle(f"{path}: cannot be read ({error.strerror})") from error
     if actual != known["sha256"]:
         raise BadBundle(f"{path}: altered (its sha256 differs from {BUNDLE_JSON}); copy the bundle again")
+
+
+def _graphs(record: Mapping[str, Any]) -> dict[str, Graph]:
+    """Read the graphs, main one first. Raises BadBundle that names the field."""
+    unknown = sorted(set(record) - set(TARGETS))
+    if unknown or not record:
+        what = f"{unknown[0]!r} is unknown" if unknown else "names none"
+        raise BadBundle(f"{BUNDLE_JSON}: graphs: {what} (known: {', '.join(TARGETS)}); export the bundle again")
+    graphs = {}
+    for target in sorted(record, key=TARGETS.index):
+        entry = record[target] if isinstance(record[target], dict) else {}
+        for name, expected in _GRAPH_TYPES.items():
+            if not isinstance(entry.get(name), expected) or isinstance(entry[name], bool):
+                raise BadBundle(
+                    f"{BUNDLE_JSON}: graphs.{target}.{name} is missing or not of its type; export the bundle again"
+                )
+        values: dict[str, Any] = {name: entry[name] for name in _GRAPH_TYPES}
+        if values["kv_dtype"] not in KV_DTYPES:
+            raise BadBundle(
+                f"{BUNDLE_JSON}: graphs.{target}.kv_dtype {values['kv_dtype']!r} is unknown (known: "
+                f"{', '.join(KV_DTYPES)}); upgrade the runtime"
+            )
+        graphs[target] = Graph(**(values | {name: tuple(values[name]) for name in ("inputs", "outputs")}))
+    return graphs
 
 
 def _geometry(record: Mapping[str, Any]) -> Geometry:

@@ -16,6 +16,7 @@ from serve.cache import KVCache
 from serve.errors import BadBundle, BadRequest, ContextExceeded, ServeError
 from serve.processors import physical_cores
 from serve.sampler import SamplingOptions, build_sampler
+from serve.variant import Choice, choose, find_providers
 
 PREFILL_CHUNK = 256  # tokens of a prompt in one run
 SCORE_CHUNK = 64  # tokens of one run that gives logits for all of them: 64 * 50,257 floats are 13 MB
@@ -27,13 +28,9 @@ Scorer = Callable[[Sequence[Sequence[int]]], list[tuple[npt.NDArray[np.float64],
 class Engine:
     """One model in memory and one conversation in its cache. Not for use by two threads at once."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        """Load the graph. `threads` None takes the physical cores that this process may use."""
-        if bundle.manifest.variant != "cpu":
-            raise BadBundle(
-                f"{bundle.folder}: is a {bundle.manifest.variant} bundle; load it with optimum's "
-                "ORTModelForCausalLM.from_pretrained, or export with --target cpu"
-            )
+    def __init__(self, bundle: Bundle, threads: int | None = None, *, device: str | None = None) -> None:
+        """Load the graph for `device`. `threads` None takes the physical cores that this process may use."""
+        choice = choose(bundle, device, find_providers())
         if threads is not None and threads < 1:
             raise BadRequest(f"threads {threads}: give a number of at least 1")
         self.bundle = bundle
@@ -41,7 +38,7 @@ class Engine:
         self.context = bundle.geometry.context
         self.dialogue = bundle.dialogue
         self.threads = threads or physical_cores()
-        self._session = _open_session(bundle, self.threads)
+        self._session = _open_session(choice, self.threads)
         self._cache = KVCache(self.geometry)
         self._decode = _Run(self._session, self._cache, self.geometry.vocab, tokens=1, rows=1)
 
@@ -208,7 +205,7 @@ class _Run:
         return self._logits[0]
 
 
-def _open_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
+def _open_session(choice: Choice, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -216,13 +213,13 @@ def _open_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
     # Threads spin between the operators of a step: without, decode loses a quarter of its speed on an idle machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     try:
-        session = ort.InferenceSession(str(bundle.graph_path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(choice.path), options, providers=[choice.provider])
     except Exception as error:
-        raise BadBundle(f"{bundle.graph_path}: onnxruntime cannot load it ({_first_line(error)})") from error
+        raise BadBundle(f"{choice.path}: onnxruntime cannot load it ({_first_line(error)})") from error
     inputs = tuple(item.name for item in session.get_inputs())
     outputs = tuple(item.name for item in session.get_outputs())
-    if (inputs, outputs) != (bundle.manifest.inputs, bundle.manifest.outputs):
-        raise BadBundle(f"{bundle.graph_path}: its inputs and outputs are not those of bundle.json; export it again")
+    if (inputs, outputs) != (choice.graph.inputs, choice.graph.outputs):
+        raise BadBundle(f"{choice.path}: its inputs and outputs are not those of bundle.json; export it again")
     return session
 
 

@@ -12,7 +12,7 @@ from compress.quantize.blockwise import dequantize_blocks, quantize_blocks
 from export.bundle import write_graph, write_manifest
 from export.graph import build_graph, graph_names, graph_spec
 from export.weights import GraphWeights, float_weights, quantized_weights
-from serve.bundle import Bundle, Manifest
+from serve.bundle import GRAPH, Bundle, Graph, Manifest
 from serve.sampler import SamplingOptions
 
 DIALOGUE = {
@@ -64,15 +64,11 @@ def exported(model: GPT2LMHeadModel, folder: Path, bits: int | None = None, **ch
     spec = graph_spec(model.config, weights.blocks)
     write_graph(build_graph(spec, weights), folder)
     (folder / "tokenizer.json").write_text("{}")
-    inputs, outputs = graph_names(spec.geometry.layers)
     fields: dict[str, Any] = {
-        "variant": "cpu",
+        "graphs": {"cpu": Graph(GRAPH, *graph_names(spec.geometry.layers), weights.nbytes)},
         "scheme": f"w{bits}" if bits else "fp32",
         "geometry": spec.geometry,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "weight_bytes": weights.nbytes,
-        "inputs": inputs,
-        "outputs": outputs,
         "dialogue": DIALOGUE,
         "sampling": asdict(SamplingOptions()),
         "cpu_features": (),

@@ -12,6 +12,8 @@ from export.bundle import write_manifest
 from serve.bundle import FORMAT, Bundle, Manifest
 from serve.errors import BadBundle
 
+GRAPH = {"file": "model.onnx", "inputs": [], "outputs": [], "weight_bytes": 1, "kv_dtype": "float32"}
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -100,6 +102,8 @@ def test_a_newer_format_says_upgrade(folder: Path) -> None:
     """An old runtime must not guess at what a newer exporter meant."""
     edit(folder, format=FORMAT + 1)
     refused(folder, "newer than this runtime.*upgrade")
+    edit(folder, format=FORMAT - 1)
+    refused(folder, "older than this runtime.*export the bundle again")
 
 
 @pytest.mark.parametrize(
@@ -107,11 +111,16 @@ def test_a_newer_format_says_upgrade(folder: Path) -> None:
     [
         ({"format": None}, "no format number"),
         ({"format": True}, "no format number"),
-        ({"variant": "tpu"}, "variant 'tpu' is unknown"),
+        ({"graphs": {}}, "graphs: names none"),
+        ({"graphs": {"tpu": {}}}, "graphs: 'tpu' is unknown"),
+        ({"graphs": {"cpu": None}}, "graphs.cpu.file is missing"),
+        ({"graphs": {"cpu": {**GRAPH, "weight_bytes": True}}}, "graphs.cpu.weight_bytes is missing or not of its type"),
+        ({"graphs": {"cpu": {**GRAPH, "kv_dtype": "int3"}}}, "graphs.cpu.kv_dtype 'int3' is unknown"),
+        ({"graphs": {"cpu": {**GRAPH, "file": "other.onnx"}}}, "does not list other.onnx"),
         ({"geometry": None}, "geometry is missing"),
         ({"geometry": {"layers": 2}}, r"geometry.heads is None"),
         ({"parameters": "many"}, "parameters is missing or not of its type"),
-        ({"files": {}}, "does not list model.onnx"),
+        ({"files": {"tokenizer.json": {}}}, "does not list model.onnx"),
         ({"files": {"model.onnx": {}, "tokenizer.json": {}}}, "no size and sha256 for model.onnx"),
     ],
 )

@@ -9,7 +9,7 @@ from bundles import DIALOGUE, exported, random_gpt2
 
 import serve.processors
 from chitchat.score import torch_scorer
-from serve.bundle import Bundle
+from serve.bundle import Bundle, Graph
 from serve.engine import PREFILL_CHUNK, SCORE_CHUNK, Engine
 from serve.errors import BadBundle, BadRequest, ContextExceeded
 from serve.sampler import SamplingOptions
@@ -147,7 +147,7 @@ def test_long_prompts_run_in_chunks(tmp_path: Path) -> None:
 
 def test_a_portable_bundle_is_refused_by_the_line_that_helps(tmp_path: Path) -> None:
     """Its graph has other inputs; the failure must not be onnxruntime's."""
-    bundle = exported(random_gpt2(), tmp_path, variant="portable")
+    bundle = exported(random_gpt2(), tmp_path, graphs={"portable": Graph("model.onnx", (), (), 1)})
     with pytest.raises(BadBundle, match="ORTModelForCausalLM"):
         Engine(bundle)
 
@@ -155,14 +155,14 @@ def test_a_portable_bundle_is_refused_by_the_line_that_helps(tmp_path: Path) -> 
 def test_a_file_that_is_no_graph_is_a_bad_bundle(tmp_path: Path) -> None:
     """Hashes in order, content not: an exporter's fault still ends in one line."""
     bundle = exported(random_gpt2(), tmp_path)
-    bundle.graph_path.write_bytes(b"not a graph")
+    bundle.graph_path("cpu").write_bytes(b"not a graph")
     with pytest.raises(BadBundle, match="onnxruntime cannot load it"):
         Engine(bundle)
 
 
 def test_other_inputs_than_the_manifest_lists_are_refused(tmp_path: Path) -> None:
     """A graph of an older exporter would be bound by names that it does not have."""
-    bundle = exported(random_gpt2(), tmp_path, inputs=("input_ids",))
+    bundle = exported(random_gpt2(), tmp_path, graphs={"cpu": Graph("model.onnx", ("input_ids",), (), 1)})
     with pytest.raises(BadBundle, match="inputs and outputs"):
         Engine(bundle)
 

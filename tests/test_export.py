@@ -68,7 +68,7 @@ def test_a_quantized_checkpoint_ships_its_own_integers(quantized: Path, tiny_dat
     assert figures["parity"]["weights_changed"] == 0
     assert figures["parity"]["kl_decode"] <= 1e-4
     manifest = Bundle.open(tmp_path / "bundle").manifest
-    assert set(manifest.parity["graded"]) == {"kl_prefill", "kl_decode", "logits_rms", "weights_changed"}
+    assert set(manifest.parity["cpu"]["graded"]) == {"kl_prefill", "kl_decode", "logits_rms", "weights_changed"}
     assert [record["stage"] for record in manifest.lineage] == ["train", "quantize", "export"]
 
 

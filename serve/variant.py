@@ -1,0 +1,94 @@
+"""Which of a bundle's graphs runs: by what the bundle has, what the runtime finds, and what was asked for.
+
+Nothing is loaded here. What was chosen is said with its reason, so that nobody wonders why the GPU is idle.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.bundle import Bundle, Graph
+from serve.errors import BadBundle, BadRequest
+
+DEVICES = ("cpu", "cuda")
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The graph for `target` ("cpu" or "cuda"), onnxruntime's name of what runs it, and the reason in one phrase."""
+
+    target: str
+    path: Path
+    graph: Graph
+    provider: str
+    why: str
+
+
+def choose(bundle: Bundle, device: str | None, providers: Sequence[str]) -> Choice:
+    """Pick a graph. `device` None takes cuda when the bundle has it and it can run here, else cpu.
+
+    `providers` are the execution providers that can run (`find_providers`). Raises BadBundle for a bundle that has no
+    graph for this runtime, and BadRequest for a device that the bundle or the machine does not have.
+    """
+    graphs = bundle.manifest.graphs
+    ours = [target for target in DEVICES if target in graphs]
+    if not ours:
+        raise BadBundle(
+            f"{bundle.folder}: is a portable bundle; load it with optimum's "
+            "ORTModelForCausalLM.from_pretrained, or export with --target cpu"
+        )
+    cuda_runs = PROVIDERS["cuda"] in providers
+    if device is not None:
+        _check_device(bundle, device, ours, cuda_runs)
+        target, why = device, "as asked for"
+    elif "cuda" in ours and cuda_runs:
+        target, why = "cuda", "the bundle has a cuda graph and a CUDA device is here"
+    elif "cpu" in ours:
+        target = "cpu"
+        why = "it has a cuda graph too, but no CUDA device can be used here" if "cuda" in ours else "its only graph"
+    else:
+        raise BadBundle(
+            f"{bundle.folder}: has a cuda graph only, and no CUDA device can be used here; install onnxruntime-gpu "
+            "on a machine with one, or export with --target cpu+cuda"
+        )
+    return Choice(target, bundle.graph_path(target), graphs[target], PROVIDERS[target], why)
+
+
+def find_providers() -> list[str]:
+    """Onnxruntime's execution providers that can run here.
+
+    A build with CUDA lists CUDAExecutionProvider on any machine, so the driver is asked for devices.
+    """
+    import onnxruntime as ort  # heavy: not for who only names a bundle
+
+    listed: list[str] = ort.get_available_providers()
+    return [name for name in listed if name != PROVIDERS["cuda"] or count_cuda_devices() > 0]
+
+
+def count_cuda_devices() -> int:
+    """CUDA devices that the driver gives to this process; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value
+
+
+def _check_device(bundle: Bundle, device: str, ours: Sequence[str], cuda_runs: bool) -> None:
+    if device not in DEVICES:
+        raise BadRequest(f"--device {device}: no such device; give one of {', '.join(DEVICES)}")
+    if device not in ours:
+        raise BadRequest(
+            f"--device {device}: {bundle.folder} has a {ours[0]} graph only; leave --device out, or export it with "
+            "--target cpu+cuda"
+        )
+    if device == "cuda" and not cuda_runs:
+        raise BadRequest(
+            "--device cuda: no CUDA device can be used here; install onnxruntime-gpu on a machine with one, or "
+            "leave --device out"
+        )

@@ -1,0 +1,69 @@
+"""Which graph of a bundle runs, and the reason that is said."""
+
+from pathlib import Path
+
+import pytest
+
+from serve.bundle import Bundle, Geometry, Graph, Manifest
+from serve.errors import BadBundle, BadRequest
+from serve.variant import choose, count_cuda_devices, find_providers
+
+CPU_ONLY = ["CPUExecutionProvider"]
+WITH_CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def bundle(*targets: str) -> Bundle:
+    """A bundle with graphs for `targets`; choosing reads no file."""
+    graphs = {target: Graph(f"{target}.onnx", (), (), 1) for target in targets}
+    geometry = Geometry(layers=1, heads=1, head_dim=8, width=8, ffn=8, vocab=8, context=8)
+    empty: dict = {}
+    return Bundle(Path("box"), Manifest(graphs, "fp32", geometry, 1, empty, empty, (), (), empty, empty, empty, graphs))
+
+
+@pytest.mark.parametrize(
+    ("targets", "device", "providers", "target", "why"),
+    [
+        (["cpu"], None, CPU_ONLY, "cpu", "its only graph"),
+        (["cpu"], None, WITH_CUDA, "cpu", "its only graph"),
+        (["cpu", "cuda"], None, WITH_CUDA, "cuda", "a CUDA device is here"),
+        (["cpu", "cuda"], None, CPU_ONLY, "cpu", "no CUDA device can be used here"),
+        (["cpu", "cuda"], "cpu", WITH_CUDA, "cpu", "as asked for"),
+        (["cuda"], None, WITH_CUDA, "cuda", "a CUDA device is here"),
+    ],
+)
+def test_the_graph_is_chosen_by_what_is_found(
+    targets: list[str], device: str | None, providers: list[str], target: str, why: str
+) -> None:
+    """A GPU that stays idle, or a box without one that does not start."""
+    choice = choose(bundle(*targets), device, providers)
+    assert (choice.target, choice.path) == (target, Path("box") / f"{target}.onnx")
+    assert choice.graph.file == f"{target}.onnx"
+    assert choice.provider == {"cpu": CPU_ONLY[0], "cuda": WITH_CUDA[0]}[target]
+    assert why in choice.why
+
+
+@pytest.mark.parametrize(
+    ("targets", "device", "providers", "error", "match"),
+    [
+        (["portable"], None, CPU_ONLY, BadBundle, "ORTModelForCausalLM"),
+        (["cuda"], None, CPU_ONLY, BadBundle, "has a cuda graph only.*cpu"),
+        (["cpu"], "cuda", WITH_CUDA, BadRequest, "--device cuda: box has a cpu graph only"),
+        (["cuda"], "cpu", WITH_CUDA, BadRequest, "--device cpu: box has a cuda graph only"),
+        (["cpu", "cuda"], "cuda", CPU_ONLY, BadRequest, "--device cuda: no CUDA device"),
+        (["cpu"], "tpu", CPU_ONLY, BadRequest, "--device tpu: no such device; give one of cpu, cuda"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line(
+    targets: list[str], device: str | None, providers: list[str], error: type, match: str
+) -> None:
+    """onnxruntime would fall back to the CPU in silence, with a graph that was made for CUDA."""
+    with pytest.raises(error, match=match) as caught:
+        choose(bundle(*targets), device, providers)
+    assert "\n" not in str(caught.value)
+
+
+def test_cuda_is_found_where_the_driver_has_a_device_only() -> None:
+    """onnxruntime-gpu lists CUDAExecutionProvider on a machine without a GPU, too."""
+    found = find_providers()
+    assert "CPUExecutionProvider" in found
+    assert "CUDAExecutionProvider" not in found or count_cuda_devices() > 0
