@@ -6,12 +6,12 @@ field, what is wrong, what to do. Nothing here does input or output.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from serve.errors import BadRequest, ServeError
-from serve.sampler import SamplingOptions, check_option
+from serve.sampler import SamplingOptions, ScoredToken, check_option
 
 MAX_STOPS = 4
 MAX_STOP_CHARS = 64
@@ -23,27 +23,33 @@ _SAMPLING = {
     "temperature": "temperature",
     "top_p": "top_p",
     "top_k": "top_k",
+    "min_p": "min_p",
     "repetition_penalty": "repetition_penalty",
+    "no_repeat_ngram_size": "no_repeat_ngram",
+    "min_tokens": "min_new_tokens",
+    "top_logprobs": "logprobs",
     "seed": "seed",
 }
+_LEAST_LOGPROB = -9999.0  # stands for "as good as impossible" in OpenAI's interface; JSON has no infinity
 # Fields of OpenAI's interface that this server does not act on, and the values at which they ask for nothing.
 _INERT: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
-    "logprobs": (False,),
     "logit_bias": ({},),
     "tools": ([],),
     "response_format": ({"type": "text"},),
 }
-_READ = {*_SAMPLING, *_INERT, "messages", "model", "stop", "stream", "stream_options", "truncate", "user"}
+_OTHERS = {"messages", "model", "stop", "stream", "stream_options", "logprobs", "truncate", "user"}
+_READ = {*_SAMPLING, *_INERT, *_OTHERS}
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A checked request. `texts` are the turns, oldest first; roles alternate freely and are not needed further."""
+    """A checked request. `texts` are the turns, oldest first; roles alternate freely, and tell what the bot said."""
 
     texts: tuple[str, ...]
+    from_bot: tuple[bool, ...]
     options: SamplingOptions
     stops: tuple[str, ...]
     stream: bool
@@ -62,8 +68,10 @@ def parse_chat(body: bytes, defaults: SamplingOptions, max_messages: int) -> Cha
     for name in ("model", "user"):
         _typed(fields, name, str, "a string")
     stream_options = _typed(fields, "stream_options", dict, "an object") or {}
+    turns = _turns(fields.get("messages"), max_messages)
     return ChatRequest(
-        texts=_texts(fields.get("messages"), max_messages),
+        texts=tuple(text for _, text in turns),
+        from_bot=tuple(role == "assistant" for role, _ in turns),
         options=_options(fields, defaults),
         stops=_stops(fields.get("stop", [])),
         stream=_typed(fields, "stream", bool, "true or false") or False,
@@ -92,15 +100,16 @@ def _typed(fields: Mapping[str, Any], name: str, kind: type, shown: str) -> Any:
     return value
 
 
-def _texts(messages: Any, max_messages: int) -> tuple[str, ...]:
+def _turns(messages: Any, max_messages: int) -> list[tuple[str, str]]:
     if not isinstance(messages, list) or not messages:
         raise BadRequest('messages: not a list with a message in it; send [{"role": "user", "content": "..."}]')
     if len(messages) > max_messages:
         raise BadRequest(f"messages: {len(messages)} of them, at most {max_messages} are taken; leave out the oldest")
-    return tuple(_text(f"messages[{place}]", message) for place, message in enumerate(messages))
+    return [_turn(f"messages[{place}]", message) for place, message in enumerate(messages)]
 
 
-def _text(where: str, message: Any) -> str:
+def _turn(where: str, message: Any) -> tuple[str, str]:
+    """Give role and text of a message."""
     if not isinstance(message, dict):
         raise BadRequest(f"{where}: not an object with role and content")
     role, content = message.get("role"), message.get("content")
@@ -112,7 +121,7 @@ def _text(where: str, message: Any) -> str:
     texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
     if len(texts) < len(parts) or not all(isinstance(text, str) for text in texts):
         raise BadRequest(f"{where}.content: neither a string nor a list of text parts")
-    return "".join(str(text) for text in texts)
+    return str(role), "".join(str(text) for text in texts)
 
 
 def _options(fields: Mapping[str, Any], defaults: SamplingOptions) -> SamplingOptions:
@@ -121,7 +130,12 @@ def _options(fields: Mapping[str, Any], defaults: SamplingOptions) -> SamplingOp
     given = {option: (name, fields[name]) for name, option in _SAMPLING.items() if name in fields}
     for option, (name, value) in given.items():
         check_option(option, value, shown=name)
-    return replace(defaults, **{option: value for option, (_, value) in given.items()})
+    changed = {option: value for option, (_, value) in given.items()}
+    if not _typed(fields, "logprobs", bool, "true or false"):
+        if "logprobs" in changed:
+            raise BadRequest('top_logprobs: needs logprobs; send "logprobs": true with it')
+        changed["logprobs"] = None
+    return replace(defaults, **{"logprobs": 0, **changed})
 
 
 def _stops(stop: Any) -> tuple[str, ...]:
@@ -139,22 +153,45 @@ class Shapes:
         self._base: dict[str, Any] = {"id": request_id, "created": int(time.time()), "model": model}
         self._extra = {"truncated_turns": truncated_turns} if truncated_turns else {}
 
-    def whole(self, text: str, finish: str, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
+    def whole(
+        self, text: str, finish: str, prompt_tokens: int, new_tokens: int, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """The answer to a request that does not stream."""
         message = {"role": "assistant", "content": text}
-        choices = [{"index": 0, "message": message, "finish_reason": finish, "logprobs": None}]
+        choices = [{"index": 0, "message": message, "finish_reason": finish, "logprobs": logprobs}]
         usage = usage_of(prompt_tokens, new_tokens)
         return {**self._base, "object": "chat.completion", "choices": choices, "usage": usage, **self._extra}
 
-    def chunk(self, delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+    def chunk(
+        self, delta: dict[str, str], finish: str | None = None, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """One event of a stream."""
-        choices = [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}]
+        choices = [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": logprobs}]
         return {**self._base, "object": "chat.completion.chunk", "choices": choices, **self._extra}
 
     def usage(self, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
         """The last event of a stream whose request asked for usage."""
         usage = usage_of(prompt_tokens, new_tokens)
         return {**self._base, "object": "chat.completion.chunk", "choices": [], "usage": usage}
+
+
+def logprobs_of(tokens: Sequence[ScoredToken], spell: Callable[[int], bytes]) -> dict[str, Any]:
+    """The log-probabilities of generated tokens; `spell` gives the bytes of an id.
+
+    They are of the model's own distribution, before temperature and every other option. The end of turn is not among
+    the tokens, but may be among the alternatives.
+    """
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        spelled = spell(token)
+        text = spelled.decode(errors="backslashreplace")  # a part of a character is written as \xe4\xbd
+        return {"token": text, "logprob": max(logprob, _LEAST_LOGPROB), "bytes": list(spelled)}
+
+    content = [
+        {**entry(token, token.logprob), "top_logprobs": [entry(other, logprob) for other, logprob in token.likeliest]}
+        for token in tokens
+    ]
+    return {"content": content, "refusal": None}
 
 
 def usage_of(prompt_tokens: int, new_tokens: int) -> dict[str, int]:

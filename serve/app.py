@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from serve.api import ChatRequest, Shapes, error_body, error_shape, parse_chat
 from serve.errors import BadRequest, BodyTooLarge, Overloaded, ServeError, UnknownModel, UnsupportedEncoding
-from serve.history import Prompt, check_length, fit
+from serve.history import Prompt, check_length, fit, ids_of_bot
 from serve.reply import ChatReply, json_response
 from serve.sampler import SamplingOptions
 from serve.terminal import Codec, Generator
@@ -81,7 +81,7 @@ def create_app(generator: Generator, codec: Codec, settings: Settings | None = N
         body = await _read_body(request, settings.body_bytes)
         asked = await run_in_threadpool(parse_chat, body, settings.options, settings.messages)
         prompt = await run_in_threadpool(_prompt, generator, codec, asked)
-        job = Job(prompt.ids, replace(asked.options, max_new_tokens=prompt.max_new_tokens))
+        job = Job(prompt.ids, asked.options.for_reply(prompt.max_new_tokens, prompt.bot_ids))
         worker.submit(job)
         shapes = Shapes(f"chatcmpl-{uuid.uuid4().hex}", settings.model, prompt.dropped)
         return ChatReply(worker, job, codec, asked, shapes)
@@ -114,11 +114,11 @@ def _prompt(generator: Generator, codec: Codec, asked: ChatRequest) -> Prompt:
         raise BadRequest("messages: the last one has no text; there is nothing to answer")
     limit = asked.options.max_new_tokens
     if asked.truncate:
-        return fit(generator.dialogue, turns, generator.context, limit)
+        return fit(generator.dialogue, turns, generator.context, limit, asked.from_bot)
     ids = generator.dialogue.encode(turns)
     remedy = 'shorten it, or send "truncate": true to drop its oldest turns'
     check_length(len(ids), generator.context, "the conversation", remedy)
-    return Prompt(ids, min(limit, generator.context - len(ids)), 0)
+    return Prompt(ids, min(limit, generator.context - len(ids)), 0, ids_of_bot(turns, asked.from_bot))
 
 
 async def _read_body(request: Request, limit: int) -> bytes:

@@ -20,15 +20,25 @@ class DialogueFormat(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the generator is given: `len(ids) + max_new_tokens <= context`; `dropped` old turns did not fit."""
+    """What the generator is given: `len(ids) + max_new_tokens <= context`; `dropped` old turns did not fit.
+
+    `bot_ids` are those of `ids` that the bot said: a reply is penalised for repeating them.
+    """
 
     ids: list[int]
     max_new_tokens: int
     dropped: int
+    bot_ids: tuple[int, ...] = ()
 
 
-def fit(dialogue: DialogueFormat, turns: Sequence[Sequence[int]], context: int, max_new_tokens: int) -> Prompt:
-    """Drop the fewest oldest turns that leave room for the reply.
+def fit(
+    dialogue: DialogueFormat,
+    turns: Sequence[Sequence[int]],
+    context: int,
+    max_new_tokens: int,
+    from_bot: Sequence[bool] | None = None,
+) -> Prompt:
+    """Drop the fewest oldest turns that leave room for the reply; `from_bot` tells of each turn if the bot said it.
 
     The reply's room is `max_new_tokens`, but at most half of the context, so that a generous limit does not cost the
     conversation its memory; what remains of the context may then be used for the reply, up to `max_new_tokens`. The
@@ -41,7 +51,14 @@ def fit(dialogue: DialogueFormat, turns: Sequence[Sequence[int]], context: int, 
         del kept[0]
         ids = dialogue.encode(kept)
     check_length(len(ids), context, "the newest turn", "shorten it")
-    return Prompt(ids, min(max_new_tokens, context - len(ids)), len(turns) - len(kept))
+    dropped = len(turns) - len(kept)
+    said = () if from_bot is None else ids_of_bot(kept, from_bot[dropped:])
+    return Prompt(ids, min(max_new_tokens, context - len(ids)), dropped, said)
+
+
+def ids_of_bot(turns: Sequence[Sequence[int]], from_bot: Sequence[bool]) -> tuple[int, ...]:
+    """Give the ids of the turns that the bot said, in order."""
+    return tuple(i for turn, by_bot in zip(turns, from_bot, strict=True) if by_bot for i in turn)
 
 
 def check_length(prompt_tokens: int, context: int, what: str, remedy: str) -> None:
@@ -61,6 +78,7 @@ class Conversation:
         self._dialogue = dialogue
         self._context = context
         self.turns: list[list[int]] = []
+        self._from_bot: list[bool] = []
 
     def ask(self, turn: Sequence[int], max_new_tokens: int) -> Prompt:
         """Add a turn and give the prompt for the reply to it. Old turns that do not fit are forgotten for good.
@@ -68,14 +86,17 @@ class Conversation:
         Raises ContextExceeded for a turn that is too long; the conversation is then as it was.
         """
         turns = [*self.turns, list(turn)]
-        prompt = fit(self._dialogue, turns, self._context, max_new_tokens)
-        self.turns = turns[prompt.dropped :]
+        from_bot = [*self._from_bot, False]
+        prompt = fit(self._dialogue, turns, self._context, max_new_tokens, from_bot)
+        self.turns, self._from_bot = turns[prompt.dropped :], from_bot[prompt.dropped :]
         return prompt
 
     def answer(self, turn: Sequence[int]) -> None:
         """Add the reply, as ids without an end of turn; a reply that was stopped is added as far as it came."""
         self.turns.append(list(turn))
+        self._from_bot.append(True)
 
     def reset(self) -> None:
         """Forget everything."""
         self.turns.clear()
+        self._from_bot.clear()

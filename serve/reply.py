@@ -5,6 +5,7 @@ response class in between would hide the disconnect. Reading the request is `ser
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.api import ChatRequest, Shapes, as_json, error_body
+from serve.api import ChatRequest, Shapes, as_json, error_body, logprobs_of
 from serve.errors import ServeError
+from serve.sampler import ScoredToken
 from serve.terminal import Codec
 from serve.text import StopFilter
 from serve.worker import Job, Worker
@@ -29,6 +31,33 @@ async def send_event(send: Send, value: dict[str, Any]) -> None:
     await send({"type": "http.response.body", "body": b"data: " + as_json(value) + b"\n\n", "more_body": True})
 
 
+class Listing:
+    """Tokens with log-probabilities that wait for their text to go out.
+
+    A token is listed once the text that it begins has been sent, so a list never runs ahead of the text. The token in
+    which a stop string begins is listed whole if any text before the stop string is its; later ones are not.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, ScoredToken]] = deque()
+        self._made = 0
+        self._sent = 0
+
+    def made(self, token: int, text: str) -> None:
+        """Note a token and the text that it completed."""
+        if isinstance(token, ScoredToken):
+            self._waiting.append((self._made, token))
+        self._made += len(text)
+
+    def sent(self, text: str, ended: bool = False) -> list[ScoredToken]:
+        """Give the tokens that are due now that `text` goes out; all, also those without text, if the reply ended."""
+        self._sent += len(text)
+        due = []
+        while self._waiting and (ended or self._waiting[0][0] < self._sent):
+            due.append(self._waiting.popleft()[1])
+        return due
+
+
 class ChatReply:
     """The response to one chat request, as an ASGI application of its own."""
 
@@ -37,7 +66,7 @@ class ChatReply:
         self._job = job
         self._asked = asked
         self._shapes = shapes
-        self._decoder = codec.stream()
+        self._codec = codec
         self._tokens = 0
         self._finish = "stop"
         self._gone = False
@@ -65,24 +94,36 @@ class ChatReply:
         self._gone = True
         self._worker.cancel(self._job)
 
-    async def _pieces(self) -> AsyncIterator[str]:
-        """Yield the reply's text as it comes, up to a stop string; afterwards the finish reason is known."""
-        stops = StopFilter(self._asked.stops)
+    async def _pieces(self) -> AsyncIterator[tuple[str, list[ScoredToken]]]:
+        """Yield the reply's text as it comes, up to a stop string, and the tokens that it is listed with.
+
+        Afterwards the finish reason is known.
+        """
+        decoder, stops, listing = self._codec.stream(), StopFilter(self._asked.stops), Listing()
         async for token in self._job.ids():
             self._tokens += 1
-            if piece := stops.feed(self._decoder.feed(token)):
-                yield piece
+            text = decoder.feed(token)
+            listing.made(token, text)
+            if piece := stops.feed(text):
+                yield piece, listing.sent(piece)
             if stops.hit:
                 return
-        if rest := stops.feed(self._decoder.flush()) + stops.flush():
-            yield rest
+        rest = stops.feed(decoder.flush()) + stops.flush()
+        tokens = listing.sent(rest, ended=not stops.hit)
+        if rest or tokens:
+            yield rest, tokens
         if not stops.hit and self._tokens >= self._job.options.max_new_tokens:
             self._finish = "length"
 
+    def _logprobs(self, tokens: list[ScoredToken]) -> dict[str, Any] | None:
+        return None if self._asked.options.logprobs is None else logprobs_of(tokens, self._codec.token_bytes)
+
     async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        text = "".join([piece async for piece in self._pieces()])
+        pieces = [piece async for piece in self._pieces()]
         if not self._gone:
-            body = self._shapes.whole(text, self._finish, len(self._job.prompt_ids), self._tokens)
+            text = "".join(text for text, _ in pieces)
+            logprobs = self._logprobs([token for _, tokens in pieces for token in tokens])
+            body = self._shapes.whole(text, self._finish, len(self._job.prompt_ids), self._tokens, logprobs)
             await json_response(body)(scope, receive, send)
 
     async def _send_stream(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,7 +136,8 @@ class ChatReply:
         await send_event(send, self._shapes.chunk({"role": "assistant", "content": ""}))
         try:
             while piece is not None and not self._gone:
-                await send_event(send, self._shapes.chunk({"content": piece}))
+                text, tokens = piece
+                await send_event(send, self._shapes.chunk({"content": text}, logprobs=self._logprobs(tokens)))
                 piece = await anext(pieces, None)
         except ServeError as error:
             await send_event(send, error_body(error))

@@ -1,14 +1,17 @@
 """Choosing the next token from logits, in numpy.
 
-The processors run in the order of transformers' `generate` (repetition penalty, minimum length, banned ids,
-temperature, top-k, top-p) and give the same distribution; only the random numbers differ. The sampler is a closure
-with a random generator of its own, so a request with a seed gives the same tokens whatever else runs. It knows nothing
-of text.
+The processors run in the order of transformers' `generate` (repetition penalty, no-repeat n-gram, minimum length,
+banned ids, temperature, top-k, top-p, min-p) and give the same distribution; only the random numbers differ. The
+sampler is a closure with a random generator of its own, so a request with a seed gives the same tokens whatever else
+runs. It knows nothing of text.
+
+A token is chosen in a few percent of a decode step: the vocabulary is copied once and read a few times in float32,
+and all that costs more is done for the few ids that can still be drawn.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,10 @@ import numpy.typing as npt
 from serve.errors import BadRequest, ServeError
 
 Sampler = Callable[[npt.NDArray[np.float32], Sequence[int]], int]
+Ids = npt.NDArray[np.intp]
+Floats = npt.NDArray[np.float32]
 
+MAX_LOGPROBS = 5
 # option: (lowest, highest, what the remedy says)
 _LIMITS: dict[str, tuple[float, float, str]] = {
     "temperature": (0.0, 100.0, "give a number from 0 (greedy) to 100"),
@@ -27,17 +33,27 @@ _LIMITS: dict[str, tuple[float, float, str]] = {
     "max_new_tokens": (1, 2**31 - 1, "give a whole number of at least 1"),
     "min_new_tokens": (0, 2**31 - 1, "give a whole number of at least 0"),
     "seed": (0, 2**63 - 1, "give a whole number from 0 to 2^63 - 1"),
+    "min_p": (0.0, 1.0, "give a number from 0 (no limit) to 1"),
+    "no_repeat_ngram": (0, 2**31 - 1, "give a whole number, 0 for no ban"),
+    "logprobs": (0, MAX_LOGPROBS, f"give a whole number from 0 to {MAX_LOGPROBS}"),
 }
-_WHOLE = {"top_k", "max_new_tokens", "min_new_tokens", "seed"}
+_WHOLE = {"top_k", "max_new_tokens", "min_new_tokens", "seed", "no_repeat_ngram", "logprobs"}
+_OPTIONAL = {"seed", "logprobs"}
 _NUCLEUS_GUESS = 256  # most nuclei of a chat model are smaller, and then the vocabulary is not sorted
+_WIDE = 1024  # above so many candidates, exp is computed in float32, which is four times as fast
+_LOWEST = np.finfo(np.float32).min
+_LEAST_TEMPERATURE = 1e-200  # below, nothing changes any more, and a division by it could overflow
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How replies are drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off; no `seed` is a random one.
+    """How replies are drawn. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 are off.
 
     `max_new_tokens` counts tokens of one reply, its end of turn not included; `min_new_tokens` tokens come before an
-    end of turn may. Raises BadRequest (a ValueError) that names the option, the value and the remedy.
+    end of turn may. No `seed` is a random one. `min_p` drops tokens less likely than this share of the likeliest
+    (Nguyen et al. 2024, arXiv 2407.01082). `no_repeat_ngram` n forbids n tokens in a row that the reply has already.
+    `logprobs` n asks for the log-probabilities of the drawn token and of the n likeliest ones; None for none.
+    Raises BadRequest (a ValueError) that names the option, the value and the remedy.
     """
 
     temperature: float = 0.8
@@ -47,12 +63,40 @@ class SamplingOptions:
     max_new_tokens: int = 64
     min_new_tokens: int = 1
     seed: int | None = None
+    min_p: float = 0.0
+    no_repeat_ngram: int = 0
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
+        for field in fields(SamplingOptions):
             value = getattr(self, field.name)
-            if not (field.name == "seed" and value is None):
+            if not (field.name in _OPTIONAL and value is None):
                 check_option(field.name, value)
+
+    def for_reply(self, max_new_tokens: int, earlier_ids: Sequence[int]) -> "SamplingOptions":
+        """Give the options of one reply: the room it has, and what the bot said earlier in the conversation."""
+        if not earlier_ids:
+            return replace(self, max_new_tokens=max_new_tokens)
+        values = asdict(self) | {"max_new_tokens": max_new_tokens, "earlier_ids": tuple(earlier_ids)}
+        return ReplyOptions(**values)
+
+
+@dataclass(frozen=True)
+class ReplyOptions(SamplingOptions):
+    """Options of one reply in a conversation. The ids of the bot's earlier turns are penalised like the reply's own."""
+
+    earlier_ids: tuple[int, ...] = ()
+
+
+class ScoredToken(int):
+    """A token id that carries its log-probability, and the likeliest ids with theirs, likeliest first.
+
+    They are natural logarithms of the model's own distribution: the softmax of the logits before any processor, so
+    they do not depend on the options, sum to one over the vocabulary, and may name ids that are never generated.
+    """
+
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
 
 
 def check_option(name: str, value: Any, shown: str | None = None) -> None:
@@ -75,82 +119,146 @@ def _short(value: Any) -> str:
 def build_sampler(options: SamplingOptions, banned_ids: Sequence[int], end_of_turn_id: int) -> Sampler:
     """Build the sampler of one reply: `sample(logits float32 [vocab], bot_ids) -> id`; the logits are not changed.
 
-    `bot_ids` are the ids whose repetition is penalised: those of the reply so far, and of the bot's earlier turns if
-    the caller wants that. The end of turn is never penalised: it is no word, and replies would grow with the talk.
-    Each call counts as one new token for `min_new_tokens`, so a sampler serves one reply. Raises ServeError when the
-    logits leave nothing to choose (NaN, or every id banned).
+    `bot_ids` are the ids of the reply so far. They are penalised together with the `earlier_ids` of ReplyOptions; the
+    no-repeat n-gram looks at the reply alone, or a bot could say nothing twice in a conversation. The end of turn is
+    never penalised: it is no word, and replies would grow with the talk. Each call counts as one new token for
+    `min_new_tokens`, so a sampler serves one reply. With `logprobs` the id is a ScoredToken. Greedy search takes the
+    smallest id of equals. Raises ServeError for logits that are not numbers, BadRequest when the options ban every id.
     """
-    banned = np.asarray(sorted(set(banned_ids)), dtype=np.intp)
+    banned = np.unique(np.fromiter(banned_ids, dtype=np.intp))
+    unfinished = np.append(banned, end_of_turn_id)
+    earlier = np.unique(np.asarray(getattr(options, "earlier_ids", ()), dtype=np.intp))
     random = np.random.Generator(np.random.PCG64(options.seed))
+    remembers = options.repetition_penalty != 1.0 or options.no_repeat_ngram > 0
+    scores: Floats = np.empty(0, dtype=np.float32)
     drawn = 0
 
-    def sample(logits: npt.NDArray[np.float32], bot_ids: Sequence[int]) -> int:
-        nonlocal drawn
-        scores = np.array(logits, dtype=np.float32)  # a copy
-        if options.repetition_penalty != 1.0:
-            penalise(scores, set(bot_ids) - {end_of_turn_id}, options.repetition_penalty)
-        if drawn < options.min_new_tokens:
-            scores[end_of_turn_id] = -np.inf
-        scores[banned] = -np.inf
+    def sample(logits: Floats, bot_ids: Sequence[int]) -> int:
+        nonlocal scores, drawn
+        if len(scores) != len(logits):
+            scores = np.empty(len(logits), dtype=np.float32)
+        scores[:] = logits
+        if remembers:
+            said = np.array(bot_ids, dtype=np.intp)
+            if options.repetition_penalty != 1.0:
+                ids = np.concatenate([earlier, said]) if len(earlier) else said
+                penalise(scores, logits, ids, options.repetition_penalty)
+                scores[end_of_turn_id] = logits[end_of_turn_id]
+            if options.no_repeat_ngram:
+                scores[repeating(said, options.no_repeat_ngram)] = -np.inf
+        scores[unfinished if drawn < options.min_new_tokens else banned] = -np.inf
         drawn += 1
-        best = int(scores.argmax())
-        if not math.isfinite(scores[best]):  # argmax stops at a NaN
-            raise ServeError("the model gave logits that are not numbers; the bundle or the runtime is damaged")
-        if options.temperature == 0:
-            return best
-        ids, probabilities = candidates(scores, options)
-        edges = np.cumsum(probabilities)
-        place = int(np.searchsorted(edges, random.random() * edges[-1], side="right"))
-        return int(ids[min(place, len(ids) - 1)])
+        token = int(scores.argmax())
+        if not math.isfinite(scores[token]):  # argmax stops at a NaN
+            raise _nothing_to_choose(logits, token)
+        if options.temperature > 0:
+            ids, weights = candidates(scores, options)
+            edges = weights.cumsum(dtype=np.float64)
+            place = int(edges.searchsorted(random.random() * edges[-1], side="right"))
+            token = int(ids[min(place, len(ids) - 1)])
+        return token if options.logprobs is None else score(logits, token, options.logprobs)
 
     return sample
 
 
-def penalise(scores: npt.NDArray[np.float32], seen: set[int], penalty: float) -> None:
-    """Make the seen ids less likely, in place: positive scores are divided, negative ones multiplied (CTRL)."""
-    if not seen:
-        return
-    ids = np.fromiter(seen, dtype=np.intp, count=len(seen))
-    chosen = scores[ids]
+def _nothing_to_choose(logits: Floats, token: int) -> ServeError:
+    if math.isfinite(logits[token]) or math.isfinite(logits.max()):
+        return BadRequest("no_repeat_ngram, min_new_tokens: they leave no token to choose; lower min_new_tokens")
+    return ServeError("the model gave logits that are not numbers; the bundle or the runtime is damaged")
+
+
+def penalise(scores: Floats, logits: Floats, ids: Ids, penalty: float) -> None:
+    """Make ids less likely: positive logits are divided, negative ones multiplied (CTRL, arXiv 1909.05858).
+
+    Written into `scores` [vocab], computed from `logits` [vocab], so that an id that occurs twice counts once.
+    """
+    chosen = logits[ids]
     scores[ids] = np.where(chosen < 0, chosen * np.float32(penalty), chosen / np.float32(penalty))
 
 
-def candidates(
-    scores: npt.NDArray[np.float32], options: SamplingOptions
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Apply temperature, top-k and top-p: the ids that may be drawn and their probabilities, [n] each, sum 1.
+def repeating(ids: Ids, size: int) -> Ids:
+    """Give the ids that, put after `ids`, would make an n-gram of `size` ids that is there already."""
+    count = len(ids) - size + 1  # n-grams in `ids`; the last size - 1 ids begin the next one
+    if count < 1:
+        return ids[:0]
+    same = np.ones(count, dtype=np.bool_)
+    for place in range(size - 1):
+        same &= ids[place : place + count] == ids[count + place]
+    return ids[size - 1 :][same]
 
-    Ties with the k-th score stay, as in transformers' TopKLogitsWarper. `options.temperature` is above 0.
+
+def candidates(scores: Floats, options: SamplingOptions) -> tuple[Ids, npt.NDArray[np.floating[Any]]]:
+    """Apply temperature, top-k, top-p and min-p: the ids that may be drawn and their weights, [n] each.
+
+    A weight is the probability over that of the likeliest id, so the largest is 1. Ties with the k-th score stay, as
+    in transformers' TopKLogitsWarper; where the nucleus of top-p ends among ties, the smaller ids are in it.
+    `options.temperature` is above 0, and some score is finite.
     """
-    size = len(scores)
-    if 0 < options.top_k < size:
-        floor = np.partition(scores, size - options.top_k)[size - options.top_k]
-        ids = np.flatnonzero((scores >= floor) & (scores > -np.inf))
+    ids = largest(scores, options.top_k) if options.top_k else (scores > -np.inf).nonzero()[0]
+    chosen = scores[ids].astype(np.float64)
+    chosen -= chosen.max()
+    chosen /= max(options.temperature, _LEAST_TEMPERATURE)
+    weights: npt.NDArray[np.floating[Any]]
+    if len(ids) > _WIDE:
+        with np.errstate(over="ignore"):  # -inf is right
+            weights = np.exp(chosen.astype(np.float32))
     else:
-        ids = np.flatnonzero(scores > -np.inf)
-    logits = scores[ids].astype(np.float64)
-    with np.errstate(over="ignore"):  # a tiny temperature: -inf is right, its probability is 0
-        probabilities = np.exp((logits - logits.max()) / options.temperature)
-    probabilities /= probabilities.sum()
+        weights = np.exp(chosen)
     if options.top_p < 1.0:
-        kept = _nucleus(probabilities, options.top_p)
-        ids, probabilities = ids[kept], probabilities[kept]
-        probabilities /= probabilities.sum()
-    return ids, probabilities
+        kept = _nucleus(weights, options.top_p)
+        ids, weights = ids[kept], weights[kept]
+    if options.min_p > 0.0:
+        likely = weights >= options.min_p
+        ids, weights = ids[likely], weights[likely]
+    return ids, weights
 
 
-def _nucleus(probabilities: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.intp]:
-    """Give the places of the fewest largest probabilities that reach `top_p`, largest first, at least one."""
-    size, guess = len(probabilities), _NUCLEUS_GUESS
-    head = np.arange(size)
-    while 2 * guess < size:
-        largest = np.argpartition(probabilities, size - guess)[size - guess :]
-        if probabilities[largest].sum() >= top_p:
-            head = largest
-            break
-        guess *= 4
-    head = head[np.argsort(-probabilities[head])]
-    before = np.cumsum(probabilities[head]) - probabilities[head]  # what larger ones already cover
-    kept = before < top_p
-    kept[0] = True
-    return head[kept]
+def _nucleus(weights: npt.NDArray[np.floating[Any]], top_p: float) -> Ids:
+    """Give the places of the fewest largest weights that hold the share `top_p`, in rising order, at least one."""
+    wanted = top_p * weights.sum(dtype=np.float64)
+    head = weights
+    if len(weights) > _WIDE:
+        head = weights[largest(weights, _NUCLEUS_GUESS)]
+        if head.sum(dtype=np.float64) < wanted:
+            head = weights
+    falling = np.sort(head)[::-1]
+    # A weight stays when the larger ones do not reach the share: all up to the first that does.
+    count = min(int(falling.cumsum(dtype=np.float64).searchsorted(wanted)) + 1, len(falling))
+    places = (weights >= falling[count - 1]).nonzero()[0]
+    if len(places) > count:
+        ties = (weights[places] == falling[count - 1]).nonzero()[0]
+        places = np.delete(places, ties[count - len(places) :])
+    return places
+
+
+def largest(values: npt.NDArray[np.floating[Any]], count: int) -> Ids:
+    """Give the places of the `count` (above 0) largest values and of ties with the last of them, in rising order.
+
+    Values of -inf are left out. Most values are ruled out by a bound: the `count`-th largest of the maxima of groups
+    is no larger than the `count`-th largest of all.
+    """
+    size, groups = len(values), max(256, 4 * count)
+    if size < 4 * groups:
+        places = (values > -np.inf).nonzero()[0]
+    else:
+        whole = size // groups * groups
+        maxima = values[:whole].reshape(-1, groups).max(axis=0)
+        maxima.partition(groups - count)
+        places = (values >= max(maxima[groups - count], _LOWEST)).nonzero()[0]
+    if len(places) <= count:
+        return places
+    chosen = values[places]
+    floor = np.partition(chosen, len(chosen) - count)[len(chosen) - count]
+    return places[chosen >= floor]
+
+
+def score(logits: Floats, token: int, count: int) -> ScoredToken:
+    """Give the token with its log-probability and those of the `count` likeliest ids; of equals the smaller id."""
+    best = logits.max()
+    norm = float(best) + math.log(np.exp(logits - best).sum(dtype=np.float64))
+    scored = ScoredToken(token)
+    scored.logprob = float(logits[token]) - norm
+    places = largest(logits, count) if count else np.empty(0, dtype=np.intp)
+    order = (-logits[places]).argsort(kind="stable")[:count]
+    scored.likeliest = tuple((int(i), float(logits[i]) - norm) for i in places[order])
+    return scored

@@ -51,6 +51,10 @@ class Codec(Protocol):
         """Begin to decode one reply."""
         ...
 
+    def token_bytes(self, token: int) -> bytes:
+        """Give what one id stands for."""
+        ...
+
 
 def run_terminal(
     generator: Generator,
@@ -97,21 +101,23 @@ def sample_text(generator: Generator, codec: Codec, options: SamplingOptions, pr
     """Draw a text of at most `options.max_new_tokens` tokens: the reply to `prompt`, or a conversation out of nothing.
 
     A conversation is drawn turn after turn, a turn a line, until the tokens or the context are used up; ends of turns
-    count as tokens. Every turn has a seed of its own, from `options.seed`.
+    count as tokens. Every turn has a seed of its own, from `options.seed`, and a repetition penalty is for what the
+    same one of the two speakers said earlier.
     """
     dialogue = generator.dialogue
     if prompt is not None:
         ids = dialogue.encode([codec.encode(prompt)])
         return codec.decode(list(generator.stream(ids, options)))
     ids, left = list(dialogue.blank_ids), options.max_new_tokens
-    turns: list[str] = []
+    turns: list[list[int]] = []
     while left > 0 and len(ids) < generator.context:
         seed = None if options.seed is None else (options.seed + 1_000_003 * len(turns)) % 2**63
-        turn = list(generator.stream(ids, replace(options, max_new_tokens=left, seed=seed)))
-        turns.append(codec.decode(turn))
+        own = [token for turn in turns[len(turns) % 2 :: 2] for token in turn]
+        turn = list(generator.stream(ids, replace(options, seed=seed).for_reply(left, own)))
+        turns.append(turn)
         ids += [*turn, dialogue.end_of_turn_id]
         left -= len(turn) + 1
-    return "\n".join(turns)
+    return "\n".join(codec.decode(turn) for turn in turns)
 
 
 def _read_line(read: Callable[[str], str], out: TextIO) -> str | None:
@@ -146,7 +152,7 @@ def _reply(
     out.write("bot: ")
     out.flush()
     try:
-        for token in generator.stream(prompt.ids, replace(options, max_new_tokens=prompt.max_new_tokens)):
+        for token in generator.stream(prompt.ids, options.for_reply(prompt.max_new_tokens, prompt.bot_ids)):
             ids.append(token)
             out.write(decoder.feed(token))
             out.flush()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import WordPiece
+from tokenizers.decoders import ByteLevel, WordPiece
 
 from serve.errors import BadBundle, BadRequest
 
@@ -30,6 +30,8 @@ class TextCodec:
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self._joins_wide = isinstance(tokenizer.decoder, WordPiece)
+        self._alphabet = _byte_alphabet() if isinstance(tokenizer.decoder, ByteLevel) else {}
+        self._continuation = getattr(tokenizer.model, "continuing_subword_prefix", None) or ""
         unknown = getattr(tokenizer.model, "unk_token", None)
         self._unk_id = tokenizer.token_to_id(unknown) if isinstance(unknown, str) else None
         added = tokenizer.get_added_tokens_decoder()
@@ -65,9 +67,26 @@ class TextCodec:
         text = str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
         return _SPACE_IN_WIDE.sub("", text) if self._joins_wide else text
 
+    def token_bytes(self, token: int) -> bytes:
+        """Give what one id stands for: bytes of UTF-8, perhaps only a part of a character.
+
+        A piece of a word comes without the mark that it goes on one (`##`), a word without the space before it.
+        """
+        spelled = self._tokenizer.id_to_token(token) or ""
+        if self._alphabet and all(letter in self._alphabet for letter in spelled):
+            return bytes(self._alphabet[letter] for letter in spelled)
+        return str(spelled).removeprefix(self._continuation).encode()
+
     def stream(self) -> "StreamDecoder":
         """Begin to decode one reply token by token."""
         return StreamDecoder(self)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The letters that stand for bytes in byte-level BPE (Radford et al. 2019): Latin-1 as it is where it prints."""
+    printing = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printing]
+    return {chr(byte): byte for byte in printing} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 class StreamDecoder:

@@ -144,7 +144,7 @@ class Worker:
             for token in stream:
                 if job.cancelled:
                     break
-                job.put(int(token))
+                job.put(token)
             stopped = self._stopping and job.cancelled
             job.put(Unavailable("the server is stopping; send the request again") if stopped else None)
         except ServeError as error:

@@ -43,14 +43,14 @@ def theirs(logits: np.ndarray, bot_ids: list[int], options: SamplingOptions) -> 
 def ours(logits: np.ndarray, bot_ids: list[int], options: SamplingOptions) -> np.ndarray:
     """The distribution that the sampler draws from."""
     scores = logits.copy()
-    penalise(scores, set(bot_ids) - {END}, options.repetition_penalty)
+    penalise(scores, logits, np.array(bot_ids, dtype=np.intp), options.repetition_penalty)
     if options.min_new_tokens:
         scores[END] = -np.inf
     scores[list(BANNED)] = -np.inf
-    ids, probabilities = candidates(scores, options)
+    ids, weights = candidates(scores, options)
     whole = np.zeros(VOCAB)
-    whole[ids] = probabilities
-    return whole
+    whole[ids] = weights
+    return whole / whole.sum()
 
 
 @pytest.mark.parametrize(

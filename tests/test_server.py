@@ -211,7 +211,7 @@ MALFORMED: list[tuple[str, bytes]] = [
             ("seed", 2**70),
             ("n", 2),
             ("n", 10**6),
-            ("logprobs", True),
+            ("logprobs", 5),
             ("logit_bias", {"5": 100}),
             ("stop", ""),
             ("stop", ["a"] * 5),
