@@ -6,14 +6,16 @@ Ids go in and ids come out; text lives elsewhere.
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -35,6 +37,10 @@ _DEFAULTS: dict[str, Any] = {
     "max_new_tokens": 64,
     "min_new_tokens": 0,
     "seed": None,
+    "min_p": 0.0,
+    "no_repeat_ngram": 0,
+    "logprobs": None,
+    "earlier_ids": (),
 }
 
 
@@ -52,10 +58,12 @@ class TorchGenerator:
     def stream(self, prompt_ids: list[int], options: Any = None) -> Iterator[int]:
         """Yield the ids of a reply as they are generated; the end of turn ends it and is not yielded.
 
-        `options` is a mapping or dataclass with the field names of `serve.sampler.SamplingOptions`. The repetition
-        penalty is transformers' (divides positive logits, multiplies negative ones) over the ids of this reply. The
+        `options` is a mapping or dataclass with the field names of `serve.sampler.ReplyOptions`. The repetition
+        penalty is transformers' (divides positive logits, multiplies negative ones) over `earlier_ids`, what the bot
+        said earlier in the conversation, and the ids of this reply; the no-repeat n-gram is over this reply. The
         reply is cut where the context ends. With a `seed` the reply is the same every time. A consumer may stop
-        early: generation stops with it. Raises `BadInput` for a prompt that leaves no room for a reply.
+        early: generation stops with it. Raises `BadInput` for a prompt that leaves no room for a reply, and for
+        `logprobs`, which only a bundle's engine gives.
         """
         room = self.context - len(prompt_ids)
         if not prompt_ids or room < 1:
@@ -106,10 +114,22 @@ class TorchGenerator:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=self._configuration(settings, room),
-                logits_processor=_penalty(settings["repetition_penalty"], len(prompt_ids)),
+                logits_processor=self._processors(settings, len(prompt_ids)),
                 stopping_criteria=StoppingCriteriaList([_StopWhen(stop)]),
                 streamer=streamer,
             )
+
+    def _processors(self, settings: dict[str, Any], prompt_length: int) -> LogitsProcessorList:
+        """transformers' own processors, told to look at what the bot says and not at the prompt."""
+        processors = LogitsProcessorList()
+        if settings["repetition_penalty"] != 1.0:
+            penalty = RepetitionPenaltyLogitsProcessor(float(settings["repetition_penalty"]))
+            earlier = [i for i in settings["earlier_ids"] if i != self.dialogue.end_of_turn_id]
+            processors.append(_OverReply(penalty, prompt_length, earlier))
+        if settings["no_repeat_ngram"]:
+            ngrams = NoRepeatNGramLogitsProcessor(settings["no_repeat_ngram"])
+            processors.append(_OverReply(ngrams, prompt_length))
+        return processors
 
     def _configuration(self, settings: dict[str, Any], room: int) -> GenerationConfig:
         new = min(settings["max_new_tokens"], room)
@@ -124,7 +144,7 @@ class TorchGenerator:
             "suppress_tokens": list(self.dialogue.banned_ids) or None,
         }
         if settings["temperature"] > 0:
-            fields |= {name: settings[name] for name in ("temperature", "top_k", "top_p")}
+            fields |= {name: settings[name] for name in ("temperature", "top_k", "top_p", "min_p")}
         return GenerationConfig(**fields)
 
 
@@ -156,11 +176,18 @@ class _StopWhen(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
 
 
-def _penalty(penalty: float, prompt_length: int) -> LogitsProcessorList:
-    """transformers' own processor, told to leave the prompt out."""
-    if penalty == 1.0:
-        return LogitsProcessorList()
-    return LogitsProcessorList([RepetitionPenaltyLogitsProcessor(float(penalty), prompt_ignore_length=prompt_length)])
+class _OverReply(LogitsProcessor):
+    """Shows a processor the ids of the reply, after `earlier` ones, in place of the prompt's and the reply's."""
+
+    def __init__(self, processor: LogitsProcessor, prompt_length: int, earlier: Sequence[int] = ()) -> None:
+        self.processor = processor
+        self.prompt_length = prompt_length
+        self.earlier = list(earlier)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores float [1, vocab] of int64 [1, prompt + reply]."""
+        earlier = torch.tensor([self.earlier], dtype=torch.long, device=input_ids.device)
+        return self.processor(torch.cat([earlier, input_ids[:, self.prompt_length :]], dim=1), scores)
 
 
 def _settings(options: Any) -> dict[str, Any]:
@@ -174,4 +201,6 @@ def _settings(options: Any) -> dict[str, Any]:
     settings = {name: given.get(name, default) for name, default in _DEFAULTS.items()}
     if settings["max_new_tokens"] < 1:
         raise BadInput(f"--max-new-tokens {settings['max_new_tokens']}: give at least 1")
+    if settings["logprobs"] is not None:
+        raise BadInput("logprobs: the full-precision generator gives none; export a bundle and ask its engine")
     return settings

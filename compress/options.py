@@ -19,6 +19,12 @@ Threads = Annotated[int | None, typer.Option(help="Threads of the runtime (defau
 DialogueFamily = Annotated[
     str | None, typer.Option("--dialogue", help="Format of a checkpoint that names none: chitchat or dialogpt.")
 ]
+Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
+TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share.")]
+MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one; 0: none.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: what the bot said becomes less likely.")]
+NoRepeatNgram = Annotated[int, typer.Option(help="Never this many tokens in a row twice in a reply; 0: no ban.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Score at most this many held-out tokens (default: all).", min=1)]
 
 
