@@ -54,6 +54,7 @@ class Graph:
       outputs
     weight_bytes   what the weights take in the graph, a tied table counted once
     kv_dtype       type of the cache's numbers: "float32", "float16" or "int8"
+    needs          CPU features, one of which the integer products need to be right (serve/processors.py); none: ()
     """
 
     file: str
@@ -61,6 +62,7 @@ class Graph:
     outputs: tuple[str, ...]
     weight_bytes: int
     kv_dtype: str = "float32"
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,14 @@ _TYPES: dict[str, type] = {
     "format": int,
 }
 
-_GRAPH_TYPES: dict[str, type] = {"file": str, "inputs": list, "outputs": list, "weight_bytes": int, "kv_dtype": str}
+_GRAPH_TYPES: dict[str, type] = {
+    "file": str,
+    "inputs": list,
+    "outputs": list,
+    "weight_bytes": int,
+    "kv_dtype": str,
+    "needs": list,
+}
 
 
 @dataclass(frozen=True)
@@ -278,7 +287,7 @@ def _graphs(record: Mapping[str, Any]) -> dict[str, Graph]:
                 f"{BUNDLE_JSON}: graphs.{target}.kv_dtype {values['kv_dtype']!r} is unknown (known: "
                 f"{', '.join(KV_DTYPES)}); upgrade the runtime"
             )
-        graphs[target] = Graph(**(values | {name: tuple(values[name]) for name in ("inputs", "outputs")}))
+        graphs[target] = Graph(**(values | {name: tuple(values[name]) for name in ("inputs", "outputs", "needs")}))
     return graphs
 
 

@@ -6,12 +6,16 @@ is slower than one that starts two.
 
 import math
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
 # Linux's names of the features that onnxruntime's matrix kernels are chosen by (x86, then ARM).
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+# With any of these, sums of products of unsigned and signed bytes are kept in 32 bits. Without, x86 adds pairs of
+# products in 16 bits, which saturate: 255 * 127 + 255 * 127 > 32767. ARM's kernels widen.
+EXACT_BYTE_SUMS = ("amx_int8", "asimd", "avx512_vnni", "avx_vnni")
 
 
 def physical_cores() -> int:
@@ -32,6 +36,20 @@ def cpu_features() -> tuple[str, ...]:
     lines = (line.partition(":") for line in text.splitlines())
     words = {word for key, _, value in lines if key.strip() in ("flags", "Features") for word in value.split()}
     return tuple(sorted(words & set(_FEATURES)))
+
+
+def lost_features(recorded: Collection[str], present: Collection[str]) -> str:
+    """Tell in one phrase what a CPU lacks of the features that figures were recorded with; "" when it has them all.
+
+    `present` empty: nothing is known of this CPU, and nothing is said.
+    """
+    lost = sorted(set(recorded) - set(present))
+    if not present or not lost:
+        return ""
+    return (
+        f"this CPU has no {', '.join(lost)}, which the bundle was measured with: expect other speed, and numbers that "
+        "differ in their last digits"
+    )
 
 
 def _siblings(cpu: int) -> str:

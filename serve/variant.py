@@ -4,12 +4,13 @@ Nothing is loaded here. What was chosen is said with its reason, so that nobody 
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from serve.bundle import Bundle, Graph
 from serve.errors import BadBundle, BadRequest
+from serve.processors import cpu_features, lost_features
 
 DEVICES = ("cpu", "cuda")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -17,20 +18,27 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 @dataclass(frozen=True)
 class Choice:
-    """The graph for `target` ("cpu" or "cuda"), onnxruntime's name of what runs it, and the reason in one phrase."""
+    """The graph for `target` ("cpu" or "cuda"), onnxruntime's name of what runs it, and the reason in one phrase.
+
+    `warning` is one line on what may differ from the recorded figures on this CPU, or "".
+    """
 
     target: str
     path: Path
     graph: Graph
     provider: str
     why: str
+    warning: str = ""
 
 
-def choose(bundle: Bundle, device: str | None, providers: Sequence[str]) -> Choice:
+def choose(
+    bundle: Bundle, device: str | None, providers: Sequence[str], features: Collection[str] | None = None
+) -> Choice:
     """Pick a graph. `device` None takes cuda when the bundle has it and it can run here, else cpu.
 
-    `providers` are the execution providers that can run (`find_providers`). Raises BadBundle for a bundle that has no
-    graph for this runtime, and BadRequest for a device that the bundle or the machine does not have.
+    `providers` are the execution providers that can run (`find_providers`), `features` those of the CPU (default:
+    `cpu_features()`). Raises BadBundle for a bundle that has no graph for this runtime or whose integers would
+    overflow on this CPU, and BadRequest for a device that the bundle or the machine does not have.
     """
     graphs = bundle.manifest.graphs
     ours = [target for target in DEVICES if target in graphs]
@@ -53,7 +61,12 @@ def choose(bundle: Bundle, device: str | None, providers: Sequence[str]) -> Choi
             f"{bundle.folder}: has a cuda graph only, and no CUDA device can be used here; install onnxruntime-gpu "
             "on a machine with one, or export with --target cpu+cuda"
         )
-    return Choice(target, bundle.graph_path(target), graphs[target], PROVIDERS[target], why)
+    graph, warning = graphs[target], ""
+    if target == "cpu":
+        present = cpu_features() if features is None else features
+        _check_integers(bundle, graph, present)
+        warning = lost_features(bundle.manifest.cpu_features, present)
+    return Choice(target, bundle.graph_path(target), graph, PROVIDERS[target], why, warning)
 
 
 def find_providers() -> list[str]:
@@ -77,6 +90,14 @@ def count_cuda_devices() -> int:
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         return 0
     return count.value
+
+
+def _check_integers(bundle: Bundle, graph: Graph, present: Collection[str]) -> None:
+    if graph.needs and present and not set(graph.needs) & set(present):
+        raise BadBundle(
+            f"{bundle.folder}: its 8-bit products overflow on a CPU without any of {', '.join(graph.needs)} (this one "
+            f"has {', '.join(sorted(present))}) and would be wrong; export another scheme, such as w8"
+        )
 
 
 def _check_device(bundle: Bundle, device: str, ours: Sequence[str], cuda_runs: bool) -> None:

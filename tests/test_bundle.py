@@ -12,7 +12,7 @@ from export.bundle import write_manifest
 from serve.bundle import FORMAT, Bundle, Manifest
 from serve.errors import BadBundle
 
-GRAPH = {"file": "model.onnx", "inputs": [], "outputs": [], "weight_bytes": 1, "kv_dtype": "float32"}
+GRAPH = {"file": "model.onnx", "inputs": [], "outputs": [], "weight_bytes": 1, "kv_dtype": "float32", "needs": []}
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,20 @@ import pytest
 
 from serve.bundle import Bundle, Geometry, Graph, Manifest
 from serve.errors import BadBundle, BadRequest
+from serve.processors import EXACT_BYTE_SUMS
 from serve.variant import choose, count_cuda_devices, find_providers
 
 CPU_ONLY = ["CPUExecutionProvider"]
 WITH_CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
-def bundle(*targets: str) -> Bundle:
+def bundle(*targets: str, needs: tuple[str, ...] = (), recorded: tuple[str, ...] = ()) -> Bundle:
     """A bundle with graphs for `targets`; choosing reads no file."""
-    graphs = {target: Graph(f"{target}.onnx", (), (), 1) for target in targets}
+    graphs = {target: Graph(f"{target}.onnx", (), (), 1, needs=needs) for target in targets}
     geometry = Geometry(layers=1, heads=1, head_dim=8, width=8, ffn=8, vocab=8, context=8)
     empty: dict = {}
-    return Bundle(Path("box"), Manifest(graphs, "fp32", geometry, 1, empty, empty, (), (), empty, empty, empty, graphs))
+    manifest = Manifest(graphs, "fp32", geometry, 1, empty, empty, recorded, (), empty, empty, empty)
+    return Bundle(Path("box"), manifest)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,33 @@ def test_cuda_is_found_where_the_driver_has_a_device_only() -> None:
     found = find_providers()
     assert "CPUExecutionProvider" in found
     assert "CUDAExecutionProvider" not in found or count_cuda_devices() > 0
+
+
+@pytest.mark.parametrize(
+    ("recorded", "present", "lost"),
+    [
+        (("avx2",), ("avx2",), ""),
+        (("avx2",), ("avx2", "avx_vnni"), ""),
+        (("avx2", "avx_vnni"), ("avx2",), "no avx_vnni"),
+        (("avx2", "avx512f"), ("asimd",), "no avx2, avx512f"),
+        (("avx2",), (), ""),
+    ],
+)
+def test_a_lesser_cpu_than_the_measured_one_is_told(
+    recorded: tuple[str, ...], present: tuple[str, ...], lost: str
+) -> None:
+    """The box is slower than bundle.json says, and nobody knows why."""
+    warning = choose(bundle("cpu", recorded=recorded), None, CPU_ONLY, present).warning
+    assert lost in warning
+    assert bool(warning) == bool(lost)
+    assert "\n" not in warning
+
+
+def test_integers_that_would_overflow_are_refused() -> None:
+    """Byte products saturate without VNNI: half the value, no error, and fluent nonsense."""
+    needing = bundle("cpu", "cuda", needs=EXACT_BYTE_SUMS)
+    with pytest.raises(BadBundle, match=r"box: its 8-bit products overflow .*this one has avx2, avx512f.*such as w8"):
+        choose(needing, "cpu", CPU_ONLY, ("avx512f", "avx2"))
+    for present in (("avx2", "avx_vnni"), ("asimd", "asimddp"), ()):
+        assert choose(needing, "cpu", CPU_ONLY, present).target == "cpu"
+    assert choose(needing, None, WITH_CUDA, ("avx2",)).target == "cuda"
