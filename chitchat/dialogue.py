@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from chitchat.errors import BadInput
@@ -48,12 +49,20 @@ class Dialogue:
         return cls(**values)
 
     def encode(self, turns: Sequence[Sequence[int]]) -> list[int]:
-        """The ids of a conversation whose turns are given as ids without special tokens."""
+        """The ids of a conversation whose turns are given as ids; special ones in a turn are left out.
+
+        `encode_text` makes none, but for a tokenizer whose special tokens are not declared as such. The unknown token
+        stays.
+        """
         ids = list(self.start_ids)
         for turn in turns:
-            ids.extend(turn)
+            ids.extend(turn if self._reserved.isdisjoint(turn) else (i for i in turn if i not in self._reserved))
             ids.append(self.end_of_turn_id)
         return ids
+
+    @cached_property
+    def _reserved(self) -> frozenset[int]:
+        return frozenset({*self.start_ids, self.end_of_turn_id, *self.banned_ids} - {self.unk_id})
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON takes them, for bundle.json and data.json."""
@@ -97,7 +106,7 @@ def open_dialogue(tokenizer: "PreTrainedTokenizerFast", where: str, override: st
 
 
 def _dialogue(tokenizer: "PreTrainedTokenizerFast", family: str, start_ids: tuple[int, ...], end: int) -> Dialogue:
-    unk, pad = tokenizer.unk_token_id, tokenizer.pad_token_id
+    unk, pad = _unknown_id(tokenizer), tokenizer.pad_token_id
     return Dialogue(
         family=family,
         start_ids=start_ids,
@@ -106,8 +115,16 @@ def _dialogue(tokenizer: "PreTrainedTokenizerFast", family: str, start_ids: tupl
         # GPT-2's tokenizer names its end of text as the unknown token too, and never needs one.
         unk_id=None if unk == end else unk,
         blank_ids=start_ids or (end,),
-        banned_ids=tuple(sorted(_special_ids(tokenizer) - {end})),
+        banned_ids=tuple(sorted({*_special_ids(tokenizer), *([] if unk is None else [unk])} - {end})),
     )
+
+
+def _unknown_id(tokenizer: "PreTrainedTokenizerFast") -> int | None:
+    """The unknown token's id: the declared one, else that which the tokenizer's model writes."""
+    if tokenizer.unk_token_id is not None:
+        return int(tokenizer.unk_token_id)
+    name = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
+    return tokenizer.backend_tokenizer.token_to_id(name) if isinstance(name, str) else None
 
 
 def set_chat_template(tokenizer: "PreTrainedTokenizerFast", family: str) -> None:
@@ -136,16 +153,22 @@ def set_chat_template(tokenizer: "PreTrainedTokenizerFast", family: str) -> None
 
 
 def encode_text(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text, with no special token added and none parsed from what the text says."""
+    """Ids of each text, with no special token added and none parsed from what the text says.
+
+    A tokenizer finds special tokens in text all the same when they are not declared to it as such; those are left out.
+    """
     backend = tokenizer.backend_tokenizer
     parsed = backend.encode_special_tokens
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
     try:
-        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        turns = [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
     finally:
         backend.encode_special_tokens = parsed
+    borders = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.eos_token_id}
+    reserved = _special_ids(tokenizer) - ({_unknown_id(tokenizer)} - borders)
+    return [turn if reserved.isdisjoint(turn) else [i for i in turn if i not in reserved] for turn in turns]
 
 
 def _family_of_template(tokenizer: "PreTrainedTokenizerFast") -> str | None:

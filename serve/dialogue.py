@@ -1,11 +1,12 @@
 """The dialogue format of a bundle: what starts a conversation, what ends a turn, what is never generated.
 
-Read from the `dialogue` object of bundle.json, which the exporter wrote. It speaks ids only: a turn is a list of ids
-that holds no special token, so that no text can forge the border of a turn.
+Read from the `dialogue` object of bundle.json, which the exporter wrote. It speaks ids only, and lets no special token
+into a turn, so that no text can forge the border of a turn.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from serve.errors import BadBundle
@@ -43,12 +44,20 @@ class Dialogue:
         )
 
     def encode(self, turns: Sequence[Sequence[int]]) -> list[int]:
-        """Give the ids of a conversation: start, then each turn followed by its end of turn."""
+        """Give the ids of a conversation: start, then each turn followed by its end of turn.
+
+        A turn's own special ids, the unknown token excepted, are left out. Tokenizers are told to make none of text,
+        but one whose special tokens are not declared as such does.
+        """
         ids = list(self.start_ids)
         for turn in turns:
-            ids.extend(turn)
+            ids.extend(turn if self._reserved.isdisjoint(turn) else (i for i in turn if i not in self._reserved))
             ids.append(self.end_of_turn_id)
         return ids
+
+    @cached_property
+    def _reserved(self) -> frozenset[int]:
+        return frozenset({*self.start_ids, self.end_of_turn_id, *self.banned_ids} - {self.unk_id})
 
 
 def _id(field: str, value: Any) -> int:

@@ -18,7 +18,7 @@ def test_every_prompt_leaves_room_for_its_reply_and_drops_no_more_than_it_must(d
     generator = random.Random(0)
     for _ in range(3000):
         context, limit = generator.randrange(8, 60), generator.choice([1, 5, 20, 60, 10**9])
-        turns = [[generator.randrange(5)] * generator.randrange(1, 12) for _ in range(generator.randrange(1, 12))]
+        turns = [[generator.randrange(5, 10)] * generator.randrange(1, 12) for _ in range(generator.randrange(1, 12))]
         overhead = len(dialogue.start_ids) + 1
         if len(turns[-1]) + overhead >= context:
             with pytest.raises(ContextExceeded):
@@ -39,7 +39,7 @@ def test_a_long_conversation_goes_on_and_keeps_its_newest_turns() -> None:
     """Stops a chat that dies, or grows for ever, once the context is full."""
     conversation = Conversation(CHITCHAT, context=40)
     dropped = 0
-    for number in range(100):
+    for number in range(300, 400):
         prompt = conversation.ask([number] * 5, 10)
         dropped += prompt.dropped
         assert prompt.ids[0] == 101
@@ -75,6 +75,7 @@ def test_the_dialogue_of_a_bundle_is_read_and_its_faults_are_named() -> None:
         "banned_ids": [0, 101],
     }
     assert Dialogue.from_json(good).encode([[5], []]) == [101, 5, 102, 102]
+    assert Dialogue.from_json(good).encode([[101, 5, 0, 102], [102]]) == [101, 5, 102, 102]
     bad = [("start_ids", 5), ("end_of_turn_id", -1), ("pad_id", True), ("banned_ids", ["a"]), ("family", None)]
     for field, value in bad:
         with pytest.raises(BadBundle, match=f"dialogue.{field}"):
