@@ -108,10 +108,14 @@ class StreamDecoder:
         self._ids.append(token)
         self._window.append(token)
         text = self._codec.decode(self._window)
-        if text.endswith(_REPLACEMENT) or not text.startswith(self._known):
+        complete = text.rstrip(_REPLACEMENT)
+        if not complete.startswith(self._known):
             return ""
-        piece = text[len(self._known) :]
+        piece = complete[len(self._known) :]
         self._sent_chars += len(piece)
+        if complete != text:  # the end may be a part of a character: the window stays until it is whole
+            self._known = complete
+            return piece
         alone = self._codec.decode([token])
         # A token without text is no start for a window: a decoder that joins words with spaces would see a first word.
         self._window, self._known = ([token], alone) if alone else (self._window, text)
