@@ -142,12 +142,15 @@ def set_chat_template(tokenizer: "PreTrainedTokenizerFast", family: str) -> None
     else:
         start, end = "", tokenizer.eos_token
     names = sorted(_special_tokens(tokenizer))
-    guard = "".join(f"|replace({_quote(name)},{_quote(name[:1] + WORD_JOINER + name[1:])})" for name in names)
+    # Split and join, since template engines outside Python (minja) know no `replace`.
+    guarded = "message['content']"
+    for name in names:
+        guarded = f"({guarded}.split({_quote(name)})|join({_quote(name[:1] + WORD_JOINER + name[1:])}))"
     tokenizer.chat_template = (
         f"{{#- dialogue: {family} -#}}"
         f"{{{{ {_quote(start)} }}}}"
         "{%- for message in messages if message['role'] != 'system' -%}"
-        f"{{{{ (message['content']{guard}) + {_quote(end)} }}}}"
+        f"{{{{ {guarded} + {_quote(end)} }}}}"
         "{%- endfor -%}"
     )
 
