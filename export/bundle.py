@@ -14,14 +14,14 @@ from serve.bundle import BUNDLE_JSON, GRAPH, TOKENIZER, Manifest, file_record
 EXTERNAL_DATA_BYTES = 50_000_000
 
 
-def write_graph(model: ir.Model, folder: Path, external_above: int = EXTERNAL_DATA_BYTES) -> Path:
+def write_graph(model: ir.Model, folder: Path, file: str = GRAPH, external_above: int = EXTERNAL_DATA_BYTES) -> Path:
     """Write `model.onnx` (and `model.onnx.data` for large weights), checked by ONNX; same model, same bytes."""
-    path = folder / GRAPH
+    path = folder / file
     weight_bytes = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
     )
     if weight_bytes > external_above:
-        ir.save(model, path, external_data=f"{GRAPH}.data")
+        ir.save(model, path, external_data=f"{file}.data")
     else:
         ir.save(model, path)
     onnx.checker.check_model(str(path), full_check=True)

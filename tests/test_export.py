@@ -4,11 +4,13 @@ import functools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bundles import random_gpt2
 
 import export.stage
+import export.variants
 from chitchat.checkpoint import load_tokenizer, save_checkpoint
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import Stage, identity
@@ -20,6 +22,7 @@ from serve.engine import Engine
 from serve.errors import BadBundle
 from serve.sampler import SamplingOptions
 from serve.text import TextCodec
+from serve.variant import find_providers
 
 GREEDY = SamplingOptions(temperature=0, max_new_tokens=5)
 
@@ -68,7 +71,7 @@ def test_a_quantized_checkpoint_ships_its_own_integers(quantized: Path, tiny_dat
     assert figures["parity"]["weights_changed"] == 0
     assert figures["parity"]["kl_decode"] <= 1e-4
     manifest = Bundle.open(tmp_path / "bundle").manifest
-    assert set(manifest.parity["cpu"]["graded"]) == {"kl_prefill", "kl_decode", "logits_rms", "weights_changed"}
+    assert set(manifest.parity["cpu"]["limits"]) == {"kl_prefill", "kl_decode", "logits_rms", "weights_changed"}
     assert [record["stage"] for record in manifest.lineage] == ["train", "quantize", "export"]
 
 
@@ -99,13 +102,13 @@ def test_failed_parity_leaves_the_old_bundle(
     """A wrong bundle must not take the place of a right one, nor lie half-written beside it."""
     out = Path(shutil.copytree(float_bundle[0], tmp_path / "bundle"))
     before = identity(out)
-    right = export.stage.build_graph
+    right = export.variants.build_graph
 
     def wrong(spec, weights):
         weights.arrays["transformer.h.0.mlp.c_fc.weight"] = weights.arrays["transformer.h.0.mlp.c_fc.weight"] * 1.5
         return right(spec, weights)
 
-    monkeypatch.setattr(export.stage, "build_graph", wrong)
+    monkeypatch.setattr(export.variants, "build_graph", wrong)
     with pytest.raises(WorkFailed, match="logits_relative"):
         run_export(str(tiny_checkpoint), out)
     assert identity(out) == before
@@ -113,13 +116,66 @@ def test_failed_parity_leaves_the_old_bundle(
 
 
 @pytest.mark.parametrize(
-    ("target", "match"), [("cuda", "--target cuda: .*yet"), ("tpu", "--target tpu: no such target")]
+    ("options", "match"),
+    [
+        ({"target": "tpu"}, "--target tpu: no such target; give one of cpu, cuda, cpu.cuda, portable"),
+        ({"kv": "int3"}, "--kv int3: there is no such cache; give one of float32, int8"),
+        ({"kv": "int8"}, "--kv int8: .*give --data"),
+        ({"kv": "int8", "target": "cuda"}, "--kv int8 --target cuda: only the cpu graph"),
+        ({"genai": True, "target": "portable"}, "--genai --target portable: .*give --target cpu"),
+    ],
 )
-def test_other_targets_are_refused_by_one_line(tiny_checkpoint: Path, tmp_path: Path, target: str, match: str) -> None:
+def test_what_cannot_be_exported_is_refused_by_one_line(tmp_path: Path, options: dict[str, Any], match: str) -> None:
     """Before anything is loaded, and with what there is."""
     with pytest.raises(BadInput, match=match):
-        run_export(str(tiny_checkpoint), tmp_path / "bundle", target=target)
+        run_export("no checkpoint", tmp_path / "bundle", **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("few_prompts")
+@pytest.mark.parametrize("checkpoint", ["tiny_checkpoint", "quantized"])
+def test_one_bundle_holds_a_cpu_and_a_cuda_graph(
+    checkpoint: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Two bundles of one model would be mixed up; a cuda graph that nobody ran must not look as if it were."""
+    figures = run_export(str(request.getfixturevalue(checkpoint)), tmp_path / "bundle", target="cpu+cuda")
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert figures["target"] == "cpu+cuda"
+    assert [graph.file for graph in manifest.graphs.values()] == ["model.onnx", "model.cuda.onnx"]
+    assert [graph.kv_dtype for graph in manifest.graphs.values()] == ["float32", "float16"]
+    assert manifest.graphs["cuda"].weight_bytes < manifest.graphs["cpu"].weight_bytes
+    assert manifest.parity["cpu"]["provider"] == "CPUExecutionProvider"
+    on_cuda = "CUDAExecutionProvider" in find_providers()
+    assert manifest.parity["cuda"]["provider"] == ("CUDAExecutionProvider" if on_cuda else "CPUExecutionProvider")
+    assert manifest.parity["cuda"]["figures"]["logits_rms"] < 0.03
+    assert Engine(Bundle.open(tmp_path / "bundle"), device="cpu").prefill([1, 5, 2]).shape == (300,)
+
+
+@pytest.mark.usefixtures("few_prompts")
+def test_a_cuda_bundle_is_refused_where_there_is_no_cuda(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """onnxruntime would run it on the CPU, slowly and in silence."""
+    run_export(str(tiny_checkpoint), tmp_path / "bundle", target="cuda")
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.manifest.graphs["cuda"].file == "model.onnx"
+    if "CUDAExecutionProvider" in find_providers():
+        pytest.skip("there is a CUDA device here")
+    assert bundle.manifest.latency == {}
+    with pytest.raises(BadBundle, match="has a cuda graph only"):
+        Engine(bundle)
+
+
+def test_an_int8_cache_is_smaller_and_its_quality_is_told(
+    float_bundle: tuple[Path, dict], tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """A cache that was rounded costs quality: it stands in bundle.json beside that of the cache that was not."""
+    figures = run_export(str(tiny_checkpoint), tmp_path / "bundle", data=tiny_data, kv="int8")
+    assert figures["kv_dtype"] == "int8"
+    assert figures["float32_kv_perplexity"] == pytest.approx(float_bundle[1]["perplexity"], rel=1e-6)
+    assert figures["perplexity"] != figures["float32_kv_perplexity"]
+    assert figures["perplexity"] == pytest.approx(figures["float32_kv_perplexity"], rel=0.01)
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.manifest.quality["float32_kv_perplexity"] == figures["float32_kv_perplexity"]
+    assert Engine(bundle, threads=1).kv_bytes * 4 == Engine(Bundle.open(float_bundle[0]), threads=1).kv_bytes
 
 
 def test_portable_refuses_integers(quantized: Path, tmp_path: Path) -> None:

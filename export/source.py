@@ -1,0 +1,50 @@
+"""What is exported: a float or quantized checkpoint, opened and checked once."""
+
+from dataclasses import dataclass
+
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, read_config
+from chitchat.data.dataset import ChatData
+from chitchat.dialogue import Dialogue, open_dialogue
+from compress.calibration import check_same_tokenizer
+from compress.quantize.checkpoint import load_quantized
+from export.weights import GraphWeights, float_weights, quantized_weights
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that is to be exported. `model` is in float32: of a quantized one, what its integers stand for.
+
+    `kernel` is the integer product that a w8a8 checkpoint's integers were made for ("u8u8"), "" for the others.
+    """
+
+    name: str
+    model: GPT2LMHeadModel
+    tokenizer: PreTrainedTokenizerFast
+    dialogue: Dialogue
+    scheme: str
+    weights: GraphWeights
+    kernel: str = ""
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def open_source(checkpoint: str, chat: ChatData | None, family: str | None = None) -> Source:
+    """Load a float or quantized checkpoint. Raises BadInput when the data set was made with another tokenizer."""
+    config, kernel = read_config(checkpoint), ""
+    if "quantization_config" in config:
+        stored = load_quantized(checkpoint)
+        model, tokenizer = stored.dequantized_model(), stored.tokenizer
+        scheme, kernel = str(config["quantization_config"]["scheme"]), config["quantization_config"].get("kernel", "")
+        weights = quantized_weights(stored.matrices, stored.floats, tied=model.config.tie_word_embeddings)
+    else:
+        model, tokenizer, scheme = load_model(checkpoint), load_tokenizer(checkpoint), "fp32"
+        weights = float_weights(model)
+    check_vocabulary(tokenizer, config, checkpoint)
+    if chat is not None:
+        check_same_tokenizer(chat, tokenizer, checkpoint)
+    dialogue = open_dialogue(tokenizer, checkpoint, family) if family or not chat else chat.dialogue
+    return Source(checkpoint, model, tokenizer, dialogue, scheme, weights, kernel)
