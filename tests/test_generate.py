@@ -28,13 +28,13 @@ def prompt(tiny_data):
     return open_dataset(tiny_data).windows("validation", 24)[0]["input_ids"]
 
 
-def greedy_by_hand(model, dialogue, prompt, count, penalty=1.0, least=0):
-    """Argmax without a cache, banned ids out, the penalty over the reply's ids."""
+def greedy_by_hand(model, dialogue, prompt, count, penalty=1.0, least=0, earlier=()):
+    """Argmax without a cache, banned ids out, the penalty over the bot's ids."""
     reply = []
     for _ in range(count):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + reply])).logits[0, -1].clone()
-        for token in set(reply):
+        for token in {*reply, *earlier}:
             logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
         logits[list(dialogue.banned_ids)] = -torch.inf
         if len(reply) < least:
@@ -53,6 +53,50 @@ def test_greedy_is_the_argmax_without_a_cache(generator, prompt, penalty, least)
     expected = greedy_by_hand(generator.model, generator.dialogue, prompt, 12, penalty, least)
     assert len(expected) == 12
     assert list(generator.stream(prompt, options)) == expected
+
+
+def test_what_the_bot_said_earlier_is_penalised_as_well(generator, prompt):
+    """Stops: a comparison of two generators of which only one knows the conversation."""
+    options = {**GREEDY, "repetition_penalty": 1.5, "min_new_tokens": 12}
+    plain = list(generator.stream(prompt, options))
+    earlier = [*plain[:4], generator.dialogue.end_of_turn_id]
+    expected = greedy_by_hand(generator.model, generator.dialogue, prompt, 12, 1.5, 12, plain[:4])
+    assert list(generator.stream(prompt, {**options, "earlier_ids": earlier})) == expected != plain
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_no_ngram_comes_twice_in_a_reply_and_the_prompt_does_not_count(generator, prompt, size):
+    """Stops: an option that is silently ignored, or one that forbids to answer with the user's words."""
+    options = {**GREEDY, "max_new_tokens": 30, "min_new_tokens": 30}
+
+    def ngrams(ids):
+        return list(zip(*(ids[place:] for place in range(size)), strict=False))
+
+    free = list(generator.stream(prompt, options))
+    assert len(set(ngrams(free))) < len(ngrams(free)), "nothing repeats: proves nothing"
+    reply = list(generator.stream(prompt, {**options, "no_repeat_ngram": size}))
+    assert len(set(ngrams(reply))) == len(ngrams(reply)) > 0
+    place = next(place for place in range(30) if free[place] in free[:place])
+    said = {**options, "max_new_tokens": 1, "no_repeat_ngram": 1}
+    assert list(generator.stream([*prompt, *free[:place]], said)) == [free[place]]
+
+
+def test_min_p_of_one_is_greedy_and_log_probabilities_are_refused(generator, prompt):
+    """Stops: options that the engine of a bundle knows and this generator ignores."""
+    options = {"temperature": 5.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 12, "min_new_tokens": 12, "seed": 1}
+    greedy = list(generator.stream(prompt, {**GREEDY, "min_new_tokens": 12}))
+    assert list(generator.stream(prompt, {**options, "min_p": 1.0})) == greedy
+    assert list(generator.stream(prompt, options)) != greedy
+    with pytest.raises(BadInput, match=r"logprobs: .*bundle"):
+        generator.stream(prompt, {**options, "logprobs": 0})
+
+
+def test_the_engine_and_this_generator_take_the_same_options():
+    """Stops: an option of one generator that the other one drops in silence."""
+    from chitchat.generate import _DEFAULTS
+    from serve.sampler import ReplyOptions
+
+    assert set(_DEFAULTS) == {field.name for field in dataclasses.fields(ReplyOptions)}
 
 
 def test_a_reply_ends_at_the_end_of_turn_which_is_not_given(generator, prompt):

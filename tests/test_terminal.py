@@ -22,11 +22,13 @@ class Echo:
     def __init__(self, interrupt_after: int | None = None) -> None:
         self.prompts: list[list[int]] = []
         self.seeds: list[int | None] = []
+        self.earlier: list[tuple[int, ...]] = []
         self.interrupt_after = interrupt_after
 
     def stream(self, prompt_ids: list[int], options: Any) -> Iterator[int]:
         self.prompts.append(prompt_ids)
         self.seeds.append(options.seed)
+        self.earlier.append(getattr(options, "earlier_ids", ()))
         turns = [len(turn) for turn in self.split(prompt_ids)]
         for place, token in enumerate(prompt_ids[-1 - turns[-1] : -1][: options.max_new_tokens]):
             if place == self.interrupt_after:
@@ -78,6 +80,21 @@ def test_replies_are_streamed_and_remembered(codec: TextCodec) -> None:
     assert "bot: 你好\n" in printed
     assert [codec.decode(turn) for turn in echo.split(echo.prompts[1])] == ["hi 😀", "hi 😀", "你好"]
     assert len(echo.prompts) == 2, "an empty line was answered"
+
+
+def test_the_bots_own_turns_are_penalised_and_only_those_that_it_remembers(codec: TextCodec) -> None:
+    """Stops a penalty over the user's words, over forgotten turns, and one that forgets the bot's."""
+    echo = Echo(interrupt_after=3)
+    talk(echo, codec, "one", "two", "/reset", "a b")
+    assert [codec.decode(list(ids)) for ids in echo.earlier] == ["", codec.decode(codec.encode("one")[:3]), ""]
+    echo = Echo()
+    talk(echo, codec, "abcdefgh", "ijkl", "mnopqrst", "uvwxyz", "0123456789")
+    for prompt, earlier in zip(echo.prompts, echo.earlier, strict=True):
+        turns = echo.split(prompt)[:-1]
+        bots = turns[::-1][::2][::-1]  # the last turn but the user's newest is the bot's, and every second before it
+        assert list(earlier) == [token for turn in bots for token in turn]
+    assert codec.encode("ijkl") == list(echo.earlier[2])[-4:]
+    assert not set(codec.encode("abcd")) & set(echo.earlier[-1]), "no turn was forgotten: proves nothing"
 
 
 def test_reset_forgets_and_quit_leaves(codec: TextCodec) -> None:
@@ -132,9 +149,11 @@ class Triples:
         self.letter = letter
         self.prompts: list[list[int]] = []
         self.seeds: list[int | None] = []
+        self.earlier: list[int] = []
 
     def stream(self, prompt_ids: list[int], options: Any) -> Iterator[int]:
         self.prompts.append(list(prompt_ids))
+        self.earlier.append(len(getattr(options, "earlier_ids", ())))
         self.seeds.append(options.seed)
         yield from [self.letter] * min(3, options.max_new_tokens)
 
@@ -148,6 +167,7 @@ def test_free_text_is_a_conversation_of_the_asked_length(codec: TextCodec) -> No
     assert generator.prompts[0] == [4], "nothing was said before"
     assert generator.prompts[2] == [4, *[letter] * 3, 4, *[letter] * 3, 4]
     assert len(set(generator.seeds)) == 3, "with one seed every turn would be the same"
+    assert generator.earlier == [0, 0, 3], "each speaker is penalised for his own turns"
     long = sample_text(generator, codec, SamplingOptions(max_new_tokens=500), None)
     assert len(codec.encode(long)) <= generator.context, "it ends where the context ends"
 

@@ -1,20 +1,51 @@
 """Text to ids and back: special tokens stay text, streams join to the whole, Chinese reads as Chinese."""
 
 import random
+import tempfile
+import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_codecs import SENTENCES, SPECIAL, byte_level, word_piece
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from chitchat.tokenizer import read_vocab_txt, train_tokenizer
 from serve.errors import BadBundle, BadRequest
 from serve.text import StopFilter, TextCodec
 
 
-@pytest.fixture(scope="module", params=[byte_level, word_piece], ids=["bpe", "wordpiece"])
+def trained() -> TextCodec:
+    """A byte-level tokenizer as `compress data` makes it."""
+    return TextCodec(Tokenizer.from_str(train_tokenizer(SENTENCES * 5, 400, "dialogpt").backend_tokenizer.to_str()))
+
+
+def chinese_bert() -> TextCodec:
+    """The tokenizer of a Chinese BERT vocab.txt, as `compress data --tokenizer vocab.txt` makes it."""
+    letters = sorted({letter for sentence in SENTENCES for letter in unicodedata.normalize("NFD", sentence.lower())})
+    words = ["how", "are", "fine", "thank", "##s", "##day", "to", *(f"##{letter}" for letter in "abcdefgh")]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vocab.txt"
+        tokens = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *letters])
+        path.write_text("\n".join(token for token in tokens if token.strip()) + "\n", encoding="utf-8")
+        return TextCodec(Tokenizer.from_str(read_vocab_txt(path).backend_tokenizer.to_str()))
+
+
+CODECS = {"bpe": byte_level, "trained-bpe": trained, "wordpiece": word_piece, "chinese-bert": chinese_bert}
+
+
+@pytest.fixture(scope="module", params=list(CODECS))
 def codec(request: pytest.FixtureRequest) -> TextCodec:
-    """Both kinds of tokenizer in turn."""
-    return request.param()
+    """All kinds of tokenizer in turn."""
+    return CODECS[request.param]()
+
+
+def random_texts(count: int) -> list[str]:
+    """Texts of characters that are easily split: 1 to 4 bytes, combining marks, joined emoji, flags."""
+    generator = np.random.default_rng(0)
+    parts = ["a", " ", "é", "e\u0301", "a\u0300\u0301", "你", "好", "。", "𠀀", "𠮷", "का", "ﷺ", "한", "how", " are"]
+    parts += ["😀", "👍🏽", "🇨🇳", "👩\u200d👩\u200d👧\u200d👦", "\ufe0f", "\u200d", "\n", "\U0010ffff", "\x00"]
+    return ["".join(generator.choice(parts, generator.integers(1, 20))) for _ in range(count)]
 
 
 def streamed(codec: TextCodec, ids: list[int]) -> list[str]:
@@ -43,6 +74,32 @@ def test_streams_of_text_never_split_a_character(codec: TextCodec) -> None:
             assert "".join([*complete, tail]) == codec.decode(ids[:cut])
 
 
+def test_streams_of_any_text_cut_anywhere_give_whole_characters_that_join_to_it(codec: TextCodec) -> None:
+    """Stops a piece that ends in a half of a 4-byte character, and complete ones that wait for no reason."""
+    generator = np.random.default_rng(1)
+    for text in random_texts(300):
+        ids = codec.encode(text)
+        ids = ids[: generator.integers(1, len(ids) + 1)] if ids else ids
+        *pieces, tail = streamed(codec, ids)
+        whole = codec.decode(ids)
+        assert "\ufffd" not in "".join(pieces)
+        assert "".join([*pieces, tail]) == whole
+        assert set(tail) <= {"\ufffd"}, "the flush held more than an incomplete character"
+        for piece in pieces:
+            piece.encode()  # no half of a surrogate pair
+
+
+def test_a_complete_character_does_not_wait_for_the_one_that_begins_in_the_same_token() -> None:
+    """Stops a reply that shows a token late wherever a merge ends inside a character."""
+    codec = byte_level()
+    tokenizer = codec._tokenizer
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("x你")[0][0]
+    tokenizer.add_tokens([letters[:2], letters[2:]])  # "x" with the first byte of 你, and the rest of it
+    first, second = (tokenizer.token_to_id(token) for token in (letters[:2], letters[2:]))
+    assert streamed(codec, [first, second]) == ["x", "你", ""]
+    assert streamed(codec, [first]) == ["x", "\ufffd"]
+
+
 def test_byte_level_text_survives_the_round_trip() -> None:
     """Stops any loss in encode or decode, of text that spells a special token too."""
     codec = byte_level()
@@ -53,7 +110,7 @@ def test_byte_level_text_survives_the_round_trip() -> None:
 
 @pytest.mark.parametrize("text", [*SPECIAL, "hi[SEP]you", " [CLS] ", "<|endoftext|><|endoftext|>", "[SEP][PAD]"])
 def test_text_cannot_forge_a_special_token(codec: TextCodec, text: str) -> None:
-    """Stops a user from ending a turn, or speaking as the bot, by writing a special token."""
+    """Stops a user from ending a turn, or speaking as the bot, by writing a special token (more: test_forgery.py)."""
     special = {codec._tokenizer.token_to_id(token) for token in SPECIAL} - {codec._tokenizer.token_to_id("[UNK]")}
     assert special.isdisjoint(codec.encode(text))
     assert special.isdisjoint(codec.encode(f"before {text} after"))
@@ -101,6 +158,12 @@ def test_a_file_that_is_no_tokenizer_is_a_bad_bundle(tmp_path: Path) -> None:
         TextCodec.open(tmp_path / "missing.json")
 
 
+def cut(text: str, stops: list[str]) -> str:
+    """The text before the stop string that is complete first."""
+    places = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    return text[: min(places)[1]] if places else text
+
+
 def test_stop_strings_cut_and_never_leak_a_beginning() -> None:
     """Stops the start of a stop string from going out when it is split, and a cut that depends on the pieces."""
     generator = random.Random(0)
@@ -109,8 +172,7 @@ def test_stop_strings_cut_and_never_leak_a_beginning() -> None:
         stops = ["".join(generator.choice("ab") for _ in range(generator.randrange(1, 5))) for _ in range(2)]
         stops = stops[: generator.randrange(3)]
         filtered, sent, place = StopFilter(stops), "", 0
-        places = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
-        expected = text[: min(places)[1]] if places else text
+        expected = cut(text, stops)
         while place < len(text):
             step = generator.randrange(1, 4)
             sent += filtered.feed(text[place : place + step])
@@ -118,4 +180,33 @@ def test_stop_strings_cut_and_never_leak_a_beginning() -> None:
             assert expected.startswith(sent), "more went out than comes before the stop string"
         if not filtered.hit:
             sent += filtered.flush()
-        assert (sent, filtered.hit) == (expected, bool(places))
+        assert (sent, filtered.hit) == (expected, any(stop in text for stop in stops))
+
+
+def test_stop_strings_in_token_streams_leak_nothing(codec: TextCodec) -> None:
+    """Stops a stop string that is split over tokens, or inside a character, from going out in part.
+
+    Several at once, which overlap and begin alike; what went out must be before the first that is complete.
+    """
+    generator = np.random.default_rng(2)
+    hits = 0
+    for text in random_texts(300):
+        ids = codec.encode(text)
+        whole = codec.decode(ids)
+        stops = []
+        for _ in range(generator.integers(0, 5)):
+            place = int(generator.integers(0, len(whole) + 1))
+            stop = whole[place : place + int(generator.integers(1, 6))] + ("!" if generator.random() < 0.3 else "")
+            stops += [stop] if stop else []
+        expected = cut(whole, stops)
+        decoder, filtered, sent = codec.stream(), StopFilter(stops), ""
+        for token in ids:
+            sent += filtered.feed(decoder.feed(token))
+            assert expected.startswith(sent), "more went out than comes before the stop string"
+            if filtered.hit:
+                break
+        else:
+            sent += filtered.feed(decoder.flush()) + filtered.flush()
+        assert sent == expected
+        hits += filtered.hit
+    assert hits > 100
