@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -22,6 +23,7 @@ Batch = dict[str, Tensor]
 
 # Held-out tokens that the figures in a lineage are taken on.
 SCORE_TOKENS, KL_TOKENS = 20_000, 4_096
+CALIBRATION_TOKENS = 16_384  # training tokens that ranges and scales are read from
 _LOGITS_AT_ONCE = 2**22  # 32 MB of float64
 
 
@@ -55,11 +57,7 @@ def calibration_batches(
     Each is what `collate` gives: int64 [batch, longest] `input_ids`, `attention_mask` and `labels`. Windows of like
     length share a batch, so there is little padding. Raises `BadInput` for a split without any window.
     """
-    if len(windows) == 0:
-        raise BadInput("--data: has no conversation to measure on; make the data set from more conversations")
-    order = np.random.default_rng(seed).permutation(len(windows))
-    fits = np.cumsum(windows.lengths[order]) <= max_tokens
-    chosen = order[: max(1, int(fits.sum()))]
+    chosen = _draw(windows, max_tokens, seed)
     chosen = chosen[np.argsort(-windows.lengths[chosen], kind="stable")]
     batches, begin = [], 0
     while begin < len(chosen):
@@ -67,6 +65,23 @@ def calibration_batches(
         batches.append(collate([windows[int(index)] for index in chosen[begin : begin + rows]], pad_id))
         begin += rows
     return batches
+
+
+def calibration_sequences(windows: Windows, max_tokens: int = CALIBRATION_TOKENS, seed: int = 0) -> list[list[int]]:
+    """The ids of randomly chosen windows, at most `max_tokens` in all (and at least one window).
+
+    Raises `BadInput` for a split without any window.
+    """
+    return [windows[int(index)]["input_ids"] for index in _draw(windows, max_tokens, seed)]
+
+
+def _draw(windows: Windows, max_tokens: int, seed: int) -> NDArray[np.int64]:
+    """Numbers of randomly chosen windows, in the order drawn."""
+    if len(windows) == 0:
+        raise BadInput("--data: has no conversation to measure on; make the data set from more conversations")
+    order = np.random.default_rng(seed).permutation(len(windows))
+    fits = np.cumsum(windows.lengths[order]) <= max_tokens
+    return order[: max(1, int(fits.sum()))]
 
 
 @torch.no_grad()

@@ -4,15 +4,18 @@ The modules and their parameters carry the names of Hugging Face's GPT2LMHeadMod
 name (export/weights.py). Fused operators of onnxruntime's com.microsoft domain do the work. It builds the graph; it
 decides no integer (that is the quantizer's work) and runs nothing.
 
+Two targets. `cpu` computes in float32, with a cache of float32 or, with static scales, of int8. `cuda` computes in
+float16 with a float16 cache, by operators that onnxruntime's CUDA provider has kernels for.
+
 Inputs (batch: conversations; seq: new tokens of each; n: positions that logits are wanted for):
     input_ids                    int64 [batch, seq]
     position_ids                 int64 [batch, seq]
     logits_positions             int64 [batch, n]    which of the seq tokens: the last one to chat, all of them to score
     seqlens_k                    int32 [batch]       valid tokens after this step - 1
     total_sequence_length        int32 scalar        the largest number of valid tokens after this step
-    past_key_values.{i}.key      float [batch, heads, context, head_dim]; and .value
+    past_key_values.{i}.key      float32, int8 or float16 [batch, heads, context, head_dim]; and .value
 Outputs:
-    logits                       float [batch, n, vocab]
+    logits                       float32 [batch, n, vocab]
     present.{i}.key              the buffer that is bound as past_key_values.{i}.key; and .value
 
 The tied table is stored once: the embedding gathers rows of the same initializer that the head multiplies by.
@@ -26,7 +29,7 @@ from onnxscript import GraphBuilder, OpBuilder, nn
 from transformers import GPT2Config
 
 from chitchat.errors import BadInput
-from export.layers import MICROSOFT, Blocks, Head, Linear, Norm, Stream, Table
+from export.layers import MICROSOFT, Blocks, Channels, Format, Head, Linear, Norm, Stream, Table
 from export.weights import GraphWeights, check_weights
 from serve.bundle import Geometry
 
@@ -34,22 +37,48 @@ OPSET = 21
 IR_VERSION = 10
 # GPT-2's names of its activation -> how `Activation` computes it.
 ACTIVATIONS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "erf", "relu": "relu"}
+KV_DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "int8": ir.DataType.INT8}
 
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """What decides the graph. `blocks` has the quantized weights by module name; the others are float."""
+    """What decides the graph. `formats` has the quantized weights by module name; the others are float.
+
+    target: "cpu" or "cuda". kv: "float32", or "int8" for a cache with static scales (`with_kv_scales`); the float
+    cache of a cuda graph is float16.
+    """
 
     geometry: Geometry
     activation: str
     epsilon: float
     attention_scales: tuple[float, ...]  # one a layer
     tied: bool
-    blocks: Mapping[str, Blocks]
+    formats: Mapping[str, Format]
+    target: str = "cpu"
+    kv: str = "float32"
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """What weights and activations are computed in."""
+        return ir.DataType.FLOAT16 if self.target == "cuda" else ir.DataType.FLOAT
+
+    @property
+    def kv_dtype(self) -> str:
+        """Type of the cache's numbers: "float32", "float16" or "int8"."""
+        return "float16" if self.target == "cuda" else self.kv
+
+    def table(self, module: str) -> Blocks | None:
+        """The format of a table."""
+        form = self.formats.get(module)
+        assert not isinstance(form, Channels), f"{module}: a table is quantized by blocks"
+        return form
 
 
-def graph_spec(config: GPT2Config, blocks: Mapping[str, Blocks] | None = None) -> GraphSpec:
+def graph_spec(
+    config: GPT2Config, formats: Mapping[str, Format] | None = None, *, target: str = "cpu", kv: str = "float32"
+) -> GraphSpec:
     """Read what decides the graph of a checkpoint. Raises BadInput for what has no graph."""
+    _check_target(formats or {}, target, kv)
     width, heads = config.n_embd, config.n_head
     if width % heads or (width // heads) % 8:
         raise BadInput(
@@ -69,8 +98,25 @@ def graph_spec(config: GPT2Config, blocks: Mapping[str, Blocks] | None = None) -
         epsilon=config.layer_norm_epsilon,
         attention_scales=tuple(scale / (layer + 1 if by_layer else 1) for layer in range(config.n_layer)),
         tied=config.tie_word_embeddings,
-        blocks=dict(blocks or {}),
+        formats=dict(formats or {}),
+        target=target,
+        kv=kv,
     )
+
+
+def _check_target(formats: Mapping[str, Format], target: str, kv: str) -> None:
+    """Raise BadInput for a target or a cache that there is no graph for."""
+    if target not in ("cpu", "cuda"):
+        raise BadInput(f"--target {target}: has no graph of ours; choose cpu or cuda")
+    if kv not in ("float32", "int8"):
+        raise BadInput(f"--kv {kv}: there is no such cache; choose float32 or int8")
+    if target == "cuda" and kv == "int8":
+        raise BadInput("--kv int8: is for --target cpu; the cuda graph's cache is float16")
+    if target == "cuda" and any(isinstance(form, Channels) for form in formats.values()):
+        raise BadInput(
+            "--target cuda: onnxruntime has no CUDA kernel for w8a8's integer products; give the float checkpoint, or "
+            "one of scheme w8 or w4"
+        )
 
 
 def geometry_of(config: GPT2Config) -> Geometry:
@@ -100,18 +146,23 @@ class Attention(nn.Module):
     def __init__(self, spec: GraphSpec, layer: int) -> None:
         super().__init__()
         width, name = spec.geometry.width, f"transformer.h.{layer}.attn"
-        self.c_attn = Linear(width, 3 * width, spec.blocks.get(f"{name}.c_attn"), with_bias=True)
-        self.c_proj = Linear(width, width, spec.blocks.get(f"{name}.c_proj"), with_bias=False)
+        self.c_attn = Linear(width, 3 * width, spec.formats.get(f"{name}.c_attn"), True, spec.dtype)
+        self.c_proj = Linear(width, width, spec.formats.get(f"{name}.c_proj"), False, spec.dtype)
         self.heads, self.scale = spec.geometry.heads, spec.attention_scales[layer]
+        self.rounded = spec.kv == "int8"
+        if self.rounded:
+            shape = [1, self.heads, 1, spec.geometry.head_dim]
+            self.k_scale, self.v_scale = nn.Parameter(shape), nn.Parameter(shape)
 
     def forward(self, op: OpBuilder, x: ir.Value, step: "Step", layer: int) -> tuple[ir.Value, ir.Value, ir.Value]:
+        inputs = [self.c_attn(op, x), None, None, *step.past[layer], step.seqlens_k, step.total]
+        options: dict[str, str | int] = {}
+        if self.rounded:  # the five between are for rotary embeddings, positions, a bias and a sink
+            inputs += [None, None, None, None, None, self.k_scale, self.v_scale]
+            options = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         mixed, key, value = op.GroupQueryAttention(
-            self.c_attn(op, x),
-            None,
-            None,
-            *step.past[layer],
-            step.seqlens_k,
-            step.total,
+            *inputs,
+            **options,
             num_heads=self.heads,
             kv_num_heads=self.heads,
             scale=self.scale,
@@ -128,8 +179,8 @@ class FeedForward(nn.Module):
     def __init__(self, spec: GraphSpec, layer: int) -> None:
         super().__init__()
         width, ffn, name = spec.geometry.width, spec.geometry.ffn, f"transformer.h.{layer}.mlp"
-        self.c_fc = Linear(width, ffn, spec.blocks.get(f"{name}.c_fc"), with_bias=False)
-        self.c_proj = Linear(ffn, width, spec.blocks.get(f"{name}.c_proj"), with_bias=False)
+        self.c_fc = Linear(width, ffn, spec.formats.get(f"{name}.c_fc"), False, spec.dtype)
+        self.c_proj = Linear(ffn, width, spec.formats.get(f"{name}.c_proj"), False, spec.dtype)
         self.activation = spec.activation
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
@@ -148,9 +199,9 @@ class Block(nn.Module):
 
     def __init__(self, spec: GraphSpec, layer: int) -> None:
         super().__init__()
-        self.ln_1 = Norm(spec.geometry.width, spec.epsilon)
+        self.ln_1 = Norm(spec.geometry.width, spec.epsilon, spec.dtype)
         self.attn = Attention(spec, layer)
-        self.ln_2 = Norm(spec.geometry.width, spec.epsilon)
+        self.ln_2 = Norm(spec.geometry.width, spec.epsilon, spec.dtype)
         self.mlp = FeedForward(spec, layer)
 
     def forward(self, op: OpBuilder, stream: Stream, step: "Step", layer: int) -> tuple[Stream, ir.Value, ir.Value]:
@@ -178,10 +229,10 @@ class Transformer(nn.Module):
     def __init__(self, spec: GraphSpec) -> None:
         super().__init__()
         geometry = spec.geometry
-        self.wte = Table(geometry.vocab, geometry.width, spec.blocks.get("transformer.wte"))
-        self.wpe = Table(geometry.context, geometry.width, spec.blocks.get("transformer.wpe"))
+        self.wte = Table(geometry.vocab, geometry.width, spec.table("transformer.wte"), spec.dtype)
+        self.wpe = Table(geometry.context, geometry.width, spec.table("transformer.wpe"), spec.dtype)
         self.h = nn.ModuleList([Block(spec, layer) for layer in range(geometry.layers)])
-        self.ln_f = Norm(geometry.width, spec.epsilon)
+        self.ln_f = Norm(geometry.width, spec.epsilon, spec.dtype)
 
     def forward(self, op: OpBuilder, step: Step) -> tuple[ir.Value, list[ir.Value]]:
         """Give the normed rows at `logits_positions`, [batch, n, width], and the present buffers."""
@@ -204,7 +255,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.transformer = Transformer(spec)
         if not spec.tied:
-            self.lm_head = Head(spec.geometry.vocab, spec.geometry.width, spec.blocks.get("lm_head"))
+            self.lm_head = Head(spec.geometry.vocab, spec.geometry.width, spec.table("lm_head"), spec.dtype)
         self.tied = spec.tied
 
     def forward(self, op: OpBuilder, step: Step) -> tuple[ir.Value, list[ir.Value]]:
@@ -226,12 +277,14 @@ def build_graph(spec: GraphSpec, weights: GraphWeights) -> ir.Model:
     seqlens, total = builder.input(inputs[3], single, ["batch"]), builder.input(inputs[4], single, [])
     geometry = spec.geometry
     buffer = ["batch", geometry.heads, geometry.context, geometry.head_dim]
-    past = [builder.input(name, ir.DataType.FLOAT, buffer) for name in inputs[5:]]
+    kv_dtype = KV_DTYPES[spec.kv_dtype]
+    past = [builder.input(name, kv_dtype, buffer) for name in inputs[5:]]
     pairs = list(zip(past[::2], past[1::2], strict=True))
     logits, present = decoder(builder.op, Step(ids, positions, wanted, seqlens, total, pairs))
-    shapes = [["batch", "n", geometry.vocab], *[buffer] * len(present)]
-    for name, value, shape in zip(outputs, [logits, *present], shapes, strict=True):
-        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
+    logits.type, logits.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", "n", geometry.vocab])
+    builder.add_output(logits, outputs[0])
+    for name, value in zip(outputs[1:], present, strict=True):
+        value.type, value.shape = ir.TensorType(kv_dtype), ir.Shape(buffer)
         builder.add_output(value, name)
     for node in graph:
         node.metadata_props.clear()  # traces of the builder; the names tell as much

@@ -1,12 +1,15 @@
-"""The layers of the graph, each in a float and in a blockwise quantized form.
+"""The layers of the graph, each in a float and in quantized forms.
 
-A float linear keeps its weight as GPT-2's Conv1D does, [in, out]. A blockwise one holds integers [out, blocks,
-block_size * bits / 8] uint8 and scales [out, blocks] float32, the layout of onnxruntime's MatMulNBits; the zero point
-is 2^(bits - 1). The integers come from a quantized checkpoint; nothing is quantized here.
+A float linear keeps its weight as GPT-2's Conv1D does, [in, out]. A blockwise one (`Blocks`) holds integers [out,
+blocks, block_size * bits / 8] uint8 and scales [out, blocks], the layout of onnxruntime's MatMulNBits; the zero point
+is 2^(bits - 1). A channelwise one (`Channels`) holds integers [in, out] uint8 with zero point 128, scales [out], and
+the scale and zero point of its input, for MatMulIntegerToFloat. The integers come from a quantized checkpoint; nothing
+is quantized here. Floats are of the type that the target computes in: float32 on a CPU, float16 on CUDA.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
@@ -26,13 +29,23 @@ class Blocks:
         return [rows, -(-columns // self.block_size), self.block_size * self.bits // 8]
 
 
+@dataclass(frozen=True)
+class Channels:
+    """A weight of 8 bits with a scale an output channel, and an input that is rounded to 8 bits by a static scale."""
+
+    zero_point: int = 128
+
+
+Format = Blocks | Channels
+
+
 class Norm(nn.Module):
     """The parameters of a layer norm; it normalises the sum of what it is given (SkipLayerNormalization)."""
 
-    def __init__(self, width: int, epsilon: float) -> None:
+    def __init__(self, width: int, epsilon: float, dtype: ir.DataType) -> None:
         super().__init__()
-        self.weight = nn.Parameter([width])
-        self.bias = nn.Parameter([width])
+        self.weight = nn.Parameter([width], dtype=dtype)
+        self.bias = nn.Parameter([width], dtype=dtype)
         self.epsilon = epsilon
 
     def forward(self, op: OpBuilder, stream: "Stream") -> tuple[ir.Value, ir.Value]:
@@ -56,36 +69,53 @@ class Stream:
 class Linear(nn.Module):
     """x [batch, seq, inputs] times a weight; the bias is added here, or left to the consumer (`with_bias` False)."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: Blocks | None, with_bias: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, form: Format | None, with_bias: bool, dtype: ir.DataType) -> None:
         super().__init__()
-        self.shape, self.blocks, self.with_bias = (inputs, outputs), blocks, with_bias
-        if blocks is None:
-            self.weight = nn.Parameter([inputs, outputs])
+        self.shape, self.form, self.with_bias, self.dtype = (inputs, outputs), form, with_bias, dtype
+        if form is None:
+            self.weight = nn.Parameter([inputs, outputs], dtype=dtype)
+        elif isinstance(form, Blocks):
+            self.qweight = nn.Parameter(form.packed(outputs, inputs), dtype=ir.DataType.UINT8)
+            self.scales = nn.Parameter(form.packed(outputs, inputs)[:2], dtype=dtype)
         else:
-            self.qweight = nn.Parameter(blocks.packed(outputs, inputs), dtype=ir.DataType.UINT8)
-            self.scales = nn.Parameter(blocks.packed(outputs, inputs)[:2])
-        self.bias = nn.Parameter([outputs])
+            self.qweight = nn.Parameter([inputs, outputs], dtype=ir.DataType.UINT8)
+            self.scales = nn.Parameter([outputs])
+            self.input_scale = nn.Parameter([])
+            self.input_zero_point = nn.Parameter([], dtype=ir.DataType.UINT8)
+        self.bias = nn.Parameter([outputs], dtype=dtype)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        if self.blocks is None:
+        # CUDA's MatMulNBits takes no bias before onnxruntime 1.32, MatMul never does.
+        fused = self.form is not None and self.dtype == ir.DataType.FLOAT
+        bias = self.bias if self.with_bias and fused else None
+        if self.form is None:
             product = op.MatMul(x, self.weight)
-            return op.Add(product, self.bias) if self.with_bias else product
-        inputs, outputs = self.shape
-        bias = self.bias if self.with_bias else None
-        return matmul_blocks(op, x, self.qweight, self.scales, (outputs, inputs), self.blocks, bias)
+        elif isinstance(self.form, Blocks):
+            inputs, outputs = self.shape
+            product = matmul_blocks(op, x, self.qweight, self.scales, (outputs, inputs), self.form, bias)
+        else:
+            product = self._matmul_channels(op, x, bias)
+        return op.Add(product, self.bias) if self.with_bias and not fused else product
+
+    def _matmul_channels(self, op: OpBuilder, x: ir.Value, bias: ir.Value | None) -> ir.Value:
+        assert isinstance(self.form, Channels)
+        rounded = op.QuantizeLinear(x, self.input_scale, self.input_zero_point)
+        zero_point = op.Constant(value=ir.tensor(np.uint8(self.form.zero_point)))
+        inputs = [rounded, self.qweight, self.input_scale, self.scales, self.input_zero_point, zero_point]
+        return op.MatMulIntegerToFloat(*inputs, *([] if bias is None else [bias]), _domain=MICROSOFT)
 
 
 class Table(nn.Module):
     """A [rows, width] table: rows are looked up by id; a tied head multiplies by the same parameters."""
 
-    def __init__(self, rows: int, width: int, blocks: Blocks | None) -> None:
+    def __init__(self, rows: int, width: int, blocks: Blocks | None, dtype: ir.DataType) -> None:
         super().__init__()
-        self.shape, self.blocks = (rows, width), blocks
+        self.shape, self.blocks, self.dtype = (rows, width), blocks, dtype
         if blocks is None:
-            self.weight = nn.Parameter([rows, width])
+            self.weight = nn.Parameter([rows, width], dtype=dtype)
         else:
             self.qweight = nn.Parameter(blocks.packed(rows, width), dtype=ir.DataType.UINT8)
-            self.scales = nn.Parameter(blocks.packed(rows, width)[:2])
+            self.scales = nn.Parameter(blocks.packed(rows, width)[:2], dtype=dtype)
 
     def forward(self, op: OpBuilder, ids: ir.Value) -> ir.Value:
         """Look up ids [batch, seq]: [batch, seq, width]."""
@@ -107,10 +137,15 @@ class Table(nn.Module):
         return op.Slice(rows, [0], [self.shape[1]], [2]) if padded else rows
 
     def multiply(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """x [batch, n, width] times the transposed table: logits [batch, n, rows]."""
-        rows, width = self.shape
+        """x [batch, n, width] times the transposed table: logits [batch, n, rows], float32 whatever x is."""
         if self.blocks is not None:
-            return matmul_blocks(op, x, self.qweight, self.scales, self.shape, self.blocks, None)
+            logits = matmul_blocks(op, x, self.qweight, self.scales, self.shape, self.blocks, None)
+        else:
+            logits = self._multiply_floats(op, x)
+        return logits if self.dtype == ir.DataType.FLOAT else op.Cast(logits, to=ir.DataType.FLOAT)
+
+    def _multiply_floats(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        rows, width = self.shape
         # The table is the left factor: onnxruntime packs a constant right factor into a second copy, and the table
         # must stay as it is for the look-up. The extra axis keeps it from fusing the transpose, which would swap them.
         flat = op.Reshape(x, [-1, width])

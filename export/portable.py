@@ -69,7 +69,7 @@ def check_portable(
             )
         return [int(token) for token in whole[0, len(prompt) :]]
 
-    parity = Parity(origin, ("greedy_diverged",))
+    parity = Parity(origin, {"greedy_diverged": 0})
     parity.figures = same_tokens(prompts, model, reply_of)
     return parity
 

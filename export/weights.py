@@ -6,14 +6,15 @@ The modules of the graph carry the names and layouts of Hugging Face, so the tab
     <linear>.weight  [in, out]          the same (Conv1D's layout is MatMul's)
     <table>.weight   [rows, width]      the same
     *.bias, ln_*.weight                 the same
-    <module>.qweight, <module>.scales   the same (a quantized checkpoint stores MatMulNBits' layout)
+    <module>.qweight, .scales, …        the same (a quantized checkpoint stores the layouts of the kernels)
     lm_head.weight, when tied           nothing: the head reads transformer.wte
+    –                                   <attn>.k_scale, .v_scale [1, heads, 1, head_dim], calibrated at export
 
-Nothing is converted but the float type, to float32; no integer changes.
+Nothing is converted but the float type, to float32 or float16; no integer changes.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,10 @@ import onnx_ir as ir
 from transformers import GPT2LMHeadModel
 
 from chitchat.errors import BadInput
+from compress.quantize.activations import KVScales
 from compress.quantize.blockwise import BlockTensor
-from export.layers import Blocks
+from compress.quantize.checkpoint import QuantizedTensor, named_arrays
+from export.layers import Blocks, Channels, Format
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -32,7 +35,7 @@ class GraphWeights:
     """The arrays of every parameter of a graph by name, and how the quantized modules are stored."""
 
     arrays: Arrays
-    blocks: Mapping[str, Blocks]
+    formats: Mapping[str, Format]
 
     @property
     def nbytes(self) -> int:
@@ -54,17 +57,43 @@ def float_weights(model: GPT2LMHeadModel) -> GraphWeights:
 
 
 def quantized_weights(
-    blocks: Mapping[str, BlockTensor], floats: Mapping[str, npt.NDArray[np.generic]], tied: bool
+    matrices: Mapping[str, QuantizedTensor], floats: Mapping[str, npt.NDArray[np.generic]], tied: bool
 ) -> GraphWeights:
     """The weights of a quantized checkpoint: the integers and scales as they are, the rest as float32."""
     arrays: Arrays = {}
-    for name, tensor in blocks.items():
-        arrays[f"{name}.qweight"] = tensor.q
-        arrays[f"{name}.scales"] = tensor.scales
+    for name, tensor in matrices.items():
+        arrays |= named_arrays(name, tensor)
     for name, array in floats.items():
         if not (tied and name == "lm_head.weight"):
             arrays[name] = np.ascontiguousarray(array, dtype=np.float32)
-    return GraphWeights(arrays, {name: Blocks(tensor.bits, tensor.block_size) for name, tensor in blocks.items()})
+    return GraphWeights(arrays, {name: format_of(tensor) for name, tensor in matrices.items()})
+
+
+def format_of(tensor: QuantizedTensor) -> Format:
+    """How the graph multiplies by a tensor of a quantized checkpoint."""
+    return Blocks(tensor.bits, tensor.block_size) if isinstance(tensor, BlockTensor) else Channels()
+
+
+def with_kv_scales(weights: GraphWeights, scales: Sequence[KVScales]) -> GraphWeights:
+    """Add the scales of an int8 cache (`calibrate_kv`), one of each layer."""
+    arrays = dict(weights.arrays)
+    for layer, found in enumerate(scales):
+        arrays[f"transformer.h.{layer}.attn.k_scale"] = found.key
+        arrays[f"transformer.h.{layer}.attn.v_scale"] = found.value
+    return replace(weights, arrays=arrays)
+
+
+def half_weights(weights: GraphWeights) -> GraphWeights:
+    """The same integers with every float as float16, for a cuda graph.
+
+    Raises BadInput, naming the tensor, for a number that float16 cannot hold.
+    """
+    arrays: Arrays = {}
+    for name, array in weights.arrays.items():
+        if array.dtype == np.float32 and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+            raise BadInput(f"--target cuda: {name} holds numbers beyond float16's 65504; use --target cpu")
+        arrays[name] = array.astype(np.float16) if array.dtype == np.float32 else array
+    return replace(weights, arrays=arrays)
 
 
 def check_weights(weights: GraphWeights, expected: Mapping[str, tuple[tuple[int, ...], ir.DataType]]) -> None:

@@ -61,7 +61,7 @@ def weights_of(model: GPT2LMHeadModel, bits: int | None = None, block_size: int 
 def exported(model: GPT2LMHeadModel, folder: Path, bits: int | None = None, **changes: Any) -> Bundle:
     """Write a bundle of `model` into an empty folder, and open it. `changes` replace fields of the manifest."""
     weights = weights_of(model, bits)
-    spec = graph_spec(model.config, weights.blocks)
+    spec = graph_spec(model.config, weights.formats)
     write_graph(build_graph(spec, weights), folder)
     (folder / "tokenizer.json").write_text("{}")
     fields: dict[str, Any] = {

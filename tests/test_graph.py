@@ -128,9 +128,9 @@ def test_chunks_of_a_prompt_give_what_the_whole_gives(tmp_path: Path) -> None:
     engine = Engine(exported(model, tmp_path), threads=1)
     ids = np.random.default_rng(1).integers(0, 101, size=40).tolist()
     engine.prefill(ids[:7])
-    engine._feed(ids[7:29], rows=1)
+    engine.feed(0, ids[7:29])
     engine.step(ids[29])
-    last = engine._feed(ids[30:], rows=1)[0]
+    last = engine.feed(0, ids[30:])
     with torch.no_grad():
         want = model(torch.tensor([ids])).logits[0, -1].numpy()
     np.testing.assert_allclose(last, want, atol=1e-5)

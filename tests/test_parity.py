@@ -15,8 +15,8 @@ from serve.engine import Engine
 PROMPTS, ORIGIN = parity_prompts(None, vocab=101, context=64, count=10)
 
 
-def measured(model, engine: Engine, quantized: bool) -> Parity:
-    parity = check_parity(engine, model, PROMPTS, ORIGIN, quantized)
+def measured(model, engine: Engine, grade: str) -> Parity:
+    parity = check_parity(engine, model, PROMPTS, ORIGIN, grade)
     parity.figures["weights_changed"] = 0
     return parity
 
@@ -25,7 +25,7 @@ def measured(model, engine: Engine, quantized: bool) -> Parity:
 def test_a_right_graph_passes(bits: int | None, tmp_path: Path) -> None:
     """A gate that right graphs fail is a gate that is taken away."""
     model = random_gpt2()
-    parity = measured(model, Engine(exported(model, tmp_path, bits), threads=1), quantized=bits is not None)
+    parity = measured(model, Engine(exported(model, tmp_path, bits), threads=1), "float" if bits is None else "rounded")
     parity.require()
     assert parity.figures["greedy_prompts"] == 10
 
@@ -56,7 +56,7 @@ def test_a_broken_graph_fails_by_its_figures(damage, bits: int | None, tmp_path:
     with torch.no_grad():
         damage(model)  # now the graph is the one that is wrong
     with pytest.raises(WorkFailed, match=r"parity: .*at most.*no bundle"):
-        measured(model, engine, quantized=bits is not None).require()
+        measured(model, engine, "float" if bits is None else "rounded").require()
 
 
 def test_five_percent_on_one_row_of_one_weight_fails_the_float_gate(tmp_path: Path) -> None:
@@ -65,14 +65,14 @@ def test_five_percent_on_one_row_of_one_weight_fails_the_float_gate(tmp_path: Pa
     engine = Engine(exported(model, tmp_path), threads=1)
     with torch.no_grad():
         _scale_a_row(model)
-    figures = measured(model, engine, quantized=False)
-    assert figures.figures["logits_relative"] > LIMITS["logits_relative"][0]
+    figures = measured(model, engine, "float")
+    assert figures.figures["logits_relative"] > LIMITS["float"]["logits_relative"]
     assert any("logits_relative" in line for line in figures.failures)
 
 
 def test_a_figure_that_is_not_a_number_fails() -> None:
     """NaN is not above any limit."""
-    parity = Parity(ORIGIN, ("kl_prefill",), {"kl_prefill": float("nan")})
+    parity = Parity(ORIGIN, {"kl_prefill": 1.0}, {"kl_prefill": float("nan")})
     assert parity.failures
 
 

@@ -59,8 +59,8 @@ def test_the_loaded_model_is_the_rounded_one(
     table = dequantize_blocks(quantize_blocks(model.transformer.wte.weight.detach().numpy(), 8, 32))
     np.testing.assert_array_equal(back.transformer.wte.weight.detach().numpy(), table)
     assert (back.lm_head.weight is back.transformer.wte.weight) == tied
-    assert {tensor.bits for name, tensor in loaded.blocks.items() if ".h." in name} == {bits}
-    assert ("lm_head" in loaded.blocks) != tied
+    assert {tensor.bits for name, tensor in loaded.matrices.items() if ".h." in name} == {bits}
+    assert ("lm_head" in loaded.matrices) != tied
     assert torch.equal(back.transformer.ln_f.weight, model.transformer.ln_f.weight)
 
 
@@ -92,17 +92,17 @@ def test_the_integers_on_disk_are_the_ones_that_were_decided(folder: Path) -> No
     for name, shape in matrix_shapes(model.config.to_dict()):
         weight = model.get_submodule(name).weight.detach().numpy()
         decided = quantize_blocks(
-            weight if loaded.blocks[name].shape == weight.shape and ".h." not in name else weight.T, 8, 32
+            weight if loaded.matrices[name].shape == weight.shape and ".h." not in name else weight.T, 8, 32
         )
-        np.testing.assert_array_equal(loaded.blocks[name].q, decided.q)
-        np.testing.assert_array_equal(loaded.blocks[name].scales, decided.scales)
-        assert loaded.blocks[name].shape == shape
+        np.testing.assert_array_equal(loaded.matrices[name].q, decided.q)
+        np.testing.assert_array_equal(loaded.matrices[name].scales, decided.scales)
+        assert loaded.matrices[name].shape == shape
 
 
 def test_every_parameter_of_the_model_is_in_the_checkpoint(folder: Path) -> None:
     """Stops a parameter that is lost because it is neither matrix nor listed float."""
     loaded, model = load_quantized(folder), make_model()
-    names = {f"{name}.weight" for name in loaded.blocks} | set(loaded.floats)
+    names = {f"{name}.weight" for name in loaded.matrices} | set(loaded.floats)
     assert names == {name for name, _ in model.named_parameters()}
 
 

@@ -18,7 +18,7 @@ def test_the_file_holds_every_tensor_bit_for_bit(bits: int | None, tmp_path: Pat
     """An exporter that quantizes again, or stores float16, ships another model than was measured."""
     model = random_gpt2(tie_word_embeddings=False)
     weights = weights_of(model, bits)
-    path = write_graph(build_graph(graph_spec(model.config, weights.blocks), weights), tmp_path)
+    path = write_graph(build_graph(graph_spec(model.config, weights.formats), weights), tmp_path)
     assert changed_weights(path, weights) == 0
 
 
@@ -26,11 +26,11 @@ def test_one_changed_integer_is_seen(tmp_path: Path) -> None:
     """The comparison of integers must not be a comparison of shapes."""
     model = random_gpt2()
     weights = weights_of(model, 8)
-    path = write_graph(build_graph(graph_spec(model.config, weights.blocks), weights), tmp_path)
+    path = write_graph(build_graph(graph_spec(model.config, weights.formats), weights), tmp_path)
     other = weights.arrays["transformer.h.1.mlp.c_proj.qweight"].copy()
     other[3, 1, 5] ^= 1
     arrays = {**weights.arrays, "transformer.h.1.mlp.c_proj.qweight": other}
-    assert changed_weights(path, GraphWeights(arrays, weights.blocks)) == 1
+    assert changed_weights(path, GraphWeights(arrays, weights.formats)) == 1
 
 
 def test_a_tied_head_is_no_weight_of_its_own() -> None:

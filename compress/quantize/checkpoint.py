@@ -2,7 +2,8 @@
 
 In `model.quantized.safetensors`, for every weight matrix and table the name of its module with `.qweight` (uint8) and
 `.scales` (float32), laid out as `blockwise.BlockTensor` says: [N, K] is [out, in], so that Conv1D's matrices stand
-transposed. LayerNorms and biases stay float32 under their own names. Modules:
+transposed. The linear layers of scheme w8a8 are laid out as `channelwise.ChannelTensor` says, with `.input_scale` and
+`.input_zero_point` beside them. LayerNorms and biases stay float32 under their own names. Modules:
 
     transformer.wte                             [vocab, width]; embedding, and head too where that is tied
     transformer.wpe                             [positions, width]
@@ -10,8 +11,10 @@ transposed. LayerNorms and biases stay float32 under their own names. Modules:
     lm_head                                     [vocab, width]; only where the head is not tied
 
 `config.json` has `quantization_config`: {"quant_method": "compress", "scheme", "method", "bits", "table_bits",
-"block_size", "symmetric": true}. The bits of each tensor follow from its shape. The exporter copies these integers;
-torch runs a model of what they stand for. transformers finds no weights in the folder and refuses it.
+"block_size", "symmetric": true}; "block_sizes" {module: size} for those that differ; in w8a8 "activation_bits" and
+"kernel", the product that the integers are exact on. The bits of each tensor follow from its shape. The exporter copies
+these integers; torch runs a model of what they stand for (weights only: the rounding of activations is the graph's and
+is measured there). transformers finds no weights in the folder and refuses it.
 """
 
 import json
@@ -30,37 +33,48 @@ from chitchat.checkpoint import load_tokenizer, read_config
 from chitchat.errors import BadInput
 from chitchat.lineage import Stage, write_lineage
 from compress.assemble import build_gpt2
+from compress.quantize.activations import LINEARS
 from compress.quantize.blockwise import BlockTensor, dequantize_blocks
+from compress.quantize.channelwise import ChannelTensor, dequantize_channels
 
 # Not `model.safetensors`: transformers only warns of a method that it does not know, and would then find none of the
 # names that it looks for and go on with random weights. So it finds no weights and says so.
 WEIGHTS = "model.quantized.safetensors"
 QUANT_METHOD = "compress"
-_LINEARS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+QuantizedTensor = BlockTensor | ChannelTensor
 
 
 @dataclass(frozen=True)
 class QuantizedCheckpoint:
-    """config: `config.json` as a dict. blocks: by module name. floats: float32, by parameter name."""
+    """config: `config.json` as a dict. matrices: by module name. floats: float32, by parameter name."""
 
     config: dict[str, Any]
-    blocks: dict[str, BlockTensor]
+    matrices: dict[str, QuantizedTensor]
     floats: dict[str, NDArray[np.float32]]
     tokenizer: PreTrainedTokenizerFast
 
     def dequantized_model(self) -> GPT2LMHeadModel:
-        """The float32 model that the integers stand for, in eval mode; a tied head is tied to the same table."""
+        """The float32 model that the integers stand for, in eval mode; a tied head is tied to the same table.
+
+        Activations are not rounded in it: of a w8a8 checkpoint it shows the weights' share of the loss.
+        """
         config = GPT2Config.from_dict({k: v for k, v in self.config.items() if k != "quantization_config"})
         weights = {name: torch.from_numpy(array.copy()) for name, array in self.floats.items()}
-        for name, tensor in self.blocks.items():
-            matrix = torch.from_numpy(dequantize_blocks(tensor))
+        for name, tensor in self.matrices.items():
+            matrix = torch.from_numpy(dequantize(tensor))
             weights[f"{name}.weight"] = matrix.T.contiguous() if is_conv1d(name) else matrix
         return build_gpt2(config, weights)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all tensors, scales and padding included."""
-        return sum(t.nbytes for t in self.blocks.values()) + sum(a.nbytes for a in self.floats.values())
+        return sum(t.nbytes for t in self.matrices.values()) + sum(a.nbytes for a in self.floats.values())
+
+
+def dequantize(tensor: QuantizedTensor) -> NDArray[np.float32]:
+    """The float32 `[N, K]` matrix that a tensor of either layout stands for."""
+    return dequantize_blocks(tensor) if isinstance(tensor, BlockTensor) else dequantize_channels(tensor)
 
 
 def matrix_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -71,14 +85,14 @@ def matrix_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, i
     yield "transformer.wpe", (config["n_positions"], width)
     shapes = ((3 * width, width), (width, width), (ffn, width), (width, ffn))
     for layer in range(config["n_layer"]):
-        yield from ((f"transformer.h.{layer}.{name}", shape) for name, shape in zip(_LINEARS, shapes, strict=True))
+        yield from ((f"transformer.h.{layer}.{name}", shape) for name, shape in zip(LINEARS, shapes, strict=True))
     if not config.get("tie_word_embeddings", True):
         yield "lm_head", (config["vocab_size"], width)
 
 
 def is_conv1d(module: str) -> bool:
     """Whether transformers keeps this module's weight as [in, out]."""
-    return module.endswith(_LINEARS)
+    return module.endswith(LINEARS)
 
 
 def save_quantized(
@@ -86,8 +100,8 @@ def save_quantized(
 ) -> None:
     """Write a quantized checkpoint and its lineage into `folder`, which exists and is empty (a staging folder)."""
     tensors: dict[str, NDArray[Any]] = dict(checkpoint.floats)
-    for name, tensor in checkpoint.blocks.items():
-        tensors |= {f"{name}.qweight": tensor.q, f"{name}.scales": tensor.scales}
+    for name, tensor in checkpoint.matrices.items():
+        tensors |= named_arrays(name, tensor)
     save_file(
         {name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / WEIGHTS, {"format": "pt"}
     )
@@ -114,14 +128,37 @@ def load_quantized(folder: str | Path) -> QuantizedCheckpoint:
     except Exception as error:  # safetensors raises its own, OSError and ValueError
         reason = " ".join(str(error).split())[:200]
         raise BadInput(f"{folder}/{WEIGHTS}: cannot be read ({reason}); make the folder again") from error
-    blocks = {}
+    matrices = {}
     for name, (rows, columns) in matrix_shapes(config):
         try:
-            q, scales = tensors.pop(f"{name}.qweight"), tensors.pop(f"{name}.scales")
-            bits = q.shape[2] * 8 // quantization["block_size"]
-            blocks[name] = BlockTensor(q, scales, columns, bits, quantization["block_size"])
+            matrices[name] = _take(tensors, name, columns, quantization)
         except (KeyError, IndexError, ValueError) as error:
             raise BadInput(f"{folder}/{WEIGHTS}: {name} does not fit config.json ({error}); make it again") from error
-        if q.shape[0] != rows:
-            raise BadInput(f"{folder}/{WEIGHTS}: {name} has {q.shape[0]} rows, config.json says {rows}; make it again")
-    return QuantizedCheckpoint(config, blocks, tensors, load_tokenizer(folder))
+        if matrices[name].shape != (rows, columns):
+            raise BadInput(
+                f"{folder}/{WEIGHTS}: {name} is {list(matrices[name].shape)}, config.json says {[rows, columns]}; "
+                "make it again"
+            )
+    return QuantizedCheckpoint(config, matrices, tensors, load_tokenizer(folder))
+
+
+def named_arrays(module: str, tensor: QuantizedTensor) -> dict[str, NDArray[Any]]:
+    """The arrays of a tensor under the names that the checkpoint and the graph have for them."""
+    arrays: dict[str, NDArray[Any]] = {f"{module}.qweight": tensor.q, f"{module}.scales": tensor.scales}
+    if isinstance(tensor, ChannelTensor):
+        arrays |= {f"{module}.input_scale": tensor.input_scale, f"{module}.input_zero_point": tensor.input_zero_point}
+    return arrays
+
+
+def _take(
+    tensors: dict[str, NDArray[Any]], module: str, columns: int, quantization: Mapping[str, Any]
+) -> QuantizedTensor:
+    """Remove the arrays of one module from `tensors`; the dimensions of `qweight` tell its layout.
+
+    Raises KeyError, IndexError or ValueError for arrays that are missing or of no layout.
+    """
+    q, scales = tensors.pop(f"{module}.qweight"), tensors.pop(f"{module}.scales")
+    if q.ndim == 2:
+        return ChannelTensor(q, scales, tensors.pop(f"{module}.input_scale"), tensors.pop(f"{module}.input_zero_point"))
+    block_size = quantization.get("block_sizes", {}).get(module, quantization["block_size"])
+    return BlockTensor(q, scales, columns, q.shape[2] * 8 // block_size, block_size)

@@ -1,8 +1,9 @@
 """`compress quantize`: checkpoint to quantized checkpoint, and what that did to held-out conversations.
 
 Schemes: `w8`, 8-bit integers everywhere; `w4`, 4 bits in the linear layers and 8 in the tables, since a 4-bit table of
-tokens triples the loss for a small gain in size. Methods: `rtn`, every weight to the nearest integer, without data. The
-data set is read to measure the result.
+tokens triples the loss for a small gain in size; `w8a8`, 8-bit weights and 8-bit activations in the linear layers, for
+integer products, and w8's tables. Methods: `rtn`, every weight to the nearest integer, without data; the ranges of
+w8a8's activations come from training conversations. The data set's held-out part is read to measure the result.
 
 Weight bytes are those of weight matrices and tables, counted as float32: LayerNorms and biases, which stay float32, are
 not among them (in a tiny model they are more than 5 % of everything, in GPT-2 0.1 %).
@@ -10,6 +11,7 @@ not among them (in a tiny model they are more than 5 % of everything, in GPT-2 0
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,15 @@ from chitchat.data.dataset import open_dataset
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import Stage, identity
-from compress.calibration import check_same_tokenizer, measure
-from compress.quantize.blockwise import BlockTensor, check_grid, quantize_blocks
+from compress.calibration import CALIBRATION_TOKENS, calibration_sequences, check_same_tokenizer, measure
+from compress.quantize.activations import Range, input_ranges
+from compress.quantize.blockwise import check_grid, quantize_blocks
+from compress.quantize.channelwise import KERNEL, quantize_channels
 from compress.quantize.checkpoint import (
     QUANT_METHOD,
     WEIGHTS,
     QuantizedCheckpoint,
+    QuantizedTensor,
     is_conv1d,
     matrix_shapes,
     save_quantized,
@@ -40,13 +45,17 @@ METHODS = ("rtn",)
 
 @dataclass(frozen=True)
 class Scheme:
-    """Bits of the linear layers and of the tables (token and position embeddings, an untied head)."""
+    """Bits of the linear layers and of the tables (token and position embeddings, an untied head).
+
+    `static_inputs`: the linear layers round their inputs too, to 8 bits by ranges known beforehand.
+    """
 
     bits: int
     table_bits: int
+    static_inputs: bool = False
 
 
-SCHEMES = {"w8": Scheme(8, 8), "w4": Scheme(4, 8)}
+SCHEMES = {"w8": Scheme(8, 8), "w8a8": Scheme(8, 8, static_inputs=True), "w4": Scheme(4, 8)}
 
 
 def quantize(
@@ -62,7 +71,7 @@ def quantize(
 
     Raises `BadInput` for a scheme, method or block size that does not exist, a checkpoint that is quantized already or
     holds NaN or Inf, and a data set of another tokenizer; `WorkFailed` when less than 95 % of the weight bytes could be
-    quantized. `seed` is recorded; rounding draws nothing.
+    quantized. `seed` draws the conversations that w8a8 is calibrated on; rounding draws nothing.
     """
     started = time.monotonic()
     check_options(scheme, method, block_size)
@@ -73,8 +82,12 @@ def quantize(
     check_same_tokenizer(opened, tokenizer, checkpoint)
     check_finite(model, checkpoint)
 
-    quantized = round_model(model, tokenizer, scheme, method, block_size)
-    done, total = count_weight_bytes(model, quantized.blocks)
+    ranges = None
+    if SCHEMES[scheme].static_inputs:
+        windows = opened.windows("train", model.config.n_positions)
+        ranges = input_ranges(model, calibration_sequences(windows, CALIBRATION_TOKENS, seed))
+    quantized = round_model(model, tokenizer, scheme, method, block_size, ranges=ranges)
+    done, total = count_weight_bytes(model, quantized.matrices)
     print(f"{done:,} of {total:,} weight bytes quantized")
     if done < LEAST_SHARE * total:
         raise WorkFailed(f"{checkpoint}: only {done / total:.1%} of the weight bytes could be quantized, not 95 %")
@@ -111,18 +124,30 @@ def check_finite(model: GPT2LMHeadModel, checkpoint: str) -> None:
 
 
 def round_model(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, scheme: str, method: str, block_size: int
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerFast,
+    scheme: str,
+    method: str,
+    block_size: int,
+    block_sizes: Mapping[str, int] | None = None,
+    ranges: Mapping[str, Range] | None = None,
 ) -> QuantizedCheckpoint:
-    """Quantize every weight matrix and table of `model`, block by block, to the nearest integers."""
+    """Quantize every weight matrix and table of `model` to the nearest integers.
+
+    `block_sizes` has those of modules, by name, that differ from `block_size`; `ranges` the inputs of every linear
+    layer (`input_ranges`), which w8a8 needs.
+    """
     config, bits = model.config.to_dict(), SCHEMES[scheme]
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    blocks: dict[str, BlockTensor] = {}
+    matrices: dict[str, QuantizedTensor] = {}
     for name, _ in tqdm(list(matrix_shapes(config)), desc="quantizing", unit="matrix", disable=None):
-        matrix = weights.pop(f"{name}.weight").numpy()
-        if is_conv1d(name):
-            blocks[name] = quantize_blocks(matrix.T, bits.bits, block_size)
+        matrix, size = weights.pop(f"{name}.weight").numpy(), (block_sizes or {}).get(name, block_size)
+        if is_conv1d(name) and bits.static_inputs:
+            matrices[name] = quantize_channels(matrix.T, *(ranges or {})[name])
+        elif is_conv1d(name):
+            matrices[name] = quantize_blocks(matrix.T, bits.bits, size)
         else:
-            blocks[name] = quantize_blocks(matrix, bits.table_bits, block_size)
+            matrices[name] = quantize_blocks(matrix, bits.table_bits, size)
     config["quantization_config"] = {
         "quant_method": QUANT_METHOD,
         "scheme": scheme,
@@ -131,18 +156,20 @@ def round_model(
         "table_bits": bits.table_bits,
         "block_size": block_size,
         "symmetric": True,
+        **({"block_sizes": dict(block_sizes)} if block_sizes else {}),
+        **({"activation_bits": 8, "kernel": KERNEL} if bits.static_inputs else {}),
     }
     floats = {name: weight.numpy().copy() for name, weight in weights.items()}
-    return QuantizedCheckpoint(config, blocks, floats, tokenizer)
+    return QuantizedCheckpoint(config, matrices, floats, tokenizer)
 
 
-def count_weight_bytes(model: GPT2LMHeadModel, blocks: dict[str, BlockTensor]) -> tuple[int, int]:
+def count_weight_bytes(model: GPT2LMHeadModel, matrices: Mapping[str, QuantizedTensor]) -> tuple[int, int]:
     """`(quantized, all)` float32 bytes of the model's matrices and tables; a tied table counts once.
 
     All is counted on the model itself, so that a matrix which the quantizer does not know shows.
     """
     total = sum(4 * parameter.numel() for parameter in model.parameters() if parameter.ndim >= 2)
-    return sum(4 * math.prod(tensor.shape) for tensor in blocks.values()), total
+    return sum(4 * math.prod(tensor.shape) for tensor in matrices.values()), total
 
 
 def _figures(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,112 @@
+"""What flows through a model on calibration conversations: the ranges of its linears' inputs, the scales of its cache.
+
+Static figures for integer arithmetic (w8a8) and for an int8 KV cache. It observes and changes no model. Sequences are
+run one at a time, so that no padding is observed.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+
+from chitchat.errors import BadInput
+
+Range = tuple[float, float]
+LINEARS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+
+@dataclass(frozen=True)
+class KVScales:
+    """The scales of one layer's int8 cache, float32 [1, heads, 1, head_dim]: number = integer * scale."""
+
+    key: NDArray[np.float32]
+    value: NDArray[np.float32]
+
+
+def input_ranges(model: GPT2LMHeadModel, sequences: Sequence[Sequence[int]]) -> dict[str, Range]:
+    """The smallest and largest input of every linear layer, by module name, over all positions of `sequences`.
+
+    Raises `BadInput` where there is no sequence, or an input that is not finite.
+    """
+    ranges: dict[str, Range] = {}
+
+    def observe(name: str, inputs: Tensor, _: Tensor) -> None:
+        low, high = (float(value) for value in torch.aminmax(inputs))
+        known = ranges.get(name, (low, high))
+        ranges[name] = min(low, known[0]), max(high, known[1])
+
+    _run(model, LINEARS, observe, sequences)
+    _check_finite({name: np.asarray(found) for name, found in ranges.items()})
+    return ranges
+
+
+def calibrate_kv(model: GPT2LMHeadModel, sequences: Sequence[Sequence[int]]) -> list[KVScales]:
+    """Scales of an int8 KV cache for every layer: a channel's largest magnitude over `sequences` becomes 127.
+
+    Raises `BadInput` where there is no sequence, or a key or value that is not finite.
+    """
+    largest: dict[str, Tensor] = {}
+
+    def observe(name: str, _: Tensor, outputs: Tensor) -> None:
+        found = outputs.flatten(0, -2).abs().amax(dim=0)  # [3 * width]: query, key, value
+        largest[name] = torch.maximum(largest[name], found) if name in largest else found
+
+    _run(model, ("attn.c_attn",), observe, sequences)
+    _check_finite({name: found.numpy() for name, found in largest.items()})
+    heads = model.config.n_head
+    scales = []
+    for layer in range(model.config.n_layer):
+        parts = largest[f"transformer.h.{layer}.attn.c_attn"].float().reshape(3, 1, heads, 1, -1) / 127
+        # A channel that was always zero gets a scale that divides by no zero.
+        key, value = (np.maximum(part.numpy(), np.finfo(np.float32).tiny * 2**24) for part in parts[1:])
+        scales.append(KVScales(key, value))
+    return scales
+
+
+@torch.no_grad()
+def _run(
+    model: GPT2LMHeadModel,
+    suffixes: tuple[str, ...],
+    observe: Callable[[str, Tensor, Tensor], None],
+    sequences: Sequence[Sequence[int]],
+) -> None:
+    if not sequences:
+        raise BadInput("--data: has no conversation to calibrate on; make the data set from more conversations")
+    model.eval()
+    with _observed(model, suffixes, observe):
+        for sequence in sequences:
+            model.transformer(torch.tensor([list(sequence)], device=model.device), use_cache=False)
+
+
+@contextlib.contextmanager
+def _observed(
+    model: nn.Module, suffixes: tuple[str, ...], observe: Callable[[str, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Call `observe(name, input, output)`, on the CPU, whenever a module with one of the suffixes has run."""
+
+    def hook_of(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            observe(name, inputs[0].detach().cpu(), output.detach().cpu())
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(hook_of(name)) for name, module in model.named_modules() if name.endswith(suffixes)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_finite(found: dict[str, NDArray[np.floating[Any]]]) -> None:
+    for name, values in found.items():
+        if not np.isfinite(values).all():
+            raise BadInput(f"{name}: gives NaN or Inf on the conversations of --data; take an earlier checkpoint")
