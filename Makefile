@@ -5,7 +5,7 @@ EXTRA ?= cpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: install demo test test-fast lint types format clean
+.PHONY: install demo test test-fast peers speed lint types format clean
 
 install: $(STAMP)
 
@@ -25,6 +25,18 @@ test: install
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow"
+
+# The tools that the benchmark stands beside, in an environment of their own; llama-cpp-python is compiled (minutes).
+PEERS ?= .venv-peers
+peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: pyproject.toml
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --constraint constraints.txt --editable '.[peers]'
+	@touch $@
+
+speed: install peers
+	$(BIN)/python -m bench.speed --peers $(PEERS)/bin/python
 
 lint: install
 	$(BIN)/ruff check .

@@ -34,13 +34,26 @@ class Backend(Protocol):
 
 
 def open_backend(kind: str) -> Make:
-    """Import the runtime of a kind of model (`checkpoint`, `quantized`, `bundle`) and give its constructor."""
+    """Import the runtime of a kind of model and give its constructor.
+
+    Kinds: `checkpoint`, `quantized`, `bundle`; `together`, a bundle with several conversations; `llama.cpp`.
+    """
     if kind == "bundle":
         import onnxruntime  # noqa: F401 - here, so that load_s does not hold the import
 
-        import serve.engine  # noqa: F401
+        import serve.engine
 
         return EngineBackend
+    if kind == "together":
+        import serve.scheduler  # noqa: F401
+
+        return TogetherBackend
+    if kind == "llama.cpp":
+        import llama_cpp  # noqa: F401
+
+        from bench.peers import LlamaCppBackend
+
+        return LlamaCppBackend
     import torch  # noqa: F401
     from transformers import GPT2LMHeadModel  # noqa: F401
 
@@ -138,7 +151,7 @@ class EngineBackend:
         from serve.bundle import Bundle
         from serve.engine import Engine
 
-        self._engine = Engine(Bundle.open(spec), threads=threads)
+        self._engine = Engine(Bundle.open(spec), threads=threads, device=device)
 
     def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int) -> Sample:
         """See `Backend.generate`."""
@@ -149,11 +162,55 @@ class EngineBackend:
         )
         times: list[float] = []
         ids: list[int] = []
+        self._engine.reset()  # else the prompt of the last repeat would be reused
         started = time.perf_counter()
         for token in self._engine.stream(list(prompt), options):
             times.append(time.perf_counter())
             ids.append(int(token))
         return as_sample(started, times, ids, new_tokens)
+
+    def scorer(self) -> Any:
+        """See `Backend.scorer`."""
+        return self._engine.scorer()
+
+
+class TogetherBackend:
+    """Our runtime with several conversations at once, each with its own prompt: a rotation of the one given.
+
+    A sample's ids are those of all conversations in the order of their coming; `token_ms` lies between any two.
+    """
+
+    CONVERSATIONS = 4
+
+    def __init__(self, spec: str, threads: int, device: str) -> None:
+        from serve.bundle import Bundle
+        from serve.engine import Engine
+
+        self._engine = Engine(Bundle.open(spec), threads=threads, slots=self.CONVERSATIONS)
+
+    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int) -> Sample:
+        """See `Backend.generate`."""
+        from serve.sampler import SamplingOptions
+        from serve.scheduler import Scheduler
+
+        options = SamplingOptions(
+            temperature=0, repetition_penalty=1.0, min_new_tokens=new_tokens, max_new_tokens=new_tokens
+        )
+        times: list[float] = []
+        ids: list[int] = []
+        self._engine.reset()
+        scheduler = Scheduler(self._engine)
+        started = time.perf_counter()
+        for place in range(self.CONVERSATIONS):
+            scheduler.start([*prompt[place:], *prompt[:place]], options)
+        while len(ids) < self.CONVERSATIONS * new_tokens:
+            for event in scheduler.step():
+                if event.error is not None:
+                    raise event.error
+                if event.token is not None:
+                    times.append(time.perf_counter())
+                    ids.append(event.token)
+        return as_sample(started, times, ids, self.CONVERSATIONS * new_tokens)
 
     def scorer(self) -> Any:
         """See `Backend.scorer`."""

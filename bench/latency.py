@@ -207,7 +207,7 @@ def _load(worker: WorkerProcess, result: Measurement, plan: Plan) -> None:
 
 
 def _sample(worker: WorkerProcess, result: Measurement, plan: Plan, prompt: Sequence[int], *, keep: bool) -> None:
-    time.sleep(_SETTLE_S)
+    settle()
     request = {
         "op": "sample",
         "prompt": [int(token) for token in prompt],
@@ -217,6 +217,11 @@ def _sample(worker: WorkerProcess, result: Measurement, plan: Plan, prompt: Sequ
     sample = worker.ask(request)
     if keep:
         result.samples.append(sample)
+
+
+def settle() -> None:
+    """Wait until the threads of the model before have gone to sleep."""
+    time.sleep(_SETTLE_S)
 
 
 def _memory(worker: WorkerProcess, result: Measurement) -> None:

@@ -1,0 +1,25 @@
+"""How fast this machine reads memory: the ceiling of decoding, which reads every weight once a token."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+ARRAY_BYTES = 128_000_000  # far beyond any cache, for each thread
+
+
+def reader(threads: int) -> Callable[[], float]:
+    """Give a function that reads `threads` arrays at once, one a thread, and tells GB (10^9 bytes) per second.
+
+    numpy releases the interpreter's lock while it sums, and one sum of doubles is limited by memory, not by arithmetic.
+    """
+    arrays = [np.ones(ARRAY_BYTES // 8) for _ in range(threads)]
+    pool = ThreadPoolExecutor(threads)
+
+    def read() -> float:
+        started = time.perf_counter()
+        list(pool.map(np.sum, arrays))
+        return threads * ARRAY_BYTES / (time.perf_counter() - started) / 1e9
+
+    return read
