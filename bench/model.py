@@ -7,6 +7,7 @@ loaded only by `scorer()` and `generator()`, which for a bundle is the runtime t
 import hashlib
 import json
 import os
+import sys
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ def open_model(spec: str, dialogue: str | None = None) -> "MeasuredModel":
     if (folder / "bundle.json").exists():
         if dialogue is not None:
             raise BadInput(f"--dialogue {dialogue}: {spec} is a bundle, whose format was fixed at export; leave it out")
+        from bench.bundle import BundleModel
+
         return BundleModel(spec, folder)
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{spec}: is a file, not a model; give a checkpoint folder, a bundle folder or a hub id")
@@ -104,8 +107,15 @@ class MeasuredModel(ABC):
         """Load the weights and give a `chitchat.score.TokenScorer`."""
 
     @abstractmethod
-    def generator(self, threads: int | None = None) -> Any:
-        """Load the weights and give what has `.context`, `.dialogue` and `.stream(prompt_ids, options)`."""
+    def generator(self, threads: int | None = None, device: str | None = None) -> Any:
+        """Load the weights and give what has `.context`, `.dialogue` and `.stream(prompt_ids, options)`.
+
+        `device` None: torch takes the CPU, a bundle what `serve.variant.choose` finds.
+        """
+
+    def tell(self, device: str | None = None) -> None:
+        """Say on stderr what runs it here."""
+        print(f"Runs in {self.runtime}.", file=sys.stderr, flush=True)
 
     @property
     def context(self) -> int:
@@ -217,10 +227,10 @@ class CheckpointModel(MeasuredModel):
             torch.set_num_threads(threads)
         return torch_scorer(self.torch_model())
 
-    def generator(self, threads: int | None = None) -> Any:
+    def generator(self, threads: int | None = None, device: str | None = None) -> Any:
         from chitchat.generate import TorchGenerator
 
-        return TorchGenerator(self.torch_model(), self.dialogue, threads=threads)
+        return TorchGenerator(self.torch_model().to(torch_device(device)), self.dialogue, threads=threads)
 
 
 class QuantizedModel(CheckpointModel):
@@ -238,60 +248,16 @@ class QuantizedModel(CheckpointModel):
         return load_quantized(self.folder).dequantized_model()
 
 
-class BundleModel(MeasuredModel):
-    """An exported bundle, computed by our torch-free engine."""
+def torch_device(device: str | None) -> str:
+    """The device that a checkpoint runs on. Raises `BadInput` for one that is not there."""
+    if device not in (None, "cpu", "cuda"):
+        raise BadInput(f"--device {device}: no such device; give cpu or cuda")
+    if device == "cuda":
+        import torch
 
-    kind: ClassVar[str] = "bundle"
-
-    def __init__(self, spec: str, folder: Path) -> None:
-        from serve.bundle import Bundle
-        from serve.errors import ServeError
-
-        super().__init__(spec, folder)
-        try:
-            self.bundle = Bundle.open(folder)
-        except ServeError as error:
-            raise BadInput(str(error)) from error
-
-    @property
-    def runtime(self) -> str:
-        manifest = self.bundle.manifest
-        return f"onnx {manifest.scheme}" + (" portable" if "portable" in manifest.graphs else "")
-
-    @property
-    def geometry(self) -> dict[str, int]:
-        shape = self.bundle.geometry
-        return {name: getattr(shape, name) for name in ("layers", "width", "heads", "ffn", "vocab", "context")}
-
-    @property
-    def parameters(self) -> int:
-        return self.bundle.manifest.parameters
-
-    @property
-    def weight_bytes(self) -> int:
-        return next(iter(self.bundle.manifest.graphs.values())).weight_bytes
-
-    @property
-    def file_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.folder.iterdir())
-
-    @property
-    def dialogue(self) -> Any:
-        return self.bundle.dialogue
-
-    def tokenizer_json(self) -> str:
-        return self.bundle.tokenizer_path.read_text(encoding="utf-8")
-
-    def scorer(self, threads: int | None = None) -> Any:
-        return self.generator(threads).scorer()
-
-    def generator(self, threads: int | None = None) -> Any:
-        from serve.engine import Engine
-
-        return Engine(self.bundle, threads=threads)
-
-    def lineage(self) -> list[dict[str, Any]]:
-        return [dict(record) for record in self.bundle.manifest.lineage]
+        if not torch.cuda.is_available():
+            raise BadInput("--device cuda: torch finds no CUDA GPU on this machine; use --device cpu")
+    return device or "cpu"
 
 
 def vocabulary_identity(tokenizer_json: str) -> str:

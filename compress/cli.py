@@ -13,6 +13,7 @@ from compress.console import Verbs, call, quiet_libraries, show
 from compress.options import (
     Checkpoint,
     DataOption,
+    Device,
     DialogueFamily,
     Json,
     MaxTokens,
@@ -187,7 +188,13 @@ def quantize(
 def export(
     checkpoint: Checkpoint,
     out: Annotated[Path, Out("the bundle")],
-    target: Annotated[str, typer.Option(help="cpu (our graph) or portable (standard ONNX, through optimum).")] = "cpu",
+    target: Annotated[
+        str, typer.Option(help="cpu or cuda (our graphs), cpu+cuda (both), portable (standard ONNX, through optimum).")
+    ] = "cpu",
+    kv: Annotated[
+        str, typer.Option(help="Numbers of the cpu graph's KV cache: float32, or int8 (calibrated on --data).")
+    ] = "float32",
+    genai: Annotated[bool, typer.Option("--genai", help="Add what onnxruntime-genai reads.")] = False,
     data: MaybeData = None,
     dialogue: DialogueFamily = None,
     seed: Seed = 0,
@@ -196,7 +203,8 @@ def export(
     """Checkpoint → ONNX graph with an in-place KV cache → bundle, once it proved equal to torch."""
     from export.stage import export as run_export
 
-    show(run_export(checkpoint, out, target=target, data=data, seed=seed, dialogue=dialogue), as_json)
+    figures = run_export(checkpoint, out, target=target, data=data, seed=seed, dialogue=dialogue, kv=kv, genai=genai)
+    show(figures, as_json)
 
 
 @app.command("eval")
@@ -256,6 +264,7 @@ def chat(
     dialogue: DialogueFamily = None,
     seed: MaybeSeed = None,
     threads: Threads = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """A conversation in the terminal."""
@@ -274,7 +283,9 @@ def chat(
         seed=seed,
     )
     opened = open_model(model, dialogue)
-    replies = run_terminal(opened.generator(threads), opened.codec(), options)
+    generator = opened.generator(threads, device)
+    opened.tell(device)
+    replies = run_terminal(generator, opened.codec(), options)
     if as_json:
         show({"model": model, "replies": replies}, as_json)
 
@@ -296,6 +307,7 @@ def generate(
     dialogue: DialogueFamily = None,
     seed: Seed = 0,
     threads: Threads = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Replies to a prompt; without one, conversations out of nothing, as GPT-2's own sampler draws them."""
@@ -304,7 +316,7 @@ def generate(
     from serve.terminal import sample_text
 
     opened = open_model(model, dialogue)
-    generator, codec = opened.generator(threads), opened.codec()
+    generator, codec = opened.generator(threads, device), opened.codec()
     texts = []
     for sample in range(samples):
         options = SamplingOptions(
@@ -330,6 +342,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8080,
     queue: Annotated[int, typer.Option(help="Requests that may wait; one more is answered 429.", min=1)] = 16,
     threads: Threads = None,
+    device: Device = None,
     seed: MaybeSeed = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, url and model, once it serves.")
@@ -338,7 +351,7 @@ def serve(
     """OpenAI-compatible HTTP server over a bundle; needs no torch."""
     from serve.server import run_server
 
-    run_server(bundle, host=host, port=port, queue=queue, threads=threads, seed=seed, as_json=as_json)
+    run_server(bundle, host=host, port=port, queue=queue, threads=threads, device=device, seed=seed, as_json=as_json)
 
 
 @app.command()
@@ -346,7 +359,9 @@ def info(model: Model, seed: Unused = 0, as_json: Json = False) -> None:
     """What a model is: shape, parameters, bytes, dialogue format, lineage."""
     from bench.model import open_model
 
-    show(open_model(model).figures(), as_json)
+    opened = open_model(model)
+    show(opened.figures(), as_json)
+    opened.tell()
 
 
 @app.command()

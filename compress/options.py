@@ -16,6 +16,9 @@ Checkpoint = Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")]
 DataOption = Annotated[Path, typer.Option("--data", help="Data set made by `compress data`.")]
 MaybeData = Annotated[Path | None, typer.Option("--data", help="Data set made by `compress data`.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the runtime (default: the cores this process may use).")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu or cuda (default: cuda where the bundle and the machine have it, else cpu).")
+]
 DialogueFamily = Annotated[
     str | None, typer.Option("--dialogue", help="Format of a checkpoint that names none: chitchat or dialogpt.")
 ]

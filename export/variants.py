@@ -183,6 +183,7 @@ def measure_latency(engine: Engine) -> dict[str, Any]:
     steps = min(LATENCY_STEPS, engine.context - len(prompt))
     first, further = [], []
     for repeat in range(1 + LATENCY_REPEATS):  # the first one warms up
+        engine.reset()  # else the tokens of the last round are reused
         marks = [time.perf_counter()]
         engine.prefill(prompt)
         marks.append(time.perf_counter())

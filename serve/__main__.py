@@ -15,15 +15,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8080, help="port, 0 for a free one (default: %(default)s)")
     parser.add_argument("--queue", type=int, default=16, help="requests that may wait (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of the model (default: the physical cores)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="graph to run (default: cuda where it can)")
     parser.add_argument("--chat", action="store_true", help="talk in the terminal instead of serving")
     options = parser.parse_args(arguments)
     try:
         if options.chat:
-            _chat(options.bundle, options.threads)
+            _chat(options.bundle, options.threads, options.device)
         else:
             from serve.server import run_server  # heavy: not for --help
 
-            run_server(options.bundle, options.host, options.port, options.queue, options.threads)
+            run_server(
+                options.bundle, options.host, options.port, options.queue, options.threads, device=options.device
+            )
     except ServeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -32,14 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _chat(path: Path, threads: int | None) -> None:
+def _chat(path: Path, threads: int | None, device: str | None) -> None:
     from serve.bundle import Bundle
     from serve.engine import Engine
     from serve.terminal import run_terminal
     from serve.text import TextCodec
 
     bundle = Bundle.open(path)
-    run_terminal(Engine(bundle, threads), TextCodec.open(bundle.tokenizer_path), bundle.sampling)
+    engine = Engine(bundle, threads, device=device)
+    engine.choice.tell()
+    run_terminal(engine, TextCodec.open(bundle.tokenizer_path), bundle.sampling)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def run_server(
     queue: int = 16,
     threads: int | None = None,
     *,
+    device: str | None = None,
     seed: int | None = None,
     as_json: bool = False,
 ) -> None:
@@ -49,7 +50,7 @@ def run_server(
         raise BadBundle(
             f"{opened.tokenizer_path}: has {codec.vocab_size} tokens, the model {opened.geometry.vocab}; export again"
         )
-    engine = Engine(opened, threads)
+    engine = Engine(opened, threads, device=device)
     settings = replace(
         settings, model=opened.folder.resolve().name or "chitchat", options=replace(opened.sampling, seed=seed)
     )
@@ -69,6 +70,7 @@ def run_server(
     )
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listener.getsockname()[1]}"
+    engine.choice.tell()
     print(f"Serving {settings.model} on {url}", file=sys.stderr, flush=True)
     if as_json:
         print(json.dumps({"url": url, "model": settings.model}), flush=True)

@@ -4,6 +4,7 @@ Nothing is loaded here. What was chosen is said with its reason, so that nobody 
 """
 
 import ctypes
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,12 @@ class Choice:
     provider: str
     why: str
     warning: str = ""
+
+    def tell(self) -> None:
+        """Say on stderr which graph runs and why, and the warning if there is one."""
+        print(f"Runs the {self.target} graph: {self.why}.", file=sys.stderr, flush=True)
+        if self.warning:
+            print(f"warning: {self.warning}", file=sys.stderr, flush=True)
 
 
 def choose(
