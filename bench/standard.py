@@ -18,12 +18,12 @@ from chitchat.folder import staged_folder
 from chitchat.lineage import Stage
 from chitchat.tokenizer import read_vocab_txt
 from compress.quantize.checkpoint import save_quantized
-from compress.quantize.stage import BLOCK_SIZES, round_model
+from compress.quantize.stage import SCHEMES, round_model
 from export.stage import export
 
 VOCAB = 13_317
 LAYERS, WIDTH, HEADS, CONTEXT = 12, 768, 12, 300
-SCHEMES = ("w8", "w4")
+QUANTIZED = ("w8", "w4")
 _SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _FIRST_HAN = 0x4E00  # the vocabulary is the specials and as many Chinese characters as it takes
 
@@ -37,7 +37,7 @@ def make_standard(folder: Path, seed: int = 0, peers_python: str | None = None, 
     paths = {"checkpoint": folder / "checkpoint"}
     if not paths["checkpoint"].is_dir():  # complete or absent
         _make_checkpoint(paths["checkpoint"], seed)
-    for scheme in ("fp32", *SCHEMES):
+    for scheme in ("fp32", *QUANTIZED):
         paths[scheme] = folder / f"bundle-{scheme}"
         if not paths[scheme].is_dir():
             _make_bundle(paths["checkpoint"], folder, scheme)
@@ -72,8 +72,9 @@ def _make_bundle(checkpoint: Path, folder: Path, scheme: str) -> None:
     if scheme != "fp32":
         source = folder / f"checkpoint-{scheme}"
         model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
-        quantized = round_model(model, tokenizer, scheme, "rtn", BLOCK_SIZES[scheme])
-        stage = Stage("quantize", {"scheme": scheme, "method": "rtn", "block_size": BLOCK_SIZES[scheme]}, 0)
+        size = SCHEMES[scheme].block_size
+        quantized = round_model(model, tokenizer, scheme, "rtn", size)
+        stage = Stage("quantize", {"scheme": scheme, "method": "rtn", "block_size": size}, 0)
         with staged_folder(source, "checkpoint") as staging:
             save_quantized(staging, quantized, stage, parent=checkpoint)
     export(str(source), folder / f"bundle-{scheme}")

@@ -171,9 +171,11 @@ def quantize(
     checkpoint: Checkpoint,
     data: DataOption,
     out: Annotated[Path, Out("the quantized checkpoint")],
-    scheme: Annotated[str, typer.Option(help="Integers: w8 or w4.")],
+    scheme: Annotated[str, typer.Option(help="Integers: w8, w8a8 or w4.")],
     method: Annotated[str, typer.Option(help="How the integers are decided: rtn (round to nearest).")] = "rtn",
-    block_size: Annotated[int, typer.Option(help="Weights that share a scale.")] = 32,
+    block_size: Annotated[
+        int | None, typer.Option(help="Weights that share a scale (default: 128 for w8 and w8a8, 64 for w4).")
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:

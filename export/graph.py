@@ -13,7 +13,7 @@ Inputs (batch: conversations; seq: new tokens of each; n: positions that logits 
     logits_positions             int64 [batch, n]    which of the seq tokens: the last one to chat, all of them to score
     seqlens_k                    int32 [batch]       valid tokens after this step - 1
     total_sequence_length        int32 scalar        the largest number of valid tokens after this step
-    past_key_values.{i}.key      float32, int8 or float16 [batch, heads, context, head_dim]; and .value
+    past_key_values.{i}.key      float32, int8 or float16 [batch, heads, context, kv_head_dim]; and .value
 Outputs:
     logits                       float32 [batch, n, vocab]
     present.{i}.key              the buffer that is bound as past_key_values.{i}.key; and .value
@@ -29,7 +29,7 @@ from onnxscript import GraphBuilder, OpBuilder, nn
 from transformers import GPT2Config
 
 from chitchat.errors import BadInput
-from export.layers import MICROSOFT, Blocks, Channels, Format, Head, Linear, Norm, Stream, Table
+from export.layers import MICROSOFT, Blocks, Channels, Format, Head, Linear, Norm, Stream, Table, pad_heads, trim_heads
 from export.weights import GraphWeights, check_weights
 from serve.bundle import Geometry
 
@@ -80,10 +80,10 @@ def graph_spec(
     """Read what decides the graph of a checkpoint. Raises BadInput for what has no graph."""
     _check_target(formats or {}, target, kv)
     width, heads = config.n_embd, config.n_head
-    if width % heads or (width // heads) % 8:
+    if width % heads:
         raise BadInput(
-            f"config.json: n_embd {width} / n_head {heads} is {width / heads:g} numbers a head; onnxruntime's "
-            "attention takes multiples of 8, so train or prune to another --width or --heads, or use --target portable"
+            f"config.json: n_embd {width} / n_head {heads} is {width / heads:g} numbers a head, not a whole number; "
+            "train to another --width or --heads"
         )
     if config.activation_function not in ACTIVATIONS:
         raise BadInput(
@@ -149,13 +149,19 @@ class Attention(nn.Module):
         self.c_attn = Linear(width, 3 * width, spec.formats.get(f"{name}.c_attn"), True, spec.dtype)
         self.c_proj = Linear(width, width, spec.formats.get(f"{name}.c_proj"), False, spec.dtype)
         self.heads, self.scale = spec.geometry.heads, spec.attention_scales[layer]
+        self.sizes = spec.geometry.head_dim, spec.geometry.kv_head_dim
         self.rounded = spec.kv == "int8"
         if self.rounded:
-            shape = [1, self.heads, 1, spec.geometry.head_dim]
+            shape = [1, self.heads, 1, spec.geometry.kv_head_dim]
             self.k_scale, self.v_scale = nn.Parameter(shape), nn.Parameter(shape)
 
-    def forward(self, op: OpBuilder, x: ir.Value, step: "Step", layer: int) -> tuple[ir.Value, ir.Value, ir.Value]:
-        inputs = [self.c_attn(op, x), None, None, *step.past[layer], step.seqlens_k, step.total]
+    def forward(
+        self, op: OpBuilder, x: ir.Value, step: "Step", layer: int, rows: ir.Value | None
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Give the update (of `rows` only, if given) and the two present buffers."""
+        size, padded = self.sizes
+        packed = pad_heads(op, self.c_attn(op, x), 3 * self.heads, size, padded)
+        inputs = [packed, None, None, *step.past[layer], step.seqlens_k, step.total]
         options: dict[str, str | int] = {}
         if self.rounded:  # the five between are for rotary embeddings, positions, a bias and a sink
             inputs += [None, None, None, None, None, self.k_scale, self.v_scale]
@@ -170,7 +176,8 @@ class Attention(nn.Module):
             _domain=MICROSOFT,
             _outputs=3,
         )
-        return self.c_proj(op, mixed), key, value
+        mixed = trim_heads(op, mixed, self.heads, padded, size)
+        return self.c_proj(op, pick(op, mixed, rows)), key, value
 
 
 class FeedForward(nn.Module):
@@ -204,11 +211,19 @@ class Block(nn.Module):
         self.ln_2 = Norm(spec.geometry.width, spec.epsilon, spec.dtype)
         self.mlp = FeedForward(spec, layer)
 
-    def forward(self, op: OpBuilder, stream: Stream, step: "Step", layer: int) -> tuple[Stream, ir.Value, ir.Value]:
+    def forward(
+        self, op: OpBuilder, stream: Stream, step: "Step", layer: int, rows: ir.Value | None
+    ) -> tuple[Stream, ir.Value, ir.Value]:
+        """Give the stream (of `rows` only, if given) and the two present buffers."""
         normed, hidden = self.ln_1(op, stream)
-        update, key, value = self.attn(op, normed, step, layer)
-        normed, hidden = self.ln_2(op, Stream(hidden, update, self.attn.c_proj.bias))
+        update, key, value = self.attn(op, normed, step, layer, rows)
+        normed, hidden = self.ln_2(op, Stream(pick(op, hidden, rows), update, self.attn.c_proj.bias))
         return Stream(hidden, self.mlp(op, normed), self.mlp.c_proj.bias), key, value
+
+
+def pick(op: OpBuilder, value: ir.Value, rows: ir.Value | None) -> ir.Value:
+    """Rows [batch, n, 1] of a value [batch, seq, width]: [batch, n, width]; all of them when `rows` is None."""
+    return value if rows is None else op.GatherND(value, rows, batch_dims=1)
 
 
 @dataclass(frozen=True)
@@ -238,13 +253,12 @@ class Transformer(nn.Module):
         """Give the normed rows at `logits_positions`, [batch, n, width], and the present buffers."""
         # The sum of the two tables is the first residual: the first norm adds them.
         stream, present = Stream(self.wte(op, step.input_ids), self.wpe(op, step.position_ids), None), []
+        # After its keys and values, the last layer works for the wanted rows alone, and so does the head.
+        wanted, last = op.Unsqueeze(step.logits_positions, [2]), len(self.h) - 1
         for layer, block in enumerate(self.h):
-            stream, *buffers = block(op, stream, step, layer)
+            stream, *buffers = block(op, stream, step, layer, wanted if layer == last else None)
             present += buffers
-        # Only the wanted rows go on: the head is the largest product of a small model.
-        rows = op.Unsqueeze(step.logits_positions, [2])
-        hidden, update = (op.GatherND(value, rows, batch_dims=1) for value in (stream.hidden, stream.update))
-        normed, _ = self.ln_f(op, Stream(hidden, update, stream.bias))
+        normed, _ = self.ln_f(op, stream)
         return normed, present
 
 
@@ -276,7 +290,7 @@ def build_graph(spec: GraphSpec, weights: GraphWeights) -> ir.Model:
     ids, positions, wanted = (builder.input(name, whole, shape) for name, shape in types.items())
     seqlens, total = builder.input(inputs[3], single, ["batch"]), builder.input(inputs[4], single, [])
     geometry = spec.geometry
-    buffer = ["batch", geometry.heads, geometry.context, geometry.head_dim]
+    buffer = ["batch", geometry.heads, geometry.context, geometry.kv_head_dim]
     kv_dtype = KV_DTYPES[spec.kv_dtype]
     past = [builder.input(name, kv_dtype, buffer) for name in inputs[5:]]
     pairs = list(zip(past[::2], past[1::2], strict=True))

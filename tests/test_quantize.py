@@ -13,7 +13,7 @@ from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import Stage, identity, read_lineage
 from compress.quantize import stage
 from compress.quantize.checkpoint import load_quantized
-from compress.quantize.stage import count_weight_bytes, quantize, round_model
+from compress.quantize.stage import count_weight_bytes, fitting_blocks, quantize, round_model
 
 
 def test_quantizing_writes_a_checkpoint_and_says_what_it_cost(
@@ -121,3 +121,12 @@ def test_another_tokenizers_data_is_refused(tmp_path: Path, tiny_checkpoint: Pat
     build_dataset([str(tiny_corpus)], other, vocab_size=290, validation=0.2)
     with pytest.raises(BadInput, match=r"--data .*another tokenizer"):
         quantize(str(tiny_checkpoint), other, tmp_path / "q")
+
+
+def test_a_block_that_does_not_divide_a_row_is_made_smaller(tiny_model: GPT2LMHeadModel) -> None:
+    """A width of 320 in blocks of 128 was padded to 384: a fifth of the file and of the work were zeros."""
+    config = {**tiny_model.config.to_dict(), "n_embd": 320, "n_inner": 1000, "n_head": 5}
+    sizes = fitting_blocks(config, 128)
+    assert sizes["transformer.wte"] == sizes["transformer.h.0.attn.c_attn"] == sizes["transformer.h.0.mlp.c_fc"] == 64
+    assert "transformer.h.0.mlp.c_proj" not in sizes  # 1000 = 8 * 125: no block divides it, it is padded
+    assert fitting_blocks({**config, "n_embd": 256, "n_inner": 1024}, 128) == {}

@@ -47,15 +47,18 @@ METHODS = ("rtn",)
 class Scheme:
     """Bits of the linear layers and of the tables (token and position embeddings, an untied head).
 
-    `static_inputs`: the linear layers round their inputs too, to 8 bits by ranges known beforehand.
+    `block_size`: how many weights share a scale unless the user says. Larger is faster and smaller, and at 8 bits loses
+    next to nothing; at 4 bits it does. `static_inputs`: the linear layers round their inputs too, to 8 bits by ranges
+    known beforehand.
     """
 
     bits: int
     table_bits: int
+    block_size: int
     static_inputs: bool = False
 
 
-SCHEMES = {"w8": Scheme(8, 8), "w8a8": Scheme(8, 8, static_inputs=True), "w4": Scheme(4, 8)}
+SCHEMES = {"w8": Scheme(8, 8, 128), "w8a8": Scheme(8, 8, 128, static_inputs=True), "w4": Scheme(4, 8, 64)}
 
 
 def quantize(
@@ -64,11 +67,12 @@ def quantize(
     out: Path,
     scheme: str = "w8",
     method: str = "rtn",
-    block_size: int = 32,
+    block_size: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Write the quantized checkpoint `out`, print the bytes that were quantized, and return its figures.
 
+    `block_size` None takes the scheme's own, and a smaller one where that does not divide a matrix's rows.
     Raises `BadInput` for a scheme, method or block size that does not exist, a checkpoint that is quantized already or
     holds NaN or Inf, and a data set of another tokenizer; `WorkFailed` when less than 95 % of the weight bytes could be
     quantized. `seed` draws the conversations that w8a8 is calibrated on; rounding draws nothing.
@@ -86,7 +90,9 @@ def quantize(
     if SCHEMES[scheme].static_inputs:
         windows = opened.windows("train", model.config.n_positions)
         ranges = input_ranges(model, calibration_sequences(windows, CALIBRATION_TOKENS, seed))
-    quantized = round_model(model, tokenizer, scheme, method, block_size, ranges=ranges)
+    size = block_size or SCHEMES[scheme].block_size
+    sizes = fitting_blocks(model.config.to_dict(), size) if block_size is None else {}
+    quantized = round_model(model, tokenizer, scheme, method, size, sizes, ranges)
     done, total = count_weight_bytes(model, quantized.matrices)
     print(f"{done:,} of {total:,} weight bytes quantized")
     if done < LEAST_SHARE * total:
@@ -97,7 +103,7 @@ def quantize(
         "weight_bytes_quantized": done,
         "weight_bytes": total,
     }
-    options = {"scheme": scheme, "method": method, "block_size": block_size}
+    options = {"scheme": scheme, "method": method, "block_size": size}
     parent = identity(Path(checkpoint)) if Path(checkpoint).is_dir() else None
     with staged_folder(out, "checkpoint") as staging:
         model.generation_config.save_pretrained(staging)
@@ -107,13 +113,28 @@ def quantize(
     return {**options, **_figures(metrics), "file_mb": (out / WEIGHTS).stat().st_size / 1e6, "minutes": minutes}
 
 
-def check_options(scheme: str, method: str, block_size: int) -> None:
+def fitting_blocks(config: Mapping[str, Any], block_size: int) -> dict[str, int]:
+    """Block sizes of the modules whose rows `block_size` does not divide: the largest half, quarter, … that does.
+
+    Padding would be stored and multiplied. A row that no block of at least 16 divides keeps `block_size` and is padded.
+    """
+    sizes = {}
+    for name, (_, columns) in matrix_shapes(config):
+        size = block_size
+        while columns % size and size > 16:
+            size //= 2
+        if size != block_size and columns % size == 0:
+            sizes[name] = size
+    return sizes
+
+
+def check_options(scheme: str, method: str, block_size: int | None) -> None:
     """Raise `BadInput` for what does not exist; the line names what does."""
     if scheme not in SCHEMES:
         raise BadInput(f"--scheme {scheme}: there is no such scheme; choose {', '.join(SCHEMES)}")
     if method not in METHODS:
         raise BadInput(f"--method {method}: there is no such method; choose {', '.join(METHODS)}")
-    check_grid(SCHEMES[scheme].bits, block_size)
+    check_grid(SCHEMES[scheme].bits, block_size or SCHEMES[scheme].block_size)
 
 
 def check_finite(model: GPT2LMHeadModel, checkpoint: str) -> None:
