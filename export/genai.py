@@ -145,7 +145,7 @@ def genai_config(geometry: Geometry, dialogue: Dialogue, sampling: SamplingOptio
                 "num_attention_heads": geometry.heads,
                 "num_key_value_heads": geometry.heads,
                 "num_hidden_layers": geometry.layers,
-                "head_size": geometry.head_dim,
+                "head_size": geometry.kv_head_dim,
                 "inputs": {
                     "input_ids": "input_ids",
                     "attention_mask": MASK,

@@ -146,12 +146,31 @@ class Table(nn.Module):
 
     def _multiply_floats(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         rows, width = self.shape
-        # The table is the left factor: onnxruntime packs a constant right factor into a second copy, and the table
-        # must stay as it is for the look-up. The extra axis keeps it from fusing the transpose, which would swap them.
-        flat = op.Reshape(x, [-1, width])
-        columns = op.Unsqueeze(op.Gemm(self.weight, flat, transB=1), [2])  # [rows, batch * n, 1]
         lead = op.Shape(x, start=0, end=2)
+        flat = op.Reshape(x, [-1, width])
+        if self.dtype != ir.DataType.FLOAT:
+            return op.Reshape(op.Gemm(flat, self.weight, transB=1), op.Concat(lead, [rows], axis=0))
+        # On a CPU the table is the left factor: onnxruntime packs a constant right factor into a second copy, and the
+        # table must stay as it is for the look-up. The extra axis keeps it from fusing the transpose, which would swap
+        # the two.
+        columns = op.Unsqueeze(op.Gemm(self.weight, flat, transB=1), [2])  # [rows, batch * n, 1]
         return op.Reshape(op.Transpose(columns, perm=[1, 2, 0]), op.Concat(lead, [rows], axis=0))
+
+
+def pad_heads(op: OpBuilder, x: ir.Value, heads: int, size: int, padded: int) -> ir.Value:
+    """[batch, seq, heads * size] to [batch, seq, heads * padded]: zeros behind every head."""
+    if size == padded:
+        return x
+    apart = op.Pad(op.Reshape(x, [0, 0, heads, size]), [0, 0, 0, 0, 0, 0, 0, padded - size])
+    return op.Reshape(apart, [0, 0, heads * padded])
+
+
+def trim_heads(op: OpBuilder, x: ir.Value, heads: int, padded: int, size: int) -> ir.Value:
+    """The inverse of `pad_heads`."""
+    if size == padded:
+        return x
+    apart = op.Slice(op.Reshape(x, [0, 0, heads, padded]), [0], [size], [3])
+    return op.Reshape(apart, [0, 0, heads * size])
 
 
 def matmul_blocks(

@@ -8,7 +8,7 @@ The modules of the graph carry the names and layouts of Hugging Face, so the tab
     *.bias, ln_*.weight                 the same
     <module>.qweight, .scales, …        the same (a quantized checkpoint stores the layouts of the kernels)
     lm_head.weight, when tied           nothing: the head reads transformer.wte
-    –                                   <attn>.k_scale, .v_scale [1, heads, 1, head_dim], calibrated at export
+    –                                   <attn>.k_scale, .v_scale [1, heads, 1, kv_head_dim], calibrated at export
 
 Nothing is converted but the float type, to float32 or float16; no integer changes.
 """
@@ -75,11 +75,12 @@ def format_of(tensor: QuantizedTensor) -> Format:
 
 
 def with_kv_scales(weights: GraphWeights, scales: Sequence[KVScales]) -> GraphWeights:
-    """Add the scales of an int8 cache (`calibrate_kv`), one of each layer."""
+    """Add the scales of an int8 cache (`calibrate_kv`), one of each layer; zeros behind a head are of scale 1."""
     arrays = dict(weights.arrays)
     for layer, found in enumerate(scales):
-        arrays[f"transformer.h.{layer}.attn.k_scale"] = found.key
-        arrays[f"transformer.h.{layer}.attn.v_scale"] = found.value
+        for name, scale in (("k_scale", found.key), ("v_scale", found.value)):
+            padding = ((0, 0), (0, 0), (0, 0), (0, -scale.shape[-1] % 8))
+            arrays[f"transformer.h.{layer}.attn.{name}"] = np.pad(scale, padding, constant_values=1)
     return replace(weights, arrays=arrays)
 
 

@@ -42,7 +42,12 @@ class Geometry:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of the float32 KV cache that one token takes."""
-        return 2 * 4 * self.layers * self.width
+        return 2 * 4 * self.layers * self.heads * self.kv_head_dim
+
+    @property
+    def kv_head_dim(self) -> int:
+        """Numbers a head takes in the cache: onnxruntime's attention takes multiples of 8; zeros fill up the rest."""
+        return -(-self.head_dim // 8) * 8
 
 
 @dataclass(frozen=True)
