@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from compress.quantize.blockwise import dequantize_blocks, quantize_blocks
+from compress.quantize.activations import input_ranges
+from compress.quantize.blockwise import quantize_blocks
+from compress.quantize.channelwise import quantize_channels
+from compress.quantize.checkpoint import QuantizedTensor, dequantize, is_conv1d
 from export.bundle import write_graph, write_manifest
 from export.graph import build_graph, graph_names, graph_spec
 from export.weights import GraphWeights, float_weights, quantized_weights
@@ -39,34 +42,47 @@ def random_gpt2(seed: int = 0, **options: Any) -> GPT2LMHeadModel:
     return model
 
 
-def weights_of(model: GPT2LMHeadModel, bits: int | None = None, block_size: int = 32) -> GraphWeights:
-    """The graph's weights of a model. With `bits` they are quantized, and the model is given what they stand for."""
+def weights_of(model: GPT2LMHeadModel, bits: int | str | None = None, block_size: int = 32) -> GraphWeights:
+    """The graph's weights of a model. With `bits` (8, 4 or "w8a8") they are quantized, and the model is given what they
+    stand for."""
     if bits is None:
         return float_weights(model)
     tied = model.config.tie_word_embeddings
-    blocks, floats = {}, {}
+    ranges = input_ranges(model, [random_ids(model)]) if bits == "w8a8" else {}
+    matrices: dict[str, QuantizedTensor] = {}
+    floats = {}
     for name, value in model.state_dict().items():
-        array = value.numpy()
+        array, module = value.numpy(), name.removesuffix(".weight")
         if value.ndim != 2:
             floats[name] = array
         elif not (tied and name == "lm_head.weight"):
-            table = name.startswith(("transformer.wte", "transformer.wpe", "lm_head"))
-            tensor = quantize_blocks(array if table else np.ascontiguousarray(array.T), bits, block_size)
-            blocks[name.removesuffix(".weight")] = tensor
-            stands_for = torch.from_numpy(dequantize_blocks(tensor))
-            value.copy_(stands_for if table else stands_for.T)
-    return quantized_weights(blocks, floats, tied=tied)
+            matrix = np.ascontiguousarray(array.T) if is_conv1d(module) else array
+            if module in ranges:
+                matrices[module] = quantize_channels(matrix, *ranges[module])
+            else:
+                matrices[module] = quantize_blocks(matrix, 8 if isinstance(bits, str) else bits, block_size)
+            stands_for = torch.from_numpy(dequantize(matrices[module]))
+            value.copy_(stands_for.T if is_conv1d(module) else stands_for)
+    return quantized_weights(matrices, floats, tied=tied)
 
 
-def exported(model: GPT2LMHeadModel, folder: Path, bits: int | None = None, **changes: Any) -> Bundle:
+def random_ids(model: GPT2LMHeadModel, seed: int = 0) -> list[int]:
+    """As many ids as the context holds."""
+    ids = np.random.default_rng(seed).integers(0, model.config.vocab_size, size=model.config.n_positions)
+    return [int(token) for token in ids]
+
+
+def exported(
+    model: GPT2LMHeadModel, folder: Path, bits: int | str | None = None, block_size: int = 32, **changes: Any
+) -> Bundle:
     """Write a bundle of `model` into an empty folder, and open it. `changes` replace fields of the manifest."""
-    weights = weights_of(model, bits)
+    weights = weights_of(model, bits, block_size)
     spec = graph_spec(model.config, weights.formats)
     write_graph(build_graph(spec, weights), folder)
     (folder / "tokenizer.json").write_text("{}")
     fields: dict[str, Any] = {
         "graphs": {"cpu": Graph(GRAPH, *graph_names(spec.geometry.layers), weights.nbytes)},
-        "scheme": f"w{bits}" if bits else "fp32",
+        "scheme": "fp32" if bits is None else str(bits) if isinstance(bits, str) else f"w{bits}",
         "geometry": spec.geometry,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dialogue": DIALOGUE,

@@ -27,7 +27,7 @@ from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import Stage, identity
 from compress.calibration import CALIBRATION_TOKENS, calibration_sequences, check_same_tokenizer, measure
 from compress.quantize.activations import Range, input_ranges
-from compress.quantize.blockwise import check_grid, quantize_blocks
+from compress.quantize.blockwise import BlockTensor, check_grid, quantize_blocks
 from compress.quantize.channelwise import KERNEL, quantize_channels
 from compress.quantize.checkpoint import (
     QUANT_METHOD,
@@ -169,6 +169,8 @@ def round_model(
             matrices[name] = quantize_blocks(matrix.T, bits.bits, size)
         else:
             matrices[name] = quantize_blocks(matrix, bits.table_bits, size)
+    blocks = {name: tensor.block_size for name, tensor in matrices.items() if isinstance(tensor, BlockTensor)}
+    others = {name: size for name, size in blocks.items() if size != block_size}
     config["quantization_config"] = {
         "quant_method": QUANT_METHOD,
         "scheme": scheme,
@@ -177,7 +179,7 @@ def round_model(
         "table_bits": bits.table_bits,
         "block_size": block_size,
         "symmetric": True,
-        **({"block_sizes": dict(block_sizes)} if block_sizes else {}),
+        **({"block_sizes": others} if others else {}),
         **({"activation_bits": 8, "kernel": KERNEL} if bits.static_inputs else {}),
     }
     floats = {name: weight.numpy().copy() for name, weight in weights.items()}
