@@ -146,15 +146,15 @@ class Table(nn.Module):
 
     def _multiply_floats(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         rows, width = self.shape
-        lead = op.Shape(x, start=0, end=2)
+        shape = op.Concat(op.Shape(x, start=0, end=2), op.Constant(value_ints=[rows]), axis=0)
         flat = op.Reshape(x, [-1, width])
         if self.dtype != ir.DataType.FLOAT:
-            return op.Reshape(op.Gemm(flat, self.weight, transB=1), op.Concat(lead, [rows], axis=0))
+            return op.Reshape(op.Gemm(flat, self.weight, transB=1), shape)
         # On a CPU the table is the left factor: onnxruntime packs a constant right factor into a second copy, and the
         # table must stay as it is for the look-up. The extra axis keeps it from fusing the transpose, which would swap
         # the two.
         columns = op.Unsqueeze(op.Gemm(self.weight, flat, transB=1), [2])  # [rows, batch * n, 1]
-        return op.Reshape(op.Transpose(columns, perm=[1, 2, 0]), op.Concat(lead, [rows], axis=0))
+        return op.Reshape(op.Transpose(columns, perm=[1, 2, 0]), shape)
 
 
 def pad_heads(op: OpBuilder, x: ir.Value, heads: int, size: int, padded: int) -> ir.Value:
