@@ -14,6 +14,7 @@ from chitchat.lineage import Stage, identity, read_lineage
 from compress.quantize import stage
 from compress.quantize.checkpoint import load_quantized
 from compress.quantize.stage import count_weight_bytes, fitting_blocks, quantize, round_model
+from export.stage import export
 
 
 def test_quantizing_writes_a_checkpoint_and_says_what_it_cost(
@@ -45,6 +46,18 @@ def test_fewer_bits_cost_more(tmp_path: Path, tiny_checkpoint: Path, tiny_data: 
     four = quantize(str(tiny_checkpoint), tiny_data, tmp_path / "w4", scheme="w4")
     assert four["kl"] > 5 * eight["kl"]
     assert four["file_mb"] < eight["file_mb"]
+
+
+def test_w8a8_calibrates_on_the_training_part_and_ships(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path) -> None:
+    """Stops a scheme that is quantized and cannot be exported, or whose figures are not of what ships."""
+    figures = quantize(str(tiny_checkpoint), tiny_data, tmp_path / "q", scheme="w8a8")
+    assert figures["scheme"] == "w8a8"
+    assert figures["weight_bytes_quantized"] == figures["weight_bytes"]
+    assert 0 < figures["kl"] < 1e-3
+    exported = export(str(tmp_path / "q"), tmp_path / "bundle", data=tiny_data)
+    assert exported["scheme"] == "w8a8"
+    assert exported["parity"]["weights_changed"] == 0
+    assert 0 < exported["parity"]["kl_prefill"] < 3e-3
 
 
 def test_the_same_input_gives_the_same_folder(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path) -> None:

@@ -14,8 +14,10 @@ from chitchat.checkpoint import load_model, load_tokenizer
 from chitchat.errors import BadInput
 from chitchat.folder import staged_folder
 from chitchat.lineage import Stage, read_lineage
-from compress.quantize.blockwise import dequantize_blocks, quantize_blocks
-from compress.quantize.checkpoint import WEIGHTS, load_quantized, matrix_shapes, save_quantized
+from compress.quantize.activations import input_ranges
+from compress.quantize.blockwise import BlockTensor, dequantize_blocks, quantize_blocks
+from compress.quantize.channelwise import ChannelTensor, dequantize_channels, quantize_channels
+from compress.quantize.checkpoint import WEIGHTS, is_conv1d, load_quantized, matrix_shapes, save_quantized
 from compress.quantize.stage import round_model
 
 
@@ -28,8 +30,11 @@ def make_model(tied: bool = True, width: int = 40) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config).eval()
 
 
-def save(out: Path, model: GPT2LMHeadModel, data: Path, scheme: str = "w8") -> Path:
-    quantized = round_model(model, load_tokenizer(data), scheme, "rtn", 32)
+def save(
+    out: Path, model: GPT2LMHeadModel, data: Path, scheme: str = "w8", sizes: dict[str, int] | None = None
+) -> Path:
+    ranges = input_ranges(model, [list(range(20))])
+    quantized = round_model(model, load_tokenizer(data), scheme, "rtn", 32, sizes, ranges)
     with staged_folder(out, "checkpoint") as staging:
         save_quantized(staging, quantized, Stage("quantize", {"scheme": scheme}, seed=0))
     return out
@@ -84,6 +89,63 @@ def test_the_folder_holds_integers_and_scales_under_the_documented_names(folder:
         "symmetric": True,
     }
     assert read_lineage(folder)[-1]["stage"] == "quantize"
+
+
+def test_integers_scales_and_input_grids_of_w8a8_come_back_as_decided(tmp_path: Path, tiny_data: Path) -> None:
+    """Stops a scale or zero point of the activations that is lost or cast between quantizer and exporter."""
+    model = make_model(tied=False)
+    ranges = input_ranges(model, [list(range(20))])
+    loaded = load_quantized(save(tmp_path / "q", model, tiny_data, "w8a8"))
+    back = loaded.dequantized_model()
+    linears = [name for name, _ in matrix_shapes(model.config.to_dict()) if is_conv1d(name)]
+    assert len(linears) == 8
+    for name in linears:
+        original = model.get_submodule(name).weight.detach().numpy()
+        decided, found = quantize_channels(original.T, *ranges[name]), loaded.matrices[name]
+        assert isinstance(found, ChannelTensor)
+        for part in ("q", "scales", "input_scale", "input_zero_point"):
+            np.testing.assert_array_equal(getattr(found, part), getattr(decided, part))
+            assert getattr(found, part).dtype == getattr(decided, part).dtype
+        expected = dequantize_channels(decided).T
+        np.testing.assert_array_equal(back.get_submodule(name).weight.detach().numpy(), expected)
+    assert isinstance(loaded.matrices["transformer.wte"], BlockTensor)
+    assert isinstance(loaded.matrices["lm_head"], BlockTensor)
+    quantization = loaded.config["quantization_config"]
+    assert (quantization["scheme"], quantization["activation_bits"], quantization["kernel"]) == ("w8a8", 8, "u8u8")
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w4"])
+def test_modules_keep_block_sizes_of_their_own(tmp_path: Path, tiny_data: Path, scheme: str) -> None:
+    """Stops 4-bit blocks of 32 from being read as 8-bit blocks of 16, which have the same bytes."""
+    model, name = make_model(), "transformer.h.1.mlp.c_fc"
+    sizes = {name: 16, "transformer.wte": 128, "transformer.h.0.attn.c_proj": 32}
+    loaded = load_quantized(save(tmp_path / "q", model, tiny_data, scheme, sizes))
+    assert loaded.config["quantization_config"]["block_sizes"] == {name: 16, "transformer.wte": 128}
+    bits = 4 if scheme == "w4" else 8
+    expected = quantize_blocks(model.get_submodule(name).weight.detach().numpy().T, bits, 16)
+    found = loaded.matrices[name]
+    assert isinstance(found, BlockTensor)
+    assert (found.bits, found.block_size, found.shape) == (bits, 16, (72, 40))
+    np.testing.assert_array_equal(found.q, expected.q)
+    np.testing.assert_array_equal(
+        loaded.dequantized_model().get_submodule(name).weight.detach().numpy(), dequantize_blocks(expected).T
+    )
+    others = {tensor.block_size for each, tensor in loaded.matrices.items() if each not in sizes}
+    assert others == {32}
+
+
+@pytest.mark.parametrize("damage", ["input_scale", "columns"])
+def test_channels_that_do_not_fit_the_config_are_refused(tmp_path: Path, tiny_data: Path, damage: str) -> None:
+    """Stops a traceback, or a smaller matrix, out of a damaged w8a8 folder; the line names the tensor."""
+    copy = foreign_copy(save(tmp_path / "q", make_model(), tiny_data, "w8a8"), tmp_path)
+    tensors, name = load_file(copy / WEIGHTS), "transformer.h.0.mlp.c_fc"
+    if damage == "input_scale":
+        del tensors[f"{name}.input_scale"]
+    else:
+        tensors[f"{name}.qweight"] = np.ascontiguousarray(tensors[f"{name}.qweight"][:-1])
+    save_file(tensors, copy / WEIGHTS)
+    with pytest.raises(BadInput, match=r"mlp\.c_fc"):
+        load_quantized(copy)
 
 
 def test_the_integers_on_disk_are_the_ones_that_were_decided(folder: Path) -> None:

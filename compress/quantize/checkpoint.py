@@ -102,9 +102,9 @@ def save_quantized(
     tensors: dict[str, NDArray[Any]] = dict(checkpoint.floats)
     for name, tensor in checkpoint.matrices.items():
         tensors |= named_arrays(name, tensor)
-    save_file(
-        {name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / WEIGHTS, {"format": "pt"}
-    )
+    # safetensors wants rows to be contiguous; np.ascontiguousarray would make a scalar an array of one.
+    rows = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    save_file(rows, folder / WEIGHTS, {"format": "pt"})
     config = {**checkpoint.config, "architectures": ["GPT2LMHeadModel"]}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     checkpoint.tokenizer.save_pretrained(folder)
