@@ -114,3 +114,33 @@ def test_an_altered_bundle_is_bad_input(tmp_path: Path, family: dict[str, Path])
         file.write(b"????")
     with pytest.raises(BadInput, match="altered"):
         open_model(str(tmp_path / "b"))
+
+
+def test_a_bundle_tells_its_graphs_cache_and_files(family: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Which file is how large, and what runs here, was to be found in bundle.json only."""
+    model = open_model(str(family["bundle-w8"]))
+    figures = model.figures()
+    assert (figures["scheme"], figures["kv_dtype"]) == ("w8", "float32")
+    assert figures["graph_cpu"] == f"model.onnx, float32 KV cache, {model.weight_bytes:,} bytes of weights"
+    for name in ("model.onnx", "tokenizer.json"):
+        assert figures[f"file {name}"] == (family["bundle-w8"] / name).stat().st_size
+    model.tell()
+    open_model(str(family["quantized"])).tell()
+    assert capsys.readouterr().err == "Runs the cpu graph: its only graph.\nRuns in torch, de-quantized w8.\n"
+
+
+def test_a_device_that_is_not_there_is_refused(family: dict[str, Path]) -> None:
+    """A chat on the CPU in place of the GPU that was asked for, and nobody is told."""
+    import torch
+
+    from serve.errors import BadRequest
+
+    with pytest.raises(BadInput, match="--device tpu: no such device"):
+        open_model(str(family["checkpoint"])).generator(device="tpu")
+    with pytest.raises(BadRequest, match="--device tpu: no such device"):
+        open_model(str(family["bundle-w8"])).generator(device="tpu")
+    with pytest.raises(BadRequest, match=r"--device cuda: .* has a cpu graph only.*cpu.cuda"):
+        open_model(str(family["bundle-w8"])).generator(device="cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises(BadInput, match="--device cuda: torch finds no CUDA GPU"):
+            open_model(str(family["checkpoint"])).generator(device="cuda")
