@@ -1,55 +1,162 @@
-"""The engine: runs a bundle's graph on onnxruntime, one conversation at a time. It speaks token ids only.
+"""The engine: a bundle's graph on onnxruntime, with a slot of the cache for each conversation. It speaks ids only.
 
-Everything that a decode step needs is allocated once and bound once (`_Run`), so that a step is: write four numbers,
-run, read the logits where they stand. Prompts are computed in chunks, which bounds memory. Ids, positions and lengths
-are checked here, since onnxruntime takes an id of -1 silently. Text, roles and history live elsewhere.
+There are two kinds of runs. A *feed* computes a chunk of one slot's tokens; a *decode* computes one token of each of
+several slots, in one run over the range from the lowest to the highest of them. Slots in between ride along: what is
+written for them lies after their last token, where nobody reads. Who runs when is the scheduler's work
+(serve/scheduler.py); for one conversation alone there are `prefill`, `step` and `stream`, on slot 0.
+
+The engine is exact: a conversation's logits have the same bits alone, beside others, after others, and for any chunks
+of its prompt. What changes bits, as measured for float32 and MatMulNBits graphs, is a product of one row, which has
+kernels of its own; the remedies are these.
+- MatMulNBits: a decode runs at least two slots, and a chunk has at least two tokens.
+- Attention over a chunk works on blocks of 2 * head_dim queries (fewer where the level-2 cache is small), and the last
+  one can have one row: a chunk is padded to an even number of tokens, and is not longer than MAX_CHUNK.
+- Attention of a decode multiplies one row: the keys and values of the layers above it have other bits than a chunk
+  would give them. So of what a slot holds from an earlier turn, a new prompt takes only what was fed.
+- With more threads than heads * slots, a decode in which all slots are equally long splits its sums among threads: no
+  more than 2 * heads threads are started.
+An engine with a single slot always decodes one row, with the faster kernel, and is exact in itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from serve.bundle import Bundle
 from serve.cache import KVCache
-from serve.errors import BadBundle, BadRequest, ContextExceeded, ServeError
+from serve.errors import BadRequest, ContextExceeded
 from serve.processors import physical_cores
 from serve.sampler import SamplingOptions, build_sampler
-from serve.variant import Choice, choose, find_providers
+from serve.session import Logits, Runs, kv_dtype, open_session
+from serve.variant import choose, find_providers
 
-PREFILL_CHUNK = 256  # tokens of a prompt in one run
-SCORE_CHUNK = 64  # tokens of one run that gives logits for all of them: 64 * 50,257 floats are 13 MB
+MAX_CHUNK = 64  # tokens of one run; more are no faster, and logits for all of them take 64 * 50,257 floats, 13 MB
+MAX_SLOTS = 64
 
-Logits = npt.NDArray[np.float32]
 Scorer = Callable[[Sequence[Sequence[int]]], list[tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]]]
 
 
 class Engine:
-    """One model in memory and one conversation in its cache. Not for use by two threads at once."""
+    """One model in memory and the conversations in its cache. Not for use by two threads at once."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, *, device: str | None = None) -> None:
-        """Load the graph for `device`. `threads` None takes the physical cores that this process may use."""
-        choice = choose(bundle, device, find_providers())
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        *,
+        slots: int = 1,
+        exact: bool | None = None,
+        device: str | None = None,
+    ) -> None:
+        """Load the graph for `device`. `threads` None takes the physical cores that this process may use.
+
+        `exact` False gives up the same bits for speed: a slot that decodes alone takes the one-row kernel, and all
+        that a slot holds is used again. Raises BadBundle, and BadRequest for an option.
+        """
         if threads is not None and threads < 1:
             raise BadRequest(f"threads {threads}: give a number of at least 1")
+        if not 1 <= slots <= MAX_SLOTS:
+            raise BadRequest(f"slots {slots}: give a number from 1 to {MAX_SLOTS}")
+        self.choice = choose(bundle, device, find_providers())
         self.bundle = bundle
         self.geometry = bundle.geometry
         self.context = bundle.geometry.context
         self.dialogue = bundle.dialogue
+        self.slots = slots
+        self.exact = exact is not False
         self.threads = threads or physical_cores()
-        self._session = _open_session(choice, self.threads)
-        self._cache = KVCache(self.geometry)
-        self._decode = _Run(self._session, self._cache, self.geometry.vocab, tokens=1, rows=1)
+        if self.exact and slots > 1:
+            self.threads = min(self.threads, 2 * self.geometry.heads)
+        session = open_session(self.choice, self.threads)
+        target = self.choice.target
+        self._cache = KVCache(self.geometry, slots, kv_dtype(session), target)
+        self._runs = Runs(session, self._cache, self.geometry.vocab, on_device=target != "cpu")
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of the KV cache."""
         return self._cache.nbytes
 
+    # --- slots: for the scheduler
+
+    def match(self, slot: int, ids: Sequence[int]) -> int:
+        """How many tokens a slot would spare a conversation that starts with `ids`: at most all but the last."""
+        return min(self._cache.match(ids, slot, prefilled=self.exact), len(ids) - 1)
+
+    def held(self, slot: int) -> int:
+        """How many tokens a slot holds that a later turn could use."""
+        return self._cache.prefilled(slot) if self.exact else self._cache.length(slot)
+
+    def begin(self, slot: int, ids: Sequence[int]) -> int:
+        """Give a slot to a conversation that starts with `ids`; give how many of them it already holds."""
+        kept = self.match(slot, ids)
+        self._cache.trim(kept, slot)
+        return kept
+
+    def feed(self, slot: int, ids: Sequence[int]) -> Logits:
+        """Add a chunk to a slot; give the logits [vocab] after its last token, overwritten by the next run.
+
+        Raises BadRequest for ids that the model does not have, and ContextExceeded for more than the slot takes.
+        """
+        self._check_slot(slot)
+        self.check(ids)
+        if len(ids) > self._cache.room(slot):
+            raise self._full(self._cache.length(slot) + len(ids))
+        for start in range(0, len(ids), MAX_CHUNK):
+            logits = self._feed(slot, ids[start : start + MAX_CHUNK], rows=1)
+        return logits[0]
+
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> list[Logits]:
+        """Add one token to each of `slots`, in one run; give the logits [vocab] after each, in the order of `slots`.
+
+        They are overwritten by the next run. Raises as `feed` does, and then no slot has changed.
+        """
+        self.check(tokens)
+        for slot in slots:
+            self._check_slot(slot)
+            if not self._cache.room(slot):
+                raise self._full(self.context + 1)
+        if len(set(slots)) != len(tokens) or len(slots) != len(tokens):
+            raise BadRequest(f"{len(slots)} slots and {len(tokens)} tokens: give one token for each of different slots")
+        first, count = self._range(min(slots), max(slots))
+        run, past = self._runs.get(first, count, 1), self._cache.lengths[first : first + count]
+        run.ids[:] = 0
+        for slot, token in zip(slots, tokens, strict=True):
+            run.ids[slot - first] = token
+        run.positions[:, 0] = past
+        run.last[:] = past  # one more than before, minus one
+        run.total[...] = past.max() + 1
+        logits = run()
+        for slot, token in zip(slots, tokens, strict=True):
+            self._cache.extend([token], slot, prefill=False)
+        return [logits[slot - first, 0] for slot in slots]
+
+    def forget(self, slot: int) -> None:
+        """Forget what a slot holds."""
+        self._cache.reset(slot)
+
+    def check(self, ids: Sequence[int], room: int = 0) -> None:
+        """Raise BadRequest unless the model has all `ids`, ContextExceeded unless they leave `room` in the context."""
+        if not len(ids):
+            raise BadRequest("the prompt has no tokens; give at least one")
+        if len(ids) + room > self.context:
+            raise ContextExceeded(
+                f"the prompt has {len(ids)} tokens, the context holds {self.context - room}; shorten it",
+                prompt_tokens=len(ids),
+                limit=self.context - room,
+            )
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self.geometry.vocab:  # onnxruntime takes -1 for the last row of the table
+            bad = low if low < 0 else high
+            raise BadRequest(f"token id {bad}: the vocabulary has 0 to {self.geometry.vocab - 1}")
+
+    # --- one conversation, on slot 0
+
     def reset(self) -> None:
-        """Forget the conversation."""
-        self._cache.reset()
+        """Forget the conversations of all slots."""
+        for slot in range(self.slots):
+            self._cache.reset(slot)
 
     def prefill(self, ids: Sequence[int]) -> Logits:
         """Start a conversation with `ids`; give the logits [vocab] that follow the last one.
@@ -57,36 +164,27 @@ class Engine:
         The array is overwritten by the next call. Raises BadRequest for ids that the model does not have, and
         ContextExceeded for more of them than the context holds.
         """
-        self._check(ids)
-        self.reset()
-        for start in range(0, len(ids), PREFILL_CHUNK):
-            logits = self._feed(ids[start : start + PREFILL_CHUNK], rows=1)
-        return logits[0]
+        self.check(ids, room=self.context - self._cache.capacity)
+        self._cache.reset()
+        return self.feed(0, ids)
 
     def step(self, token: int) -> Logits:
         """Add one token to the conversation; give the logits [vocab] that follow it (overwritten by the next call)."""
-        if not 0 <= token < self.geometry.vocab:
-            raise BadRequest(f"token id {token}: the vocabulary has 0 to {self.geometry.vocab - 1}")
-        if not self._cache.room():
-            raise ContextExceeded(
-                f"the conversation has reached the context of {self.context} tokens; start a new one",
-                prompt_tokens=self.context + 1,
-                limit=self.context,
-            )
-        return self._feed([token], rows=1)[0]
+        return self.decode([0], [token])[0]
 
     def stream(self, prompt_ids: Sequence[int], options: SamplingOptions) -> Iterator[int]:
         """Yield the ids of a reply: until its end of turn (not given), `max_new_tokens`, or a full context.
 
+        What the cache still holds of an earlier turn of the conversation is not computed again (`reset` forgets it).
         Everything is checked when it is called, before the first id is asked for. Raises BadRequest (ContextExceeded)
         for a prompt that leaves no room in the context.
         """
-        self._check(prompt_ids, room=1)
+        self.check(prompt_ids, room=1)
         return self._generate(list(prompt_ids), options)
 
     def logits(self, ids: Sequence[int]) -> Logits:
         """Logits after every one of `ids`, [n, vocab], a copy. The conversation in the cache is forgotten."""
-        self._check(ids)
+        self.check(ids, room=self.context - self._cache.capacity)
         chunks = [chunk.copy() for chunk in self._score_chunks(ids)]
         return np.concatenate(chunks)
 
@@ -108,7 +206,7 @@ class Engine:
         end = self.dialogue.end_of_turn_id
         sample = build_sampler(options, self.dialogue.banned_ids, end)
         reply: list[int] = []
-        logits = self.prefill(prompt_ids)
+        logits = self.feed(0, prompt_ids[self.begin(0, prompt_ids) :])
         while True:
             token = sample(logits, reply)
             if token == end:
@@ -120,7 +218,7 @@ class Engine:
             logits = self.step(token)
 
     def _score(self, ids: Sequence[int]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        self._check(ids)
+        self.check(ids)
         nats, hits, done = [], [], 1
         for logits in self._score_chunks(ids[:-1]):
             targets = np.asarray(ids[done : done + len(logits)])
@@ -135,93 +233,47 @@ class Engine:
 
     def _score_chunks(self, ids: Sequence[int]) -> Iterator[Logits]:
         """Yield the logits of all positions, chunk by chunk; each is overwritten by the next."""
-        self.reset()
-        for start in range(0, len(ids), SCORE_CHUNK):
-            chunk = ids[start : start + SCORE_CHUNK]
-            yield self._feed(chunk, rows=len(chunk))
+        self._cache.reset()
+        for start in range(0, len(ids), MAX_CHUNK):
+            chunk = ids[start : start + MAX_CHUNK]
+            yield self._feed(0, chunk, rows=len(chunk))
 
-    def _feed(self, ids: Sequence[int], rows: int) -> Logits:
-        """Append ids to the conversation; give the logits of the last `rows` of them, [rows, vocab]."""
-        run = self._decode
-        if len(ids) > 1:
-            run = _Run(self._session, self._cache, self.geometry.vocab, tokens=len(ids), rows=rows)
-        logits = run(ids, self._cache.length())
-        self._cache.advance(len(ids))
-        return logits
+    def _feed(self, slot: int, ids: Sequence[int], rows: int) -> Logits:
+        """Append ids, at most MAX_CHUNK, to a slot; give the logits of the last `rows` of them, [rows, vocab]."""
+        past, count = self._cache.length(slot), len(ids)
+        # The token that makes the number even is written after the slot's last one, where nobody reads.
+        padded = count % 2 and self.exact and past + count < self.context
+        tokens = count + 1 if padded else count
+        run = self._runs.get(slot, 1, tokens, rows)
+        run.ids[0, :count] = ids
+        run.ids[0, count:] = ids[-1]
+        run.positions[0] = np.arange(past, past + tokens)
+        run.wanted[0] = np.arange(count - rows, count)
+        run.last[0] = past + tokens - 1
+        run.total[...] = past + tokens
+        logits = run()
+        self._cache.extend(ids, slot, prefill=True)
+        return logits[0]
 
-    def _check(self, ids: Sequence[int], room: int = 0) -> None:
-        if not len(ids):
-            raise BadRequest("the prompt has no tokens; give at least one")
-        if len(ids) + room > self.context:
-            raise ContextExceeded(
-                f"the prompt has {len(ids)} tokens, the context holds {self.context - room}; shorten it",
-                prompt_tokens=len(ids),
-                limit=self.context - room,
-            )
-        low, high = min(ids), max(ids)
-        if low < 0 or high >= self.geometry.vocab:
-            bad = low if low < 0 else high
-            raise BadRequest(f"token id {bad}: the vocabulary has 0 to {self.geometry.vocab - 1}")
+    def _range(self, low: int, high: int) -> tuple[int, int]:
+        """First and number of the slots of a decode: `low` to `high`, and at least two where one has other bits."""
+        if low < high or not self.exact or self.slots == 1:
+            return low, high - low + 1
+        below, above = max(low - 1, 0), min(high + 1, self.slots - 1)
+        if below == low:
+            return low, 2
+        if above == high:
+            return below, 2
+        # The neighbour that rides along attends to what it holds: the shorter one costs less.
+        return (below, 2) if self._cache.length(below) <= self._cache.length(above) else (low, 2)
 
+    def _check_slot(self, slot: int) -> None:
+        if not 0 <= slot < self.slots:
+            raise BadRequest(f"slot {slot}: the engine has 0 to {self.slots - 1}")
 
-class _Run:
-    """Inputs, outputs and their binding for runs of one shape: `tokens` new ids, logits for the last `rows` of them."""
-
-    def __init__(self, session: ort.InferenceSession, cache: KVCache, vocab: int, tokens: int, rows: int) -> None:
-        self._session = session
-        self._ids = np.zeros((1, tokens), dtype=np.int64)
-        self._positions = np.zeros((1, tokens), dtype=np.int64)
-        self._last = np.zeros(1, dtype=np.int32)
-        self._total = np.zeros((), dtype=np.int32)
-        self._wanted = np.arange(tokens - rows, tokens, dtype=np.int64)[None]
-        self._logits = np.zeros((1, rows, vocab), dtype=np.float32)
-        self._steps = np.arange(tokens, dtype=np.int64)
-        inputs = {
-            "input_ids": self._ids,
-            "position_ids": self._positions,
-            "logits_positions": self._wanted,
-            "seqlens_k": self._last,
-            "total_sequence_length": self._total,
-        }
-        self._binding = session.io_binding()
-        # The OrtValues look into the arrays above and do not own them.
-        self._values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
-        for name, value in self._values.items():
-            self._binding.bind_ortvalue_input(name, value)
-        self._values["logits"] = ort.OrtValue.ortvalue_from_numpy(self._logits)
-        self._binding.bind_ortvalue_output("logits", self._values["logits"])
-        cache.bind(self._binding)
-
-    def __call__(self, ids: Sequence[int], past: int) -> Logits:
-        """Run on `ids` after `past` tokens of the cache: logits [rows, vocab], overwritten by the next call."""
-        self._ids[0] = ids
-        np.add(self._steps, past, out=self._positions[0])
-        self._last[0] = past + len(ids) - 1
-        self._total[...] = past + len(ids)
-        try:
-            self._session.run_with_iobinding(self._binding)
-        except Exception as error:  # onnxruntime raises classes of its own and RuntimeError
-            raise ServeError(f"onnxruntime failed: {_first_line(error)}") from error
-        return self._logits[0]
-
-
-def _open_session(choice: Choice, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # errors come as exceptions; a second report on stderr helps nobody
-    # Threads spin between the operators of a step: without, decode loses a quarter of its speed on an idle machine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    try:
-        session = ort.InferenceSession(str(choice.path), options, providers=[choice.provider])
-    except Exception as error:
-        raise BadBundle(f"{choice.path}: onnxruntime cannot load it ({_first_line(error)})") from error
-    inputs = tuple(item.name for item in session.get_inputs())
-    outputs = tuple(item.name for item in session.get_outputs())
-    if (inputs, outputs) != (choice.graph.inputs, choice.graph.outputs):
-        raise BadBundle(f"{choice.path}: its inputs and outputs are not those of bundle.json; export it again")
-    return session
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    def _full(self, tokens: int) -> ContextExceeded:
+        return ContextExceeded(
+            f"the conversation has reached the context of {self.context} tokens; start a new one",
+            prompt_tokens=tokens,
+            limit=self.context,
+        )

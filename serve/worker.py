@@ -1,8 +1,8 @@
 """The one thread that runs the engine, and the bounded queue before it.
 
-The event loop must never wait for a model, and the model runs one reply at a time: so requests become jobs, a job
-waits in the queue or is running, and its ids come back to the event loop that asked. A job is cancelled by itself,
-never another one; the engine is left within one step. Ids only: text and HTTP are not known here.
+The event loop must never wait for a model: so requests become jobs, a job waits in the queue or is running, and its
+ids come back to the event loop that asked. Between two steps of the engine, jobs that were given up leave and waiting
+ones take their places. A job is cancelled by itself, never another one. Ids only: text and HTTP are not known here.
 """
 
 import asyncio
@@ -10,22 +10,15 @@ import logging
 import threading
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from serve.errors import Overloaded, ServeError, Unavailable
 from serve.sampler import SamplingOptions
+from serve.scheduler import Conversation, runner_of
 
 logger = logging.getLogger("serve")
-
-
-class Generator(Protocol):
-    """What makes ids of ids: serve's Engine."""
-
-    def stream(self, prompt_ids: list[int], options: Any) -> Iterator[int]:
-        """Yield the ids of a reply, its end of turn not among them."""
-        ...
 
 
 class Job:
@@ -55,13 +48,14 @@ class Job:
 
 
 class Worker:
-    """Runs jobs in order, one at a time; at most `queue` of them wait."""
+    """Runs jobs in the order in which they came, as many at once as the runner takes; at most `queue` more wait."""
 
-    def __init__(self, generator: Generator, queue: int) -> None:
-        self._generator = generator
+    def __init__(self, generator: Any, queue: int) -> None:
+        """`generator` is an Engine, which runs a job in each of its slots, or what has only `stream`: one job."""
+        self._runner = runner_of(generator)
         self._queue = queue
         self._waiting: deque[Job] = deque()
-        self._running: Job | None = None
+        self._running: dict[Job, Conversation | None] = {}  # None: about to start
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -72,9 +66,14 @@ class Worker:
         return len(self._waiting)
 
     @property
+    def running(self) -> int:
+        """How many jobs the engine works on."""
+        return len(self._running)
+
+    @property
     def busy(self) -> bool:
         """Whether the engine works on a job."""
-        return self._running is not None
+        return bool(self._running)
 
     @property
     def alive(self) -> bool:
@@ -94,8 +93,6 @@ class Worker:
         """Refuse new jobs, give up those that wait or run, and wait for the thread."""
         with self._changed:
             self._stopping = True
-            if self._running is not None:
-                self._running.cancelled = True
             self._changed.notify_all()
         self._thread.join(timeout_s)
 
@@ -104,7 +101,7 @@ class Worker:
         with self._changed:
             if not self.ready:
                 raise Unavailable("the server is stopping or its engine has ended; try another one")
-            if len(self._waiting) + self.busy > self._queue:
+            if len(self._waiting) + len(self._running) >= self._queue + self._runner.slots:
                 raise Overloaded(f"the queue is full ({self._queue} requests); try again later")
             self._waiting.append(job)
             self._changed.notify_all()
@@ -119,42 +116,65 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            while (job := self._next()) is not None:
-                self._work(job)
+            while self._admit():
+                self._work()
         finally:
             with self._changed:
-                left = [*([self._running] if self._running else []), *self._waiting]
-                self._stopping, self._running = True, None
+                left = [*self._running, *self._waiting]
+                started = [conversation for conversation in self._running.values() if conversation is not None]
+                self._stopping = True
+                self._running.clear()
                 self._waiting.clear()
+            for conversation in started:
+                self._runner.cancel(conversation)
             for job in left:
                 job.put(Unavailable("the server stopped before this request was answered; send it again"))
 
-    def _next(self) -> Job | None:
+    def _admit(self) -> bool:
+        """Wait until there is work, and start jobs while there is room. False when the worker is to stop."""
         with self._changed:
-            self._running = None
-            self._changed.wait_for(lambda: self._waiting or self._stopping)
-            self._running = None if self._stopping else self._waiting.popleft()
-            return self._running
+            self._changed.wait_for(lambda: self._stopping or self._waiting or self._runner.busy)
+            if self._stopping:
+                return False
+            gone = [job for job in self._running if job.cancelled]
+            for job in gone:
+                self._give_up(job)
+            new = [self._waiting.popleft() for _ in range(min(self._runner.free, len(self._waiting)))]
+            self._running.update(dict.fromkeys(new))
+        for job in new:
+            try:
+                self._running[job] = self._runner.start(job.prompt_ids, job.options)
+            except Exception as error:
+                self._end(job, _as_told(error))
+        return True
 
-    def _work(self, job: Job) -> None:
-        """Run one job. An exception of the generator is that job's error and ends nothing else."""
-        stream: Any = None
-        try:
-            stream = self._generator.stream(job.prompt_ids, job.options)
-            for token in stream:
-                if job.cancelled:
-                    break
-                job.put(token)
-            stopped = self._stopping and job.cancelled
-            job.put(Unavailable("the server is stopping; send the request again") if stopped else None)
-        except ServeError as error:
-            job.put(error)
-        except Exception as error:
-            # Where it happened, without the message: it could hold a part of the prompt.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("a reply failed with %s at\n%s", type(error).__name__, where)
-            job.put(ServeError("the engine failed on this request"))
-        finally:
-            close = getattr(stream, "close", None)  # a generator: leave its frame now, not when it is collected
-            if close is not None:
-                close()
+    def _give_up(self, job: Job) -> None:
+        conversation = self._running.pop(job)
+        if conversation is not None:
+            self._runner.cancel(conversation)
+
+    def _work(self) -> None:
+        """Do a step. An exception within one conversation is that job's error and ends nothing else."""
+        events = self._runner.step()
+        jobs = {conversation: job for job, conversation in self._running.items()}
+        for event in events:
+            job = jobs[event.conversation]
+            if event.token is not None:
+                job.put(event.token)
+            else:
+                self._end(job, None if event.error is None else _as_told(event.error))
+
+    def _end(self, job: Job, error: ServeError | None) -> None:
+        with self._changed:
+            del self._running[job]
+        job.put(error)
+
+
+def _as_told(error: Exception) -> ServeError:
+    """The error as the client is told it. One that nobody foresaw is logged."""
+    if isinstance(error, ServeError):
+        return error
+    # Where it happened, without the message: it could hold a part of the prompt.
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("a reply failed with %s at\n%s", type(error).__name__, where)
+    return ServeError("the engine failed on this request")

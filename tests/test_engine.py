@@ -10,7 +10,7 @@ from bundles import DIALOGUE, exported, random_gpt2
 import serve.processors
 from chitchat.score import torch_scorer
 from serve.bundle import Bundle, Graph
-from serve.engine import PREFILL_CHUNK, SCORE_CHUNK, Engine
+from serve.engine import MAX_CHUNK, Engine
 from serve.errors import BadBundle, BadRequest, ContextExceeded
 from serve.sampler import SamplingOptions
 
@@ -127,9 +127,7 @@ def test_scores_are_those_of_torch(tmp_path: Path) -> None:
     model = random_gpt2(n_positions=200)
     engine = Engine(exported(model, tmp_path), threads=1)
     draw = np.random.default_rng(0)
-    sequences = [
-        draw.integers(0, 101, size=n).tolist() for n in (1, 2, SCORE_CHUNK, SCORE_CHUNK + 1, SCORE_CHUNK + 2, 200)
-    ]
+    sequences = [draw.integers(0, 101, size=n).tolist() for n in (1, 2, MAX_CHUNK, MAX_CHUNK + 1, MAX_CHUNK + 2, 200)]
     for (nll, hit), (want, want_hit) in zip(engine.scorer()(sequences), torch_scorer(model)(sequences), strict=True):
         np.testing.assert_allclose(nll, want, atol=1e-5)
         np.testing.assert_array_equal(hit, want_hit)
@@ -137,9 +135,9 @@ def test_scores_are_those_of_torch(tmp_path: Path) -> None:
 
 def test_long_prompts_run_in_chunks(tmp_path: Path) -> None:
     """The second chunk has positions and lengths of its own."""
-    model = random_gpt2(n_positions=2 * PREFILL_CHUNK)
+    model = random_gpt2(n_positions=2 * MAX_CHUNK)
     engine = Engine(exported(model, tmp_path), threads=1)
-    ids = np.random.default_rng(0).integers(0, 101, size=PREFILL_CHUNK + 1).tolist()
+    ids = np.random.default_rng(0).integers(0, 101, size=MAX_CHUNK + 1).tolist()
     with torch.no_grad():
         want = model(torch.tensor([ids])).logits[0, -1].numpy()
     np.testing.assert_allclose(engine.prefill(ids), want, atol=1e-5)
