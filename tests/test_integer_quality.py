@@ -1,0 +1,72 @@
+"""What integers cost on a trained model: held-out conversations, through the graph that ships."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from direct import Direct
+
+from chitchat.checkpoint import load_model, load_tokenizer
+from compress.quantize.activations import calibrate_kv, input_ranges
+from compress.quantize.stage import round_model
+from export.bundle import write_graph
+from export.graph import build_graph, graph_spec
+from export.parity import mean_kl, torch_logits
+from export.weights import float_weights, quantized_weights, with_kv_scales
+
+
+def conversations(path: Path, tokenizer, tokens: int) -> list[list[int]]:
+    """The first conversations of a corpus file as [CLS]turn[SEP]turn[SEP], cut at the context of 256."""
+    found: list[list[int]] = []
+    for text in path.read_text(encoding="utf-8").split("\n\n"):
+        turns = [tokenizer.encode(turn, add_special_tokens=False) for turn in text.splitlines() if turn]
+        ids = [tokenizer.cls_token_id, *(token for turn in turns for token in [*turn, tokenizer.sep_token_id])]
+        found.append(ids[:256])
+        if sum(map(len, found)) > tokens:
+            return found
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(shared: Path):
+    """The trained model, held-out conversations with torch's logits, and what calibration found on training ones."""
+    folder = shared / "models" / "byu-9m"
+    if not folder.is_dir():
+        pytest.skip(f"no trained model at {folder}")
+    model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
+    calibration = conversations(folder / "train.txt", tokenizer, 4000)
+    held_out = [(ids, torch_logits(model, ids)) for ids in conversations(folder / "validation.txt", tokenizer, 1200)]
+    return model, tokenizer, held_out, input_ranges(model, calibration), calibrate_kv(model, calibration)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kv", "kl"),
+    [("fp32", "int8", 5e-5), ("w8", "float32", 2.5e-4), ("w8", "int8", 3e-4), ("w8a8", "float32", 1e-3)],
+)
+def test_integers_cost_next_to_nothing_on_held_out_conversations(
+    trained, scheme: str, kv: str, kl: float, tmp_path: Path
+) -> None:
+    """Random models forgive scales that trained ones, with their few large channels, do not."""
+    model, tokenizer, held_out, ranges, scales = trained
+    weights = float_weights(model)
+    if scheme != "fp32":
+        stored = round_model(model, tokenizer, scheme, "rtn", 128, ranges=ranges)
+        weights = quantized_weights(stored.matrices, stored.floats, tied=True)
+    if kv == "int8":
+        weights = with_kv_scales(weights, scales)
+    direct = Direct(write_graph(build_graph(graph_spec(model.config, weights.formats, kv=kv), weights), tmp_path))
+    want = np.concatenate([logits for _, logits in held_out])
+    got = np.concatenate([direct.logits(ids) for ids, _ in held_out])
+    assert 0 < mean_kl(want, got) < kl
+    assert np.abs(loss(got, held_out) - loss(want, held_out)) < 0.01
+
+
+def loss(logits: np.ndarray, held_out) -> float:
+    """Nats per token."""
+    rows = torch.from_numpy(logits).split([len(ids) for ids, _ in held_out])
+    parts = [
+        torch.nn.functional.cross_entropy(row[:-1], torch.tensor(ids[1:]))
+        for row, (ids, _) in zip(rows, held_out, strict=True)
+    ]
+    return float(torch.stack(parts).mean())
