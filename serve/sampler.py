@@ -5,13 +5,17 @@ banned ids, temperature, top-k, top-p, min-p) and give the same distribution; on
 sampler is a closure with a random generator of its own, so a request with a seed gives the same tokens whatever else
 runs. It knows nothing of text.
 
-A token is chosen in a few percent of a decode step: the vocabulary is copied once and read a few times in float32,
-and all that costs more is done for the few ids that can still be drawn.
+A token is chosen in a few percent of a decode step. After a step nothing of this is in the processor's caches, so what
+counts is the number of calls into numpy: the vocabulary is copied once and read a few times, and the few ids that can
+then still be drawn are weighed in plain Python.
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import accumulate
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -40,8 +44,9 @@ _LIMITS: dict[str, tuple[float, float, str]] = {
 _WHOLE = {"top_k", "max_new_tokens", "min_new_tokens", "seed", "no_repeat_ngram", "logprobs"}
 _OPTIONAL = {"seed", "logprobs"}
 _NUCLEUS_GUESS = 256  # most nuclei of a chat model are smaller, and then the vocabulary is not sorted
-_WIDE = 1024  # above so many candidates, exp is computed in float32, which is four times as fast
-_LOWEST = np.finfo(np.float32).min
+_FEW = 128  # up to so many candidates, Python is faster than numpy
+_WIDE = 1024  # above so many, exp is computed in float32, which is four times as fast
+_LOWEST = float(np.finfo(np.float32).min)
 _LEAST_TEMPERATURE = 1e-200  # below, nothing changes any more, and a division by it could overflow
 
 
@@ -125,38 +130,34 @@ def build_sampler(options: SamplingOptions, banned_ids: Sequence[int], end_of_tu
     `min_new_tokens`, so a sampler serves one reply. With `logprobs` the id is a ScoredToken. Greedy search takes the
     smallest id of equals. Raises ServeError for logits that are not numbers, BadRequest when the options ban every id.
     """
-    banned = np.unique(np.fromiter(banned_ids, dtype=np.intp))
-    unfinished = np.append(banned, end_of_turn_id)
-    earlier = np.unique(np.asarray(getattr(options, "earlier_ids", ()), dtype=np.intp))
-    random = np.random.Generator(np.random.PCG64(options.seed))
-    remembers = options.repetition_penalty != 1.0 or options.no_repeat_ngram > 0
-    scores: Floats = np.empty(0, dtype=np.float32)
+    process = _build_processors(options, banned_ids, end_of_turn_id)
+    random = Random(options.seed)
+    greedy, penalty, logprobs = options.temperature == 0, options.repetition_penalty, options.logprobs
+    # Where no processor makes an id likelier, the likeliest one is the choice if none of them is about it.
+    lowers_only = greedy and penalty >= 1.0 and not options.no_repeat_ngram
+    special = {*banned_ids, end_of_turn_id, *getattr(options, "earlier_ids", ())}
     drawn = 0
 
-    def sample(logits: Floats, bot_ids: Sequence[int]) -> int:
-        nonlocal scores, drawn
-        if len(scores) != len(logits):
-            scores = np.empty(len(logits), dtype=np.float32)
-        scores[:] = logits
-        if remembers:
-            said = np.array(bot_ids, dtype=np.intp)
-            if options.repetition_penalty != 1.0:
-                ids = np.concatenate([earlier, said]) if len(earlier) else said
-                penalise(scores, logits, ids, options.repetition_penalty)
-                scores[end_of_turn_id] = logits[end_of_turn_id]
-            if options.no_repeat_ngram:
-                scores[repeating(said, options.no_repeat_ngram)] = -np.inf
-        scores[unfinished if drawn < options.min_new_tokens else banned] = -np.inf
-        drawn += 1
+    def choose(logits: Floats, bot_ids: Sequence[int], count: int) -> int:
+        if lowers_only:
+            token = int(logits.argmax())
+            if token not in special and (penalty == 1.0 or token not in bot_ids) and math.isfinite(logits[token]):
+                return token
+        scores = process(logits, bot_ids, count)
         token = int(scores.argmax())
         if not math.isfinite(scores[token]):  # argmax stops at a NaN
             raise _nothing_to_choose(logits, token)
-        if options.temperature > 0:
-            ids, weights = candidates(scores, options)
-            edges = weights.cumsum(dtype=np.float64)
-            place = int(edges.searchsorted(random.random() * edges[-1], side="right"))
-            token = int(ids[min(place, len(ids) - 1)])
-        return token if options.logprobs is None else score(logits, token, options.logprobs)
+        if greedy:
+            return token
+        choice, edges = candidates(scores, options)
+        place = bisect_right(edges, random.random() * edges[-1])
+        return int(choice[min(place, len(choice) - 1)])
+
+    def sample(logits: Floats, bot_ids: Sequence[int]) -> int:
+        nonlocal drawn
+        token = choose(logits, bot_ids, drawn)
+        drawn += 1
+        return token if logprobs is None else score(logits, token, logprobs)
 
     return sample
 
@@ -167,13 +168,48 @@ def _nothing_to_choose(logits: Floats, token: int) -> ServeError:
     return ServeError("the model gave logits that are not numbers; the bundle or the runtime is damaged")
 
 
-def penalise(scores: Floats, logits: Floats, ids: Ids, penalty: float) -> None:
+def _build_processors(
+    options: SamplingOptions, banned_ids: Sequence[int], end_of_turn_id: int
+) -> Callable[[Floats, Sequence[int], int], Floats]:
+    """Build what comes before the warpers: `process(logits, bot_ids, tokens so far) -> scores`, one buffer for all."""
+    banned = np.unique(np.fromiter(banned_ids, dtype=np.intp))
+    unfinished = np.append(banned, end_of_turn_id)
+    earlier = np.unique(np.asarray(getattr(options, "earlier_ids", ()), dtype=np.intp))
+    penalty, ngram, least = options.repetition_penalty, options.no_repeat_ngram, options.min_new_tokens
+    scores: Floats = np.empty(0, dtype=np.float32)
+
+    def process(logits: Floats, bot_ids: Sequence[int], count: int) -> Floats:
+        nonlocal scores
+        if len(scores) != len(logits):
+            scores = np.empty(len(logits), dtype=np.float32)
+        scores[:] = logits
+        if penalty != 1.0:
+            if len(earlier):
+                penalise(scores, logits, earlier, penalty)
+            penalise(scores, logits, bot_ids, penalty)
+            scores[end_of_turn_id] = logits[end_of_turn_id]
+        if ngram:
+            scores[repeating(np.array(bot_ids, dtype=np.intp), ngram)] = -np.inf
+        scores[unfinished if count < least else banned] = -np.inf
+        return scores
+
+    return process
+
+
+def penalise(scores: Floats, logits: Floats, ids: Sequence[int] | Ids, penalty: float) -> None:
     """Make ids less likely: positive logits are divided, negative ones multiplied (CTRL, arXiv 1909.05858).
 
     Written into `scores` [vocab], computed from `logits` [vocab], so that an id that occurs twice counts once.
     """
-    chosen = logits[ids]
-    scores[ids] = np.where(chosen < 0, chosen * np.float32(penalty), chosen / np.float32(penalty))
+    by = np.float32(penalty)
+    if len(ids) > _FEW:
+        chosen = logits[ids]
+        scores[ids] = (np.minimum if penalty >= 1 else np.maximum)(chosen * by, chosen / by)
+        return
+    factor = float(by)  # the double result, rounded to float32, is that of float32 arithmetic
+    for i in ids:
+        value = logits.item(i)
+        scores[i] = value * factor if value < 0 else value / factor
 
 
 def repeating(ids: Ids, size: int) -> Ids:
@@ -187,14 +223,18 @@ def repeating(ids: Ids, size: int) -> Ids:
     return ids[size - 1 :][same]
 
 
-def candidates(scores: Floats, options: SamplingOptions) -> tuple[Ids, npt.NDArray[np.floating[Any]]]:
-    """Apply temperature, top-k, top-p and min-p: the ids that may be drawn and their weights, [n] each.
+def candidates(scores: Floats, options: SamplingOptions) -> tuple[Sequence[int], Sequence[float]]:
+    """Apply temperature, top-k, top-p and min-p: the ids that may be drawn, and their cumulated weights, [n] each.
 
-    A weight is the probability over that of the likeliest id, so the largest is 1. Ties with the k-th score stay, as
-    in transformers' TopKLogitsWarper; where the nucleus of top-p ends among ties, the smaller ids are in it.
+    A weight is the probability over that of the likeliest id. Ties with the k-th score stay, as in transformers'
+    TopKLogitsWarper; where the nucleus of top-p ends among ties, the smaller ids are in it. The ids come in any order.
     `options.temperature` is above 0, and some score is finite.
     """
-    ids = largest(scores, options.top_k) if options.top_k else (scores > -np.inf).nonzero()[0]
+    ids = _at_least(scores, _bound(scores, options.top_k))
+    if len(ids) <= _FEW:
+        return _weigh_few(ids.tolist(), scores[ids].tolist(), options)
+    if options.top_k:
+        ids = largest(scores, options.top_k)
     chosen = scores[ids].astype(np.float64)
     chosen -= chosen.max()
     chosen /= max(options.temperature, _LEAST_TEMPERATURE)
@@ -210,7 +250,27 @@ def candidates(scores: Floats, options: SamplingOptions) -> tuple[Ids, npt.NDArr
     if options.min_p > 0.0:
         likely = weights >= options.min_p
         ids, weights = ids[likely], weights[likely]
-    return ids, weights
+    return ids, weights.cumsum(dtype=np.float64)  # type: ignore[return-value]
+
+
+def _weigh_few(ids: list[int], scores: list[float], options: SamplingOptions) -> tuple[list[int], list[float]]:
+    """`candidates` for a few ids, which hold at least the `top_k` largest; from the likeliest on, so all are cuts."""
+    order = sorted(range(len(ids)), key=scores.__getitem__, reverse=True)  # stable: of equals the smaller id first
+    falling = [scores[place] for place in order]
+    count = len(falling)
+    if 0 < options.top_k < count:
+        count = options.top_k
+        while count < len(falling) and falling[count] == falling[options.top_k - 1]:
+            count += 1
+    best, temperature = falling[0], max(options.temperature, _LEAST_TEMPERATURE)
+    edges = list(accumulate([math.exp((score - best) / temperature) for score in falling[:count]]))
+    if options.top_p < 1.0:
+        count = min(bisect_left(edges, options.top_p * edges[-1]) + 1, count)
+    if options.min_p > 0.0:
+        least = best + temperature * math.log(options.min_p)
+        while falling[count - 1] < least:
+            count -= 1
+    return [ids[place] for place in order[:count]], edges[:count]
 
 
 def _nucleus(weights: npt.NDArray[np.floating[Any]], top_p: float) -> Ids:
@@ -232,24 +292,31 @@ def _nucleus(weights: npt.NDArray[np.floating[Any]], top_p: float) -> Ids:
 
 
 def largest(values: npt.NDArray[np.floating[Any]], count: int) -> Ids:
-    """Give the places of the `count` (above 0) largest values and of ties with the last of them, in rising order.
-
-    Values of -inf are left out. Most values are ruled out by a bound: the `count`-th largest of the maxima of groups
-    is no larger than the `count`-th largest of all.
-    """
-    size, groups = len(values), max(256, 4 * count)
-    if size < 4 * groups:
-        places = (values > -np.inf).nonzero()[0]
-    else:
-        whole = size // groups * groups
-        maxima = values[:whole].reshape(-1, groups).max(axis=0)
-        maxima.partition(groups - count)
-        places = (values >= max(maxima[groups - count], _LOWEST)).nonzero()[0]
+    """Give the places of the `count` (above 0) largest values and of ties with the last, rising; none of -inf."""
+    places = _at_least(values, _bound(values, count))
     if len(places) <= count:
         return places
     chosen = values[places]
     floor = np.partition(chosen, len(chosen) - count)[len(chosen) - count]
     return places[chosen >= floor]
+
+
+def _bound(values: npt.NDArray[np.floating[Any]], count: int) -> float:
+    """Give a value that the `count` largest (0 for all) reach, and few others, and -inf does not.
+
+    The `count`-th largest of the maxima of groups is no larger than the `count`-th largest of all.
+    """
+    groups = max(128, 4 * count)
+    if not count or len(values) < 4 * groups:
+        return _LOWEST
+    whole = len(values) // groups * groups
+    maxima = values[:whole].reshape(-1, groups).max(axis=0)
+    maxima.partition(groups - count)
+    return max(float(maxima[groups - count]), _LOWEST)
+
+
+def _at_least(values: npt.NDArray[np.floating[Any]], bound: float) -> Ids:
+    return (values >= bound).nonzero()[0]
 
 
 def score(logits: Floats, token: int, count: int) -> ScoredToken:

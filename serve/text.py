@@ -35,6 +35,7 @@ class TextCodec:
         unknown = getattr(tokenizer.model, "unk_token", None)
         self._unk_id = tokenizer.token_to_id(unknown) if isinstance(unknown, str) else None
         added = tokenizer.get_added_tokens_decoder()
+        self._alone: dict[int, str] = {}
         self._special_ids = {i for i, token in added.items() if token.special} - {self._unk_id}
 
     @classmethod
@@ -66,6 +67,13 @@ class TextCodec:
         """Give the text of the ids; special tokens have none, bytes that are not UTF-8 become U+FFFD."""
         text = str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
         return _SPACE_IN_WIDE.sub("", text) if self._joins_wide else text
+
+    def decode_alone(self, token: int) -> str:
+        """`decode` of one id, remembered: streams ask for it at every token."""
+        text = self._alone.get(token)
+        if text is None:
+            text = self._alone[token] = self.decode([token])
+        return text
 
     def token_bytes(self, token: int) -> bytes:
         """Give what one id stands for: bytes of UTF-8, perhaps only a part of a character.
@@ -116,7 +124,7 @@ class StreamDecoder:
         if complete != text:  # the end may be a part of a character: the window stays until it is whole
             self._known = complete
             return piece
-        alone = self._codec.decode([token])
+        alone = self._codec.decode_alone(token)
         # A token without text is no start for a window: a decoder that joins words with spaces would see a first word.
         self._window, self._known = ([token], alone) if alone else (self._window, text)
         return piece

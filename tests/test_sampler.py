@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -100,15 +101,15 @@ def test_warpers_equal_those_of_transformers(change: dict[str, Any], kind: str, 
         logits = logits_of(kind, seed, vocab)
         logits[seed] = -np.inf
         expected = warped(logits, options)
-        ids, weights = candidates(logits, options)
+        ids, edges = candidates(logits, options)
         got = np.zeros(vocab)
-        got[ids] = weights / weights.sum(dtype=np.float64)
+        got[ids] = np.diff(edges, prepend=0) / edges[-1]
         if kind in ("ties", "flat"):  # which of equals are in the nucleus is not defined; how many are, is
             expected, got = np.sort(expected), np.sort(got)
-        elif vocab == VOCAB:
-            assert set(np.flatnonzero(expected)) == set(np.flatnonzero(got))
+        else:
+            assert set(np.flatnonzero(expected)) <= set(ids)
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-12)
-        assert np.all(np.diff(ids) > 0)
+        assert len(set(ids)) == len(ids)
 
 
 @pytest.mark.parametrize("penalty", [0.01, 0.7, 1.0, 1.3, 100.0])
@@ -152,23 +153,44 @@ def random_options(generator: np.random.Generator) -> SamplingOptions:
 def test_the_whole_chain_draws_from_the_distribution_of_transformers(vocab: int) -> None:
     """Stops a processor that is left out, comes in the wrong order, or leaves a trace in the next step.
 
-    The draw is the inverse of the cumulative distribution, over ids in rising order, at one random number a token: so
-    every token is known, and not only how often it comes.
+    A draw is the inverse of the cumulative distribution at one random number a token: so every token is known, and not
+    only how often it comes. The order of the candidates is the sampler's own.
     """
     for case in range(60):
         generator = np.random.default_rng(case)
         options = random_options(generator)
         earlier = generator.integers(3, 60, generator.integers(0, 20)).tolist()
         sample = build_sampler(options.for_reply(64, earlier), BANNED, END)
-        uniform = np.random.Generator(np.random.PCG64(options.seed))
+        random = Random(options.seed)
         bot_ids: list[int] = []
         for step in range(12):
             logits = logits_of("2", 100 * case + step, vocab)
             logits[3:60] += 3  # so that some ids come again
-            edges = np.cumsum(warped(processed(logits, bot_ids, earlier, options), options))
-            expected = int(np.searchsorted(edges, uniform.random() * edges[-1], side="right"))
-            assert sample(logits, bot_ids) == expected, (case, step, options)
-            bot_ids.append(expected)
+            scores = processed(logits, bot_ids, earlier, options)
+            expected = warped(scores, options)
+            ids = np.asarray(candidates(scores, options)[0])
+            assert set(np.flatnonzero(expected)) <= set(ids)
+            edges = np.cumsum(expected[ids])
+            token = int(ids[np.searchsorted(edges, random.random() * edges[-1], side="right")])
+            assert sample(logits, bot_ids) == token, (case, step, options)
+            bot_ids.append(token)
+
+
+@pytest.mark.parametrize("vocab", [VOCAB, WIDE_VOCAB])
+def test_greedy_takes_the_likeliest_token_that_transformers_processors_leave(vocab: int) -> None:
+    """Stops the shortcut past the processors from choosing an id that one of them is about."""
+    for case in range(100):
+        generator = np.random.default_rng(case)
+        options = dataclasses.replace(random_options(generator), temperature=0.0)
+        earlier = generator.integers(3, 30, generator.integers(0, 5)).tolist()
+        sample = build_sampler(options.for_reply(64, earlier), BANNED, END)
+        bot_ids: list[int] = []
+        for step in range(12):
+            logits = logits_of("1", 100 * case + step, vocab)
+            logits[:30] += 3
+            token = int(processed(logits, bot_ids, earlier, options).argmax())
+            assert sample(logits, bot_ids) == token, (case, step, options)
+            bot_ids.append(token)
 
 
 @pytest.mark.parametrize("count", [1, 3, 40, 255, 256, 400])
