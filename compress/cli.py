@@ -343,6 +343,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8080,
     queue: Annotated[int, typer.Option(help="Requests that may wait; one more is answered 429.", min=1)] = 16,
+    slots: Annotated[int, typer.Option(help="Replies that are made at once.", min=1, max=64)] = 4,
     threads: Threads = None,
     device: Device = None,
     seed: MaybeSeed = None,
@@ -353,7 +354,7 @@ def serve(
     """OpenAI-compatible HTTP server over a bundle; needs no torch."""
     from serve.server import run_server
 
-    run_server(bundle, host=host, port=port, queue=queue, threads=threads, device=device, seed=seed, as_json=as_json)
+    run_server(bundle, host, port, queue, threads, slots=slots, device=device, seed=seed, as_json=as_json)
 
 
 @app.command()

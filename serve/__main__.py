@@ -14,6 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8080, help="port, 0 for a free one (default: %(default)s)")
     parser.add_argument("--queue", type=int, default=16, help="requests that may wait (default: %(default)s)")
+    parser.add_argument("--slots", type=int, default=4, help="replies that are made at once (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of the model (default: the physical cores)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="graph to run (default: cuda where it can)")
     parser.add_argument("--chat", action="store_true", help="talk in the terminal instead of serving")
@@ -25,7 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
             from serve.server import run_server  # heavy: not for --help
 
             run_server(
-                options.bundle, options.host, options.port, options.queue, options.threads, device=options.device
+                options.bundle,
+                options.host,
+                options.port,
+                options.queue,
+                options.threads,
+                slots=options.slots,
+                device=options.device,
             )
     except ServeError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -36,7 +36,7 @@ class Settings:
 
     model: str = "chitchat"
     options: SamplingOptions = field(default_factory=SamplingOptions)
-    queue: int = 16  # requests that wait beside the one that runs
+    queue: int = 16  # requests that wait beside those that run
     body_bytes: int = 256 * 1024
     messages: int = 256
 

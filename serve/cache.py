@@ -37,7 +37,7 @@ class KVCache:
         self._owners = {name: self._allocate() for name in names}
         self._ids: list[list[int]] = [[] for _ in range(slots)]
         self._prefilled = [0] * slots
-        self.lengths = np.zeros(slots, dtype=np.int64)  # tokens in each slot; read only
+        self.lengths = [0] * slots  # tokens in each slot; read only
 
     @property
     def nbytes(self) -> int:
@@ -64,6 +64,11 @@ class KVCache:
             self._prefilled[slot] += len(ids)
         self._ids[slot].extend(ids)
         self.lengths[slot] = len(self._ids[slot])
+
+    def append(self, token: int, slot: int) -> None:
+        """Note a token that a decode has just appended. The caller has seen that there was room."""
+        self._ids[slot].append(token)
+        self.lengths[slot] += 1
 
     def trim(self, length: int, slot: int = 0) -> None:
         """Keep the first `length` tokens of a slot and forget the rest."""

@@ -121,15 +121,16 @@ class Engine:
             raise BadRequest(f"{len(slots)} slots and {len(tokens)} tokens: give one token for each of different slots")
         first, count = self._range(min(slots), max(slots))
         run, past = self._runs.get(first, count, 1), self._cache.lengths[first : first + count]
-        run.ids[:] = 0
+        if count > len(slots):
+            run.ids[:] = 0  # a row that rides along needs some token
         for slot, token in zip(slots, tokens, strict=True):
-            run.ids[slot - first] = token
+            run.ids[slot - first, 0] = token
         run.positions[:, 0] = past
         run.last[:] = past  # one more than before, minus one
-        run.total[...] = past.max() + 1
+        run.total[...] = max(past) + 1
         logits = run()
         for slot, token in zip(slots, tokens, strict=True):
-            self._cache.extend([token], slot, prefill=False)
+            self._cache.append(token, slot)
         return [logits[slot - first, 0] for slot in slots]
 
     def forget(self, slot: int) -> None:

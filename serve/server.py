@@ -15,7 +15,7 @@ import uvicorn
 
 from serve.app import Settings, create_app
 from serve.bundle import Bundle
-from serve.engine import Engine
+from serve.engine import MAX_SLOTS, Engine
 from serve.errors import BadBundle, BadRequest
 from serve.sampler import SamplingOptions
 from serve.terminal import Generator
@@ -31,17 +31,21 @@ def run_server(
     queue: int = 16,
     threads: int | None = None,
     *,
+    slots: int = 4,
     device: str | None = None,
     seed: int | None = None,
     as_json: bool = False,
 ) -> None:
     """Serve a bundle until SIGTERM (then it returns) or Ctrl-C (KeyboardInterrupt); replies that run are finished.
 
-    `port` 0 takes a free one; the line on stderr names it, and with `as_json` an object on stdout. Requests that name
-    no seed are drawn with `seed`. Nothing listens before the bundle is verified, loaded and
-    has given a token. Raises BadBundle, and BadRequest for an address that cannot be bound.
+    `slots` replies are made at once, `queue` more requests wait. `port` 0 takes a free one; the line on stderr names
+    it, and with `as_json` an object on stdout. Requests that name no seed are drawn with `seed`. Nothing listens before
+    the bundle is verified, loaded and has given a token. Raises BadBundle, and BadRequest for an option or for an
+    address that cannot be bound.
     """
     settings = Settings(queue=queue)
+    if not 1 <= slots <= MAX_SLOTS:
+        raise BadRequest(f"--slots {slots}: give a number from 1 to {MAX_SLOTS}")
     if not 0 <= port <= 65535:
         raise BadRequest(f"--port {port}: give a number from 0 (any free port) to 65535")
     opened = Bundle.open(bundle)
@@ -50,7 +54,7 @@ def run_server(
         raise BadBundle(
             f"{opened.tokenizer_path}: has {codec.vocab_size} tokens, the model {opened.geometry.vocab}; export again"
         )
-    engine = Engine(opened, threads, device=device)
+    engine = Engine(opened, threads, slots=slots, device=device)
     settings = replace(
         settings, model=opened.folder.resolve().name or "chitchat", options=replace(opened.sampling, seed=seed)
     )

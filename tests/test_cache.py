@@ -15,12 +15,12 @@ def test_slots_have_lengths_of_their_own() -> None:
     """A shared length lets one conversation read the keys of another."""
     cache = KVCache(GEOMETRY, slots=2)
     cache.extend([5, 6, 7, 8], slot=1, prefill=True)
-    cache.extend([9], slot=1, prefill=False)
+    cache.append(9, slot=1)
     assert (cache.length(0), cache.length(1), cache.room(1)) == (0, 5, 4)
     cache.trim(3, slot=1)
     cache.reset(0)
     assert (cache.length(0), cache.length(1)) == (0, 3)
-    assert cache.lengths.tolist() == [0, 3]
+    assert cache.lengths == [0, 3]
 
 
 def test_a_prompt_matches_what_the_same_tokens_left() -> None:

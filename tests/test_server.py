@@ -9,20 +9,24 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from bundles import exported, random_gpt2
 from starlette.applications import Starlette
 from tiny_codecs import byte_level, word_piece
 
 from serve.app import Settings, create_app
+from serve.bundle import Bundle
 from serve.dialogue import Dialogue
-from serve.errors import ServeError
+from serve.engine import Engine
+from serve.errors import Overloaded, ServeError
 from serve.sampler import SamplingOptions
-from serve.worker import Worker
+from serve.worker import Job, Worker
 
 TALK = {"messages": [{"role": "user", "content": "hello 你好 😀"}]}
 CODEC = byte_level()
@@ -613,3 +617,137 @@ def test_over_a_socket_every_piece_comes_before_the_next_is_made() -> None:
 
     with listening(app) as address:
         run(scenario)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A random model of context 256."""
+    return exported(random_gpt2(n_positions=256), tmp_path_factory.mktemp("bundle"))
+
+
+def job(seed: int, new: int = 40) -> Job:
+    """A prompt of its own, sampled, of exactly `new` tokens."""
+    return Job([1, *range(3 + seed, 20 + seed)], SamplingOptions(seed=seed, max_new_tokens=new, min_new_tokens=new))
+
+
+async def ids_of(wanted: Job) -> list[int]:
+    """Read a job to its end."""
+    return [token async for token in wanted.ids()]
+
+
+@contextlib.asynccontextmanager
+async def working(engine: Engine, queue: int) -> AsyncIterator[Worker]:
+    """A worker over an engine, started and stopped."""
+    worker = Worker(engine, queue)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        await asyncio.to_thread(worker.stop)
+        assert not worker.alive
+
+
+def test_every_slot_serves_a_job_and_the_others_wait(bundle: Bundle) -> None:
+    """Stops replies that mix, and a queue that starts before the slots are full."""
+
+    async def scenario() -> None:
+        async with working(Engine(bundle, 1, slots=3), queue=20) as worker:
+            alone = []
+            for seed in range(12):
+                worker.submit(one := job(seed))
+                alone.append(await ids_of(one))
+            jobs = [job(seed) for seed in range(12)]
+            for one in jobs:
+                worker.submit(one)
+            await until(lambda: worker.running == 3)
+            assert await asyncio.gather(*map(ids_of, jobs)) == alone
+            await until(lambda: not worker.busy)
+
+    run(scenario)
+
+
+def test_more_than_slots_and_queue_are_turned_away(bundle: Bundle) -> None:
+    """Stops a bound that counts one slot when there are several."""
+
+    async def scenario() -> None:
+        async with working(Engine(bundle, 1, slots=2), queue=3) as worker:
+            jobs = [job(seed, 230) for seed in range(5)]
+            for one in jobs:
+                worker.submit(one)
+            with pytest.raises(Overloaded, match="3 requests"):
+                worker.submit(job(9))
+            for one in jobs:
+                worker.cancel(one)
+            assert worker.waiting == 0
+            await until(lambda: not worker.busy)
+            worker.submit(one := job(9, 4))
+            assert len(await ids_of(one)) == 4
+
+    run(scenario)
+
+
+def test_a_cancelled_job_frees_its_slot_within_one_step(bundle: Bundle) -> None:
+    """Stops a slot that is held by nobody while others wait (llama.cpp issue 24496)."""
+    engine = Engine(bundle, 1, slots=2)
+    allowed, decode, entered = threading.Semaphore(0), engine.decode, []
+
+    def gated(slots: Any, tokens: Any) -> Any:
+        entered.append(len(slots))
+        assert allowed.acquire(timeout=30), "the test forgot the gate"
+        return decode(slots, tokens)
+
+    engine.decode = gated  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        async with working(engine, queue=3) as worker:
+            jobs = [job(seed, 200) for seed in range(3)]
+            for one in jobs:
+                worker.submit(one)
+            await until(lambda: bool(entered))
+            while entered[-1] < 2:
+                before = len(entered)
+                allowed.release()
+                await until(lambda before=before: len(entered) > before)
+            assert (worker.running, worker.waiting) == (2, 1)
+            before = len(entered)
+            worker.cancel(jobs[0])
+            allowed.release()  # the step that was under way
+            await until(lambda: len(entered) > before)
+            assert (worker.running, worker.waiting) == (2, 0)
+            assert jobs[2] in worker._running
+            worker.cancel(jobs[1])
+            allowed.release(1000)
+            assert len(await ids_of(jobs[2])) == 200
+
+    run(scenario)
+
+
+def test_a_request_that_cannot_run_is_its_own_error(bundle: Bundle) -> None:
+    """Stops a bad prompt from ending the engine thread or holding a slot."""
+
+    async def scenario() -> None:
+        async with working(Engine(bundle, 1, slots=2), queue=3) as worker:
+            for ids in ([], [101], [5] * 256):
+                worker.submit(bad := Job(ids, SamplingOptions()))
+                with pytest.raises(ServeError):
+                    await ids_of(bad)
+            assert not worker.busy
+            worker.submit(one := job(1, 4))
+            assert len(await ids_of(one)) == 4
+
+    run(scenario)
+
+
+def test_a_loaded_engine_leaves_the_processor_alone(bundle: Bundle) -> None:
+    """Stops threads that spin on between requests: heat and a flat battery on an edge box."""
+
+    async def scenario() -> None:
+        async with working(Engine(bundle, 2, slots=4), queue=3) as worker:
+            worker.submit(one := job(1))
+            await ids_of(one)
+            await asyncio.sleep(0.3)  # onnxruntime's threads spin for some 50 ms after a run
+            before, started = time.process_time(), time.monotonic()
+            await asyncio.sleep(2)
+            assert time.process_time() - before <= 0.01 * (time.monotonic() - started)
+
+    run(scenario)

@@ -130,6 +130,7 @@ def test_a_bundle_is_served_and_a_signal_ends_the_process_cleanly(bundle: Path, 
         (["{bundle}", "--port", "70000"], "--port 70000"),
         (["{bundle}", "--port", "0", "--host", "203.0.113.1"], "--host 203.0.113.1"),
         (["{bundle}", "--queue", "-1"], "--queue -1"),
+        (["{bundle}", "--slots", "0"], "--slots 0"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(bundle: Path, tmp_path: Path, arguments: list[str], told: str) -> None:
