@@ -196,7 +196,10 @@ def _argv(stage: RecipeStage, folders: dict[str, Path], out: Path) -> list[str]:
 
     argv = [stage.verb, *map(text, stage.arguments), "--out", str(out)]
     for name, value in stage.options.items():
-        argv += [f"--{name}", text(value)]
+        if isinstance(value, bool):
+            argv += [f"--{name}"] if value else []
+        else:
+            argv += [f"--{name}", text(value)]
     return argv
 
 

@@ -27,13 +27,15 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 class Verb:
     """What a recipe may say of a verb: the key of its arguments, its options, and which kinds of folder they take.
 
-    `takes` maps each key that may name a stage to the kinds that fit; `makes` is the kind of the output.
+    `takes` maps each key that may name a stage to the kinds that fit; `makes` is the kind of the output; `flags` are
+    the options that are true or false.
     """
 
     argument: str
     options: tuple[str, ...]
     takes: Mapping[str, tuple[str, ...]]
     makes: str
+    flags: tuple[str, ...] = ()
 
 
 _MODEL = ("checkpoint",)
@@ -67,9 +69,10 @@ VERBS = {
     ),
     "export": Verb(
         argument="from",
-        options=("target", "data", "dialogue"),
+        options=("target", "kv", "genai", "data", "dialogue"),
         takes={"from": ("checkpoint", "quantized"), "data": ("data",)},
         makes="bundle",
+        flags=("genai",),
     ),
     "bench": Verb(
         argument="models",
@@ -169,6 +172,10 @@ class _Reader:
 
     def _value(self, name: str, verb: Verb, key: str, value: Any) -> Value:
         """A plain value, or a reference to an earlier stage where the key can take one."""
+        if key in verb.flags:
+            if not isinstance(value, bool):
+                raise self._bad(name, f"{key}: {value!r} is neither true nor false; write one")
+            return value
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise self._bad(name, f"{key}: {value!r} is not a number or a text; write one")
         kinds = verb.takes.get(key)

@@ -83,15 +83,18 @@ def write_cpu(work: Work) -> Variant:
 def write_cuda(work: Work, file: str = GRAPH) -> Variant:
     """Write our float16 graph for CUDA, and prove it on what there is: CUDA, else the CPU provider.
 
-    Without a CUDA device there is no latency, and bundle.json's parity names the provider that computed it.
+    Without a CUDA device there is no latency, and bundle.json's parity names the provider that computed it. Beside a
+    cpu graph (`file` says so) quality and latency are that one's.
     """
     written = _write(work, half_weights(work.source.weights), "cuda", file)
     device = "cuda" if PROVIDERS["cuda"] in find_providers() else "cpu"
     written = replace(written, device=device)
-    parity = _prove(written, work)
+    parity = _record(_prove(written, work), device)
+    if file != GRAPH:
+        return Variant(written.graph, parity)
     engine = written.engine()
     latency = measure_latency(engine) if device == "cuda" else {}
-    return Variant(written.graph, _record(parity, device), quality_of(engine, work), latency)
+    return Variant(written.graph, parity, quality_of(engine, work), latency)
 
 
 def write_portable(work: Work) -> Variant:

@@ -1,158 +1,28 @@
 """The bundle: a folder with everything that an edge box needs to run one model, and `bundle.json` that explains it.
 
-This module defines the schema of `bundle.json` (`Manifest`; the exporter writes it through `Manifest.as_json`) and
-opens a bundle: size and sha256 of every file are checked before any parser sees one. Who made the bundle is not
-checked here: a hash in the same folder tells damage, not origin. Nothing is loaded here; that is the engine's work.
+Opening one checks size and sha256 of every file before any parser sees one; the schema of `bundle.json` is
+serve/manifest.py's. Who made the bundle is not checked here: a hash in the same folder tells damage, not origin.
+Nothing is loaded here; that is the engine's work.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from serve.dialogue import Dialogue
 from serve.errors import BadBundle, BadRequest
+from serve.manifest import BUNDLE_JSON, FORMAT, Geometry, Graph, Manifest
 from serve.sampler import SamplingOptions
 
-BUNDLE_JSON = "bundle.json"
+__all__ = ["BUNDLE_JSON", "FORMAT", "GRAPH", "TOKENIZER", "Bundle", "Geometry", "Graph", "Manifest", "file_record"]
+
 GRAPH = "model.onnx"
 TOKENIZER = "tokenizer.json"
-FORMAT = 2
-TARGETS = ("cpu", "cuda", "portable")
-KV_DTYPES = ("float32", "float16", "int8")
 _MAX_JSON_BYTES = 64 << 20  # bundle.json is the one file that is parsed without a hash
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Shape of a GPT-2: counts, and sizes in numbers (not bytes). `width` = `heads` * `head_dim`."""
-
-    layers: int
-    heads: int
-    head_dim: int
-    width: int
-    ffn: int
-    vocab: int
-    context: int
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of the float32 KV cache that one token takes."""
-        return 2 * 4 * self.layers * self.heads * self.kv_head_dim
-
-    @property
-    def kv_head_dim(self) -> int:
-        """Numbers a head takes in the cache: onnxruntime's attention takes multiples of 8; zeros fill up the rest."""
-        return -(-self.head_dim // 8) * 8
-
-
-@dataclass(frozen=True)
-class Graph:
-    """One graph of a bundle.
-
-    file           its name in the folder; weights that lie apart are in `<file>.data`
-    inputs,        names, in order (their meaning: export/graph.py)
-      outputs
-    weight_bytes   what the weights take in the graph, a tied table counted once
-    kv_dtype       type of the cache's numbers: "float32", "float16" or "int8"
-    needs          CPU features, one of which the integer products need to be right (serve/processors.py); none: ()
-    """
-
-    file: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    weight_bytes: int
-    kv_dtype: str = "float32"
-    needs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """`bundle.json`, format 2. One JSON object with these fields; unknown ones are ignored, missing ones refused.
-
-    graphs        by target: "cpu" and "cuda", our graphs for `serve`; "portable": standard ONNX, for optimum's
-                  ORTModelForCausalLM, which stands alone
-    scheme        how the weights are stored: "fp32", or the quantized checkpoint's scheme, such as "w8"
-    parameters    numbers in the model, a tied table counted once
-    dialogue      the ids of the dialogue format (serve/dialogue.py)
-    sampling      default sampling options (serve/sampler.py)
-    cpu_features  what the figures below need of a CPU to hold on another box; the model runs without, more slowly
-    lineage       the records of all stages that led here, oldest first
-    parity        by target: what the parity check measured against torch, and on which execution provider
-    quality       perplexity, bits per byte, token accuracy on held-out conversations; empty when exported without data
-    latency       ttft_ms for `prompt_tokens`, tpot_ms (ms per further token), `threads`, on the exporting machine
-    files         {name: {"size": bytes, "sha256": hex}} of every other file of the folder
-    """
-
-    graphs: Mapping[str, Graph]
-    scheme: str
-    geometry: Geometry
-    parameters: int
-    dialogue: Mapping[str, Any]
-    sampling: Mapping[str, Any]
-    cpu_features: tuple[str, ...]
-    lineage: tuple[Mapping[str, Any], ...]
-    parity: Mapping[str, Any]
-    quality: Mapping[str, Any]
-    latency: Mapping[str, Any]
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    format: int = FORMAT
-
-    def as_json(self) -> dict[str, Any]:
-        """The object that `bundle.json` holds, format first."""
-        return {"format": self.format, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, record: Any) -> "Manifest":
-        """Read the object back. Raises BadBundle that names the field."""
-        if not isinstance(record, dict) or type(record.get("format")) is not int:
-            raise BadBundle(f"{BUNDLE_JSON}: holds no format number; export the bundle again")
-        if record["format"] != FORMAT:
-            newer = record["format"] > FORMAT
-            raise BadBundle(
-                f"{BUNDLE_JSON}: format {record['format']} is {'newer' if newer else 'older'} than this runtime's "
-                f"{FORMAT}; {'upgrade the runtime' if newer else 'export the bundle again'}"
-            )
-        values: dict[str, Any] = {}
-        for item in fields(cls):
-            value = record.get(item.name)
-            expected = _TYPES[item.name]
-            if not isinstance(value, expected) or isinstance(value, bool):
-                raise BadBundle(f"{BUNDLE_JSON}: {item.name} is missing or not of its type; export the bundle again")
-            values[item.name] = tuple(value) if isinstance(value, list) else value
-        values["graphs"] = _graphs(values["graphs"])
-        values["geometry"] = _geometry(values["geometry"])
-        return cls(**values)
-
-
-_TYPES: dict[str, type] = {
-    "graphs": dict,
-    "scheme": str,
-    "geometry": dict,
-    "parameters": int,
-    "dialogue": dict,
-    "sampling": dict,
-    "cpu_features": list,
-    "lineage": list,
-    "parity": dict,
-    "quality": dict,
-    "latency": dict,
-    "files": dict,
-    "format": int,
-}
-
-_GRAPH_TYPES: dict[str, type] = {
-    "file": str,
-    "inputs": list,
-    "outputs": list,
-    "weight_bytes": int,
-    "kv_dtype": str,
-    "needs": list,
-}
 
 
 @dataclass(frozen=True)
@@ -270,42 +140,3 @@ def _verify(folder: Path, name: str, known: Any) -> None:
         raise BadBundle(f"{path}: cannot be read ({error.strerror})") from error
     if actual != known["sha256"]:
         raise BadBundle(f"{path}: altered (its sha256 differs from {BUNDLE_JSON}); copy the bundle again")
-
-
-def _graphs(record: Mapping[str, Any]) -> dict[str, Graph]:
-    """Read the graphs, main one first. Raises BadBundle that names the field."""
-    unknown = sorted(set(record) - set(TARGETS))
-    if unknown or not record:
-        what = f"{unknown[0]!r} is unknown" if unknown else "names none"
-        raise BadBundle(f"{BUNDLE_JSON}: graphs: {what} (known: {', '.join(TARGETS)}); export the bundle again")
-    graphs = {}
-    for target in sorted(record, key=TARGETS.index):
-        entry = record[target] if isinstance(record[target], dict) else {}
-        for name, expected in _GRAPH_TYPES.items():
-            if not isinstance(entry.get(name), expected) or isinstance(entry[name], bool):
-                raise BadBundle(
-                    f"{BUNDLE_JSON}: graphs.{target}.{name} is missing or not of its type; export the bundle again"
-                )
-        values: dict[str, Any] = {name: entry[name] for name in _GRAPH_TYPES}
-        if values["kv_dtype"] not in KV_DTYPES:
-            raise BadBundle(
-                f"{BUNDLE_JSON}: graphs.{target}.kv_dtype {values['kv_dtype']!r} is unknown (known: "
-                f"{', '.join(KV_DTYPES)}); upgrade the runtime"
-            )
-        graphs[target] = Graph(**(values | {name: tuple(values[name]) for name in ("inputs", "outputs", "needs")}))
-    return graphs
-
-
-def _geometry(record: Mapping[str, Any]) -> Geometry:
-    values = {item.name: record.get(item.name) for item in fields(Geometry)}
-    for name, value in values.items():
-        if type(value) is not int or value < 1:
-            raise BadBundle(
-                f"{BUNDLE_JSON}: geometry.{name} is {value!r}, not a positive number; export the bundle again"
-            )
-    geometry = Geometry(**values)  # type: ignore[arg-type]
-    if geometry.heads * geometry.head_dim != geometry.width:
-        raise BadBundle(
-            f"{BUNDLE_JSON}: geometry.width {geometry.width} is not heads * head_dim; export the bundle again"
-        )
-    return geometry

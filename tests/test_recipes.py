@@ -58,6 +58,7 @@ def test_every_option_of_a_recipe_is_one_of_the_command_line(verb: str) -> None:
         ("data: {run: data, corpora: []}", "lacks `corpora:`"),
         ("data: {run: data, corpora: [byu], vocab-size: true}", "vocab-size: True is not a number or a text"),
         ("data: {run: data, corpora: [byu], vocab-size: [1]}", r"vocab-size: \[1\] is not a number or a text"),
+        (GOOD + "b: {run: export, from: teacher, genai: 1}", "genai: 1 is neither true nor false"),
         (GOOD + "p: {run: prune, from: [teacher], data: data}", "takes one value"),
         (GOOD + "p: {run: prune, from: teachr, data: data}", r"teachr is neither an earlier stage \(data, teacher\)"),
         (GOOD + "p: {run: prune, from: data, data: data}", "data is a data, and from takes a checkpoint"),
@@ -96,3 +97,16 @@ other: {{run: export, from: {tmp_path / "mine"}}}
     stages = read_recipe(write(tmp_path, text))
     assert [stage.arguments[0] for stage in stages[2:]] == ["someone/model", str(tmp_path / "mine")]
     assert stages[1].options["init"] == "gpt2"
+
+
+def test_a_flag_is_true_or_false(tmp_path: Path) -> None:
+    """`--genai False` is a usage error, after the hours of the stages before."""
+    from compress.pipeline import _argv
+
+    text = (
+        GOOD + "a: {run: export, from: teacher, genai: true, kv: int8}\nb: {run: export, from: teacher, genai: false}"
+    )
+    *_, yes, no = read_recipe(write(tmp_path, text))
+    folders = {"teacher": Path("teacher")}
+    assert _argv(yes, folders, Path("a")) == ["export", "teacher", "--out", "a", "--genai", "--kv", "int8"]
+    assert _argv(no, folders, Path("b")) == ["export", "teacher", "--out", "b"]
