@@ -8,7 +8,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from serve.cache import KVCache
-from serve.errors import BadBundle, ServeError
+from serve.errors import BadBundle, BadRequest, ServeError
 from serve.variant import Choice
 
 KEPT_RUNS = 64  # bindings are small: a few kB each
@@ -17,7 +17,11 @@ Logits = npt.NDArray[np.float32]
 
 
 def open_session(choice: Choice, threads: int) -> ort.InferenceSession:
-    """Load the graph. Raises BadBundle when onnxruntime cannot, or when it is not the graph that bundle.json tells."""
+    """Load the graph.
+
+    Raises BadBundle when onnxruntime cannot, or when it is not the graph that bundle.json tells, and BadRequest for a
+    device that does not start.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -29,6 +33,11 @@ def open_session(choice: Choice, threads: int) -> ort.InferenceSession:
         session = ort.InferenceSession(str(choice.path), options, providers=[choice.provider])
     except Exception as error:
         raise BadBundle(f"{choice.path}: onnxruntime cannot load it ({first_line(error)})") from error
+    if choice.provider not in session.get_providers():  # it falls back to the CPU, and says so to nobody
+        raise BadRequest(
+            f"{choice.provider}: onnxruntime could not start it (are CUDA's and cuDNN's libraries those that "
+            "onnxruntime-gpu asks for?); repair the installation, or give --device cpu"
+        )
     inputs = tuple(item.name for item in session.get_inputs())
     outputs = tuple(item.name for item in session.get_outputs())
     if (inputs, outputs) != (choice.graph.inputs, choice.graph.outputs):

@@ -1,12 +1,15 @@
 """Which graph of a bundle runs, and the reason that is said."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bundles import exported, random_gpt2
 
 from serve.bundle import Bundle, Geometry, Graph, Manifest
 from serve.errors import BadBundle, BadRequest
 from serve.processors import EXACT_BYTE_SUMS
+from serve.session import open_session
 from serve.variant import choose, count_cuda_devices, find_providers
 
 CPU_ONLY = ["CPUExecutionProvider"]
@@ -99,3 +102,12 @@ def test_integers_that_would_overflow_are_refused() -> None:
     for present in (("avx2", "avx_vnni"), ("asimd", "asimddp"), ()):
         assert choose(needing, "cpu", CPU_ONLY, present).target == "cpu"
     assert choose(needing, None, WITH_CUDA, ("avx2",)).target == "cuda"
+
+
+@pytest.mark.skipif(count_cuda_devices() > 0, reason="there is a CUDA device here, which starts")
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+def test_a_device_that_does_not_start_is_not_the_cpu_in_silence(tmp_path: Path) -> None:
+    """With a library missing, onnxruntime runs a cuda graph on the CPU, twenty times slower."""
+    choice = choose(exported(random_gpt2(), tmp_path), None, CPU_ONLY)
+    with pytest.raises(BadRequest, match=r"CUDAExecutionProvider: onnxruntime could not start it.*--device cpu"):
+        open_session(replace(choice, provider=WITH_CUDA[0]), threads=1)
