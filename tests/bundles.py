@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from compress.quantize.activations import input_ranges
+from compress.quantize.activations import calibrate_kv, input_ranges
 from compress.quantize.blockwise import quantize_blocks
 from compress.quantize.channelwise import quantize_channels
 from compress.quantize.checkpoint import QuantizedTensor, dequantize, is_conv1d
 from export.bundle import write_graph, write_manifest
 from export.graph import build_graph, graph_names, graph_spec
-from export.weights import GraphWeights, float_weights, quantized_weights
+from export.weights import GraphWeights, float_weights, quantized_weights, with_kv_scales
 from serve.bundle import GRAPH, Bundle, Graph, Manifest
 from serve.sampler import SamplingOptions
 
@@ -73,15 +73,22 @@ def random_ids(model: GPT2LMHeadModel, seed: int = 0) -> list[int]:
 
 
 def exported(
-    model: GPT2LMHeadModel, folder: Path, bits: int | str | None = None, block_size: int = 32, **changes: Any
+    model: GPT2LMHeadModel,
+    folder: Path,
+    bits: int | str | None = None,
+    block_size: int = 32,
+    kv: str = "float32",
+    **changes: Any,
 ) -> Bundle:
     """Write a bundle of `model` into an empty folder, and open it. `changes` replace fields of the manifest."""
     weights = weights_of(model, bits, block_size)
-    spec = graph_spec(model.config, weights.formats)
+    if kv == "int8":
+        weights = with_kv_scales(weights, calibrate_kv(model, [random_ids(model)]))
+    spec = graph_spec(model.config, weights.formats, kv=kv)
     write_graph(build_graph(spec, weights), folder)
     (folder / "tokenizer.json").write_text("{}")
     fields: dict[str, Any] = {
-        "graphs": {"cpu": Graph(GRAPH, *graph_names(spec.geometry.layers), weights.nbytes)},
+        "graphs": {"cpu": Graph(GRAPH, *graph_names(spec.geometry.layers), weights.nbytes, kv)},
         "scheme": "fp32" if bits is None else str(bits) if isinstance(bits, str) else f"w{bits}",
         "geometry": spec.geometry,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
