@@ -29,7 +29,7 @@ from serve.errors import BadRequest, ContextExceeded
 from serve.processors import physical_cores
 from serve.sampler import SamplingOptions, build_sampler
 from serve.session import Logits, Runs, kv_dtype, open_session
-from serve.variant import choose, find_providers
+from serve.variant import PROVIDERS, choose, find_providers
 
 MAX_CHUNK = 64  # tokens of one run; more are no faster, and logits for all of them take 64 * 50,257 floats, 13 MB
 MAX_SLOTS = 64
@@ -69,9 +69,9 @@ class Engine:
         if self.exact and slots > 1:
             self.threads = min(self.threads, 2 * self.geometry.heads)
         session = open_session(self.choice, self.threads)
-        target = self.choice.target
-        self._cache = KVCache(self.geometry, slots, kv_dtype(session), target)
-        self._runs = Runs(session, self._cache, self.geometry.vocab, on_device=target != "cpu")
+        place = "cuda" if self.choice.provider == PROVIDERS["cuda"] else "cpu"
+        self._cache = KVCache(self.geometry, slots, kv_dtype(session), place)
+        self._runs = Runs(session, self._cache, self.geometry.vocab, on_device=place != "cpu")
 
     @property
     def kv_bytes(self) -> int:

@@ -1,18 +1,25 @@
 """The engine: its logits, its stream, its limits, and that it knows its place."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from bundles import DIALOGUE, exported, random_gpt2
+from bundles import DIALOGUE, exported, random_gpt2, weights_of
+from test_cuda_graph import why_not_cuda
 
+import serve.engine
 import serve.processors
 from chitchat.score import torch_scorer
+from export.bundle import write_graph
+from export.graph import build_graph, graph_names, graph_spec
+from export.weights import half_weights
 from serve.bundle import Bundle, Graph
 from serve.engine import MAX_CHUNK, Engine
 from serve.errors import BadBundle, BadRequest, ContextExceeded
 from serve.sampler import SamplingOptions
+from serve.variant import Choice
 
 GREEDY = SamplingOptions(temperature=0, repetition_penalty=1.0, max_new_tokens=12, min_new_tokens=0)
 
@@ -189,6 +196,79 @@ def test_a_thread_count_below_one_is_refused(bundle: Bundle, threads: int) -> No
     """onnxruntime takes 0 for "all cores of the machine"."""
     with pytest.raises(BadRequest, match=f"threads {threads}"):
         Engine(bundle, threads=threads)
+
+
+def cuda_bundle(model, folder: Path) -> Bundle:
+    """A bundle that has a cuda graph only (float16), with 8-bit weights; `model` is given what they stand for."""
+    weights = half_weights(weights_of(model, 8))
+    spec = graph_spec(model.config, weights.formats, target="cuda")
+    bundle = exported(model, _empty(folder / "cpu"))
+    path = write_graph(build_graph(spec, weights), _empty(folder / "cuda"))
+    graph = Graph(path.name, *graph_names(spec.geometry.layers), weights.nbytes, spec.kv_dtype)
+    return Bundle(path.parent, replace(bundle.manifest, graphs={"cuda": graph}))
+
+
+def continuation(engine: Engine, prompt: list[int]) -> np.ndarray:
+    """Logits after a prompt, a chunk and some single tokens, beside another conversation: [5, vocab]."""
+    engine.feed(0, [9, 8, 7, 6])
+    rows = [engine.feed(1, prompt[:20]).copy(), engine.feed(1, prompt[20:25]).copy()]
+    return np.stack(rows + [engine.decode([0, 1], [5, token])[1].copy() for token in prompt[25:28]])
+
+
+def torch_continuation(model, prompt: list[int]) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor([prompt])).logits[0].numpy()[[19, 24, 25, 26, 27]]
+
+
+def test_the_engine_keeps_a_float16_cache_and_binds_inputs_anew_where_a_device_copies_them(
+    monkeypatch, tmp_path: Path
+) -> None:
+    """What is particular to CUDA, on the CPU provider: a device takes inputs when they are bound, not when it runs."""
+    model = random_gpt2()
+    bundle = cuda_bundle(model, tmp_path)
+    path, graph = bundle.graph_path("cuda"), bundle.manifest.graphs["cuda"]
+    choice = Choice("cuda", path, graph, "CPUExecutionProvider", "a test")
+    monkeypatch.setattr(serve.engine, "choose", lambda *_: choice)
+    engine = Engine(bundle, 1, slots=3)
+    assert engine.kv_bytes == 3 * 2 * 2 * 64 * 32 * 2
+    engine._runs.on_device = True
+    prompt = np.random.default_rng(0).integers(3, 101, size=28).tolist()
+    want = torch_continuation(model, prompt)
+    assert np.abs(continuation(engine, prompt) - want).max() < 0.02 * np.abs(want).max()
+
+
+def test_the_engine_runs_on_cuda(tmp_path: Path) -> None:
+    """Its cache lies on the device, and is bound by pointers into it."""
+    cause = why_not_cuda()
+    if cause:
+        pytest.skip(cause)
+    model = random_gpt2()
+    engine = Engine(cuda_bundle(model, tmp_path), 1, slots=3)
+    assert engine.choice.provider == "CUDAExecutionProvider"
+    prompt = np.random.default_rng(0).integers(3, 101, size=28).tolist()
+    want = torch_continuation(model, prompt)
+    assert np.abs(continuation(engine, prompt) - want).max() < 0.02 * np.abs(want).max()
+
+
+def test_one_token_more_than_the_last_row_is_refused_and_changes_nothing(bundle: Bundle) -> None:
+    """In a cache that is shared a slot keeps its last row for runs over its neighbours."""
+    engine = Engine(bundle, 1, slots=2)
+    with pytest.raises(ContextExceeded, match="64 tokens, the context holds 63"):
+        engine.prefill([5] * 64)
+    engine.prefill([5] * 63)
+    with pytest.raises(ContextExceeded, match="context of 64 tokens"):
+        engine.step(5)
+    assert engine.match(0, [5] * 64) == 63
+
+
+def test_stream_computes_only_what_is_new_in_a_conversation(engine: Engine) -> None:
+    """A long talk in the terminal that is computed from its beginning at every turn answers later and later."""
+    prompt = np.random.default_rng(3).integers(3, 101, size=30).tolist()
+    fresh = list(engine.stream(prompt, GREEDY))
+    assert engine.match(0, [*prompt, *fresh, 2, 7]) == 30
+    assert list(engine.stream(prompt, GREEDY)) == fresh
+    engine.reset()
+    assert engine.match(0, prompt) == 0
 
 
 def _empty(folder: Path) -> Path:
