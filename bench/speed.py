@@ -47,9 +47,13 @@ RATIOS = (
     Ratio("fp32", "transformers fp32", "tokens/s", 2.0),
     Ratio("w8", "llama.cpp Q8_0", "tokens/s", 1.15),
     Ratio("w8", "llama.cpp Q8_0", "prefill", 1.2),
+    Ratio("w8a8", "llama.cpp Q8_0", "tokens/s", None),
+    Ratio("w8a8", "llama.cpp Q8_0", "prefill", None),
     Ratio("w4", "llama.cpp Q4_0", "tokens/s", 1.45),
+    Ratio("w4 int8 cache", "llama.cpp Q4_0", "tokens/s", None),
     Ratio("w4", "llama.cpp Q4_0", "prefill", None),
     Ratio("w4, 4 at once", "w4", "tokens/s in sum", 1.9),
+    Ratio("w8a8, 4 at once", "w8a8", "tokens/s in sum", None),
 )
 CEILING = {"w8": 0.65, "w4": 0.5}  # share of the memory ceiling that decoding must reach
 OUTSIDE_SHARE = 0.05
@@ -75,7 +79,7 @@ def speed(out: Path, repeats: int, threads: int, peers_python: str | None) -> di
         "ratios": [ratio_row(ratio, samples) for ratio in RATIOS if {ratio.ours, ratio.other} <= samples.keys()],
         "bandwidth_gb_per_s": bandwidth,
         "ceiling": [ceiling_row(name, paths[name], samples[name], bandwidth) for name in CEILING],
-        "footprint": [footprint(name, paths[name], threads) for name in ("w8", "w4")],
+        "footprint": [footprint(name, paths[name], threads) for name in ("w8", "w8a8", "w4")],
         "samples": samples,
     }
     (out / "speed.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -90,9 +94,12 @@ def speed_jobs(paths: dict[str, Path]) -> list[Job]:
         ("fp32", "fp32", "bundle"),
         ("w8", "w8", "bundle"),
         ("llama.cpp Q8_0", "Q8_0", "llama.cpp"),
+        ("w8a8", "w8a8", "bundle"),
         ("w4", "w4", "bundle"),
         ("llama.cpp Q4_0", "Q4_0", "llama.cpp"),
+        ("w4 int8 cache", "w4 int8 cache", "bundle"),
         ("w4, 4 at once", "w4", "together"),
+        ("w8a8, 4 at once", "w8a8", "together"),
     ]
     return [Job(name, str(paths[path]), kind, end_of_turn_id=3) for name, path, kind in kinds if path in paths]
 
@@ -128,7 +135,7 @@ def row_of(name: str, taken: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "name": name,
         "prefill_ms": float(np.median([sample["ttft_ms"] for sample in taken])),
-        "decode_ms": float(np.median([step for sample in taken for step in sample["token_ms"]])),
+        "decode_ms": float(np.median([np.mean(sample["token_ms"]) for sample in taken])),
         "tokens_per_s": float(np.median([tokens_per_s(sample) for sample in taken])),
     }
 
