@@ -1,7 +1,8 @@
 """Who runs when: conversations of several slots, a step at a time. Ids only; no text, no HTTP, no threads.
 
 A step of the scheduler is at most two runs of the engine: one chunk of a prompt, then one token of every conversation
-that speaks. So a long prompt costs the others a chunk a token, never the whole of itself; several prompts take turns.
+that speaks. So a long prompt costs the others a chunk a token, never the whole of itself, and a short prompt does not
+wait behind it.
 
 A conversation is given the slot that holds most of its prompt, from an earlier turn; what that slot holds is not
 computed again. No slot ever reads another. What a reply decoded cannot be used again exactly (serve/engine.py), so
@@ -9,7 +10,6 @@ when nothing else is to be done the scheduler feeds finished replies once more, 
 all but its own tokens computed. This changes no result, only when it is there.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -93,7 +93,8 @@ class Scheduler:
         self.chunk = chunk
         self._free = list(range(engine.slots))  # the one that was used longest ago first
         self._seats: dict[Conversation, _Seat] = {}
-        self._prefilling: deque[Conversation] = deque()
+        self._prefilling: list[Conversation] = []  # in the order of arrival
+        self._oldest_next = True
         self._speaking: list[Conversation] = []
         self._settling: dict[int, list[int]] = {}  # free slot: the ids of its last conversation, to be fed
 
@@ -136,24 +137,31 @@ class Scheduler:
         """Compute a chunk of a prompt and a token of everyone who speaks; give the tokens, ends and errors."""
         events: list[Event] = []
         if self._prefilling:
-            events += self._prefill(self._prefilling.popleft())
+            events += self._prefill(self._next_prompt())
         if self._speaking:
             events += self._decode(self._speaking[:])
         if not self._seats and self._settling:
             self._settle()
         return events
 
+    def _next_prompt(self) -> Conversation:
+        """By turns the one that is done first, so that most wait least, and the oldest, so that none waits forever."""
+        self._oldest_next = not self._oldest_next
+        if self._oldest_next:
+            return self._prefilling[0]
+        return min(self._prefilling, key=lambda conversation: len(self._seats[conversation].todo))
+
     def _prefill(self, conversation: Conversation) -> list[Event]:
-        seat, alone = self._seats[conversation], len(self._seats) == 1
-        size = MAX_CHUNK if alone else self.chunk
+        seat = self._seats[conversation]
+        size = self.chunk if self._speaking else MAX_CHUNK  # a chunk is what the others wait for
         try:
             logits = self._engine.feed(seat.slot, seat.todo[:size])
         except Exception as error:
             return [self._fail(conversation, error)]
         del seat.todo[:size]
         if seat.todo:
-            self._prefilling.append(conversation)  # the others' prompts first
             return []
+        self._prefilling.remove(conversation)
         self._speaking.append(conversation)
         return self._sample(conversation, logits)
 

@@ -91,14 +91,20 @@ def test_a_long_prompt_costs_the_others_a_chunk_a_token(engine: Counted) -> None
     assert max(run[2] for run in engine.runs if run[0] == "feed") == CHUNK
 
 
-def test_prompts_take_turns(engine: Counted) -> None:
-    """A short question behind a long document waits for all of it."""
+def test_a_short_prompt_does_not_wait_behind_a_long_one_nor_the_long_one_forever(engine: Counted) -> None:
+    """First come, first served makes a question wait for a document; shortest first, the document for all questions."""
     scheduler = Scheduler(engine)
-    scheduler.start(prompt(100, 1), options(1))
-    short = scheduler.start(prompt(10, 2), options(1))
-    for _ in range(2):
-        scheduler.step()
-    assert short.reply
+    speaker = scheduler.start(prompt(4), options(100))
+    scheduler.step()
+    long, steps = scheduler.start(prompt(100, 1), options(1)), 0
+    while not long.reply:
+        short = scheduler.start(prompt(10, steps + 2), options(1))
+        for _ in range(2):
+            scheduler.step()
+        assert short.reply or long.reply
+        steps += 2
+    assert steps <= 2 * -(-100 // CHUNK)
+    assert len(speaker.reply) >= steps
 
 
 def test_all_who_speak_are_decoded_in_one_run(engine: Counted) -> None:
