@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.model import MeasuredModel
+from bench.measured import MeasuredModel
 from chitchat.errors import BadInput
 from serve.bundle import Bundle
 from serve.errors import BadBundle, ServeError

@@ -4,21 +4,16 @@
 loaded only by `scorer()` and `generator()`, which for a bundle is the runtime that ships. Nothing is timed here.
 """
 
-import hashlib
-import json
-import os
-import sys
-from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from bench.files import payload_bytes, shipped_bytes, weight_files
+from bench.measured import MeasuredModel
 from chitchat.errors import BadInput
-from chitchat.lineage import identity, read_lineage
 
 
-def open_model(spec: str, dialogue: str | None = None) -> "MeasuredModel":
+def open_model(spec: str, dialogue: str | None = None) -> MeasuredModel:
     """Recognise `spec` and verify it. Raises `BadInput` for what is no model of ours or was altered.
 
     `dialogue` is the family of a checkpoint that does not say its own.
@@ -37,7 +32,7 @@ def open_model(spec: str, dialogue: str | None = None) -> "MeasuredModel":
     return _checkpoint(spec, folder, dialogue)
 
 
-def _checkpoint(spec: str, folder: Path, dialogue: str | None) -> "MeasuredModel":
+def _checkpoint(spec: str, folder: Path, dialogue: str | None) -> MeasuredModel:
     from chitchat.checkpoint import read_config
 
     config = read_config(folder)
@@ -55,106 +50,6 @@ def _fetch(spec: str) -> Path:
     load_model(spec)
     load_tokenizer(spec)
     return Path(str(cached_file(spec, "config.json"))).parent
-
-
-class MeasuredModel(ABC):
-    """What the bench, the chat and `compress info` need to know of a model. `spec` is what the user typed."""
-
-    kind: ClassVar[str]
-
-    def __init__(self, spec: str, folder: Path) -> None:
-        self.spec = spec
-        self.folder = folder
-        local = Path(spec).expanduser().exists()
-        self.name = Path(os.path.abspath(folder)).name if local else spec.rpartition("/")[2]
-
-    @property
-    @abstractmethod
-    def runtime(self) -> str:
-        """What computes it, and on which numbers: `torch fp32 …`, `onnx w8`."""
-
-    @property
-    @abstractmethod
-    def geometry(self) -> dict[str, int]:
-        """layers, width, heads, ffn, vocab, context."""
-
-    @property
-    @abstractmethod
-    def parameters(self) -> int:
-        """Numbers in the model, before any quantization; a tied table counts once."""
-
-    @property
-    @abstractmethod
-    def weight_bytes(self) -> int:
-        """Bytes of the weights as they are stored, names and graph not counted."""
-
-    @property
-    @abstractmethod
-    def file_bytes(self) -> int:
-        """Bytes of all files that must be copied to run it elsewhere."""
-
-    @property
-    @abstractmethod
-    def dialogue(self) -> Any:
-        """The dialogue format; `end_of_turn_id`, `start_ids` and `banned_ids` are what is used here."""
-
-    @abstractmethod
-    def tokenizer_json(self) -> str:
-        """The tokenizer as the tokenizers package writes it."""
-
-    @abstractmethod
-    def scorer(self, threads: int | None = None) -> Any:
-        """Load the weights and give a `chitchat.score.TokenScorer`."""
-
-    @abstractmethod
-    def generator(self, threads: int | None = None, device: str | None = None) -> Any:
-        """Load the weights and give what has `.context`, `.dialogue` and `.stream(prompt_ids, options)`.
-
-        `device` None: torch takes the CPU, a bundle what `serve.variant.choose` finds.
-        """
-
-    def tell(self, device: str | None = None) -> None:
-        """Say on stderr what runs it here."""
-        print(f"Runs in {self.runtime}.", file=sys.stderr, flush=True)
-
-    @property
-    def context(self) -> int:
-        """Tokens that it can see at most."""
-        return self.geometry["context"]
-
-    @cached_property
-    def vocabulary(self) -> str:
-        """A sha256 that two models share when the same ids mean the same text for both."""
-        return vocabulary_identity(self.tokenizer_json())
-
-    def codec(self) -> Any:
-        """Text to ids and back, as the edge runtime does it."""
-        from tokenizers import Tokenizer
-
-        from serve.text import TextCodec
-
-        return TextCodec(Tokenizer.from_str(self.tokenizer_json()))
-
-    def figures(self) -> dict[str, Any]:
-        """What `compress info` prints."""
-        return {
-            "model": self.spec,
-            "kind": self.kind,
-            "runtime": self.runtime,
-            "parameters": self.parameters,
-            "weight_bytes": self.weight_bytes,
-            "file_bytes": self.file_bytes,
-            **self.geometry,
-            "dialogue_family": self.dialogue.family,
-            "vocabulary_sha256": self.vocabulary,
-            "sha256": identity(self.folder),
-            "stages": " > ".join(record["stage"] for record in self.lineage()) or "none known",
-            "lineage": self.lineage(),
-        }
-
-    def lineage(self) -> list[dict[str, Any]]:
-        """The records of the stages that led here, oldest first."""
-        return read_lineage(self.folder)
 
 
 class CheckpointModel(MeasuredModel):
@@ -258,15 +153,3 @@ def torch_device(device: str | None) -> str:
         if not torch.cuda.is_available():
             raise BadInput("--device cuda: torch finds no CUDA GPU on this machine; use --device cpu")
     return device or "cpu"
-
-
-def vocabulary_identity(tokenizer_json: str) -> str:
-    """A sha256 over a tokenizer's ids, merges and added tokens; decoders, templates and padding do not count."""
-    record = json.loads(tokenizer_json)
-    model = record["model"]
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model.get("merges") or []]
-    vocab = model["vocab"]
-    added = sorted((token["id"], token["content"]) for token in record.get("added_tokens") or [])
-    entries = sorted(vocab.items()) if isinstance(vocab, dict) else vocab
-    text = json.dumps([model.get("type"), entries, merges, added], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bench.backends import Sample, as_sample
+from bench.sample import Sample, as_sample
 
 GGUF_TYPES = ("F32", "Q8_0", "Q4_0")
 # Hugging Face's name of a module -> GGUF's (llama.cpp, src/llama-arch.cpp, LLM_ARCH_GPT2).
@@ -100,7 +100,7 @@ class LlamaCppBackend:
         self._vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
 
     def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int) -> Sample:
-        """See `bench.backends.Backend.generate`."""
+        """See `bench.sample.Backend.generate`."""
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
         times: list[float] = []
         ids: list[int] = []

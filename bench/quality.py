@@ -8,7 +8,8 @@ tokens, so the bench gives one context to all. Bits per byte, unlike perplexity,
 from pathlib import Path
 from typing import Any
 
-from bench.model import MeasuredModel, open_model, vocabulary_identity
+from bench.measured import MeasuredModel, vocabulary_identity
+from bench.model import open_model
 from chitchat.errors import BadInput
 
 

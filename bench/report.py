@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.latency import Measurement, latency_figures, speed_ratio
-from bench.model import MeasuredModel
+from bench.measured import MeasuredModel
 
 MB = 1_000_000
 FORMAT = 1

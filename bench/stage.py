@@ -13,7 +13,8 @@ import numpy as np
 
 from bench.environment import cores, environment, load_average
 from bench.latency import Job, Plan, measure
-from bench.model import MeasuredModel, open_model
+from bench.measured import MeasuredModel
+from bench.model import open_model
 from bench.report import FORMAT, build_rows, write_report
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import check_output, staged_folder

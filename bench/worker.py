@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.backends import Backend, open_backend
+from bench.backends import open_backend
+from bench.sample import Backend
 
 MB = 1_000_000
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from families import tiny_family
 
-from bench.model import open_model, vocabulary_identity
+from bench.measured import vocabulary_identity
+from bench.model import open_model
 from chitchat.errors import BadInput
 
 

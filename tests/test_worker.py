@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.backends import as_sample
 from bench.latency import WorkerLost, WorkerProcess
+from bench.sample import as_sample
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,0 +1,33 @@
+"""What every measured runtime gives: one reply with the times of its tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One reply: `ttft_ms` to the first new token, `token_ms[i]` from new token i to i + 1, and the new `ids`."""
+
+    ttft_ms: float
+    token_ms: list[float]
+    ids: list[int]
+
+
+class Backend(Protocol):
+    """A loaded model."""
+
+    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int) -> Sample:
+        """Give exactly `new_tokens` greedy tokens after `prompt`."""
+
+    def scorer(self) -> Any:
+        """A `chitchat.score.TokenScorer` over the loaded model."""
+
+
+def as_sample(started: float, stamps: Sequence[float], ids: Sequence[int], new_tokens: int) -> Sample:
+    """Turn `perf_counter` stamps, one at each new id, into a sample; fewer or more ids than asked is an error."""
+    if not len(stamps) == len(ids) == new_tokens:
+        raise RuntimeError(f"the runtime gave {len(ids)} new tokens in place of {new_tokens}")
+    token_ms = [(after - before) * 1000 for before, after in pairwise(stamps)]
+    return Sample((stamps[0] - started) * 1000, token_ms, list(ids))
