@@ -128,7 +128,7 @@ class EngineBackend:
 
     def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int) -> Sample:
         """See `Backend.generate`."""
-        from serve.sampler import SamplingOptions
+        from serve.options import SamplingOptions
 
         options = SamplingOptions(
             temperature=0, repetition_penalty=1.0, min_new_tokens=new_tokens, max_new_tokens=new_tokens
@@ -163,7 +163,7 @@ class TogetherBackend:
 
     def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int) -> Sample:
         """See `Backend.generate`."""
-        from serve.sampler import SamplingOptions
+        from serve.options import SamplingOptions
         from serve.scheduler import Scheduler
 
         options = SamplingOptions(

@@ -47,7 +47,7 @@ def main(path: str, threads: str) -> None:
     started = time.perf_counter()
     from serve.bundle import Bundle
     from serve.engine import Engine
-    from serve.sampler import SamplingOptions
+    from serve.options import SamplingOptions
     from serve.text import TextCodec
 
     imported = time.perf_counter()
@@ -79,7 +79,7 @@ def rss_mb() -> float:
 
 def outside_share(engine: Any, codec: Any, prompt: list[int]) -> float:
     """The share of decoding that is not onnxruntime's: sampling with the default options, bindings, text. Median."""
-    from serve.sampler import SamplingOptions
+    from serve.options import SamplingOptions
 
     runs = engine._runs
     timed = runs.session = TimedSession(runs.session)

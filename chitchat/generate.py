@@ -58,7 +58,7 @@ class TorchGenerator:
     def stream(self, prompt_ids: list[int], options: Any = None) -> Iterator[int]:
         """Yield the ids of a reply as they are generated; the end of turn ends it and is not yielded.
 
-        `options` is a mapping or dataclass with the field names of `serve.sampler.ReplyOptions`. The repetition
+        `options` is a mapping or dataclass with the field names of `serve.options.ReplyOptions`. The repetition
         penalty is transformers' (divides positive logits, multiplies negative ones) over `earlier_ids`, what the bot
         said earlier in the conversation, and the ids of this reply; the no-repeat n-gram is over this reply. The
         reply is cut where the context ends. With a `seed` the reply is the same every time. A consumer may stop

@@ -271,7 +271,7 @@ def chat(
 ) -> None:
     """A conversation in the terminal."""
     from bench.model import open_model
-    from serve.sampler import SamplingOptions
+    from serve.options import SamplingOptions
     from serve.terminal import run_terminal
 
     options = SamplingOptions(
@@ -314,7 +314,7 @@ def generate(
 ) -> None:
     """Replies to a prompt; without one, conversations out of nothing, as GPT-2's own sampler draws them."""
     from bench.model import open_model
-    from serve.sampler import SamplingOptions
+    from serve.options import SamplingOptions
     from serve.terminal import sample_text
 
     opened = open_model(model, dialogue)

@@ -34,7 +34,7 @@ from export.parity import Floats, greedy_reply
 from serve.bundle import Bundle, Geometry
 from serve.dialogue import Dialogue
 from serve.engine import Engine
-from serve.sampler import SamplingOptions
+from serve.options import SamplingOptions
 
 GENAI_GRAPH = "model.genai.onnx"
 GENAI_CONFIG = "genai_config.json"

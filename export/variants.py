@@ -25,8 +25,8 @@ from export.source import Source
 from export.weights import GraphWeights, half_weights, with_kv_scales
 from serve.bundle import GRAPH, Bundle, Graph, Manifest
 from serve.engine import Engine
+from serve.options import SamplingOptions
 from serve.processors import EXACT_BYTE_SUMS, cpu_features
-from serve.sampler import SamplingOptions
 from serve.variant import PROVIDERS, find_providers
 
 CUDA_GRAPH = "model.cuda.onnx"  # beside a cpu graph; alone it is model.onnx

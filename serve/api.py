@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from serve.errors import BadRequest, ServeError
-from serve.sampler import SamplingOptions, ScoredToken, check_option
+from serve.options import SamplingOptions, check_option
+from serve.sampler import ScoredToken
 
 MAX_STOPS = 4
 MAX_STOP_CHARS = 64

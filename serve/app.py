@@ -24,8 +24,8 @@ from starlette.routing import Route
 from serve.api import ChatRequest, Shapes, error_body, error_shape, parse_chat
 from serve.errors import BadRequest, BodyTooLarge, Overloaded, ServeError, UnknownModel, UnsupportedEncoding
 from serve.history import Prompt, check_length, fit, ids_of_bot
+from serve.options import SamplingOptions
 from serve.reply import ChatReply, json_response
-from serve.sampler import SamplingOptions
 from serve.terminal import Codec, Generator
 from serve.worker import Job, Worker
 

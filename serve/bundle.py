@@ -16,7 +16,7 @@ from typing import Any
 from serve.dialogue import Dialogue
 from serve.errors import BadBundle, BadRequest
 from serve.manifest import BUNDLE_JSON, FORMAT, Geometry, Graph, Manifest
-from serve.sampler import SamplingOptions
+from serve.options import SamplingOptions
 
 __all__ = ["BUNDLE_JSON", "FORMAT", "GRAPH", "TOKENIZER", "Bundle", "Geometry", "Graph", "Manifest", "file_record"]
 

@@ -26,8 +26,9 @@ import numpy.typing as npt
 from serve.bundle import Bundle
 from serve.cache import KVCache
 from serve.errors import BadRequest, ContextExceeded
+from serve.options import SamplingOptions
 from serve.processors import physical_cores
-from serve.sampler import SamplingOptions, build_sampler
+from serve.sampler import build_sampler
 from serve.session import Logits, Runs, kv_dtype, open_session
 from serve.variant import PROVIDERS, choose, find_providers
 

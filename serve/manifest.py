@@ -68,7 +68,7 @@ class Manifest:
     scheme        how the weights are stored: "fp32", or the quantized checkpoint's scheme, such as "w8"
     parameters    numbers in the model, a tied table counted once
     dialogue      the ids of the dialogue format (serve/dialogue.py)
-    sampling      default sampling options (serve/sampler.py)
+    sampling      default sampling options (serve/options.py)
     cpu_features  what the figures below need of a CPU to hold on another box; the model runs without, more slowly
     lineage       the records of all stages that led here, oldest first
     parity        by target: what the parity check measured against torch, and on which execution provider

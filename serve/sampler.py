@@ -13,7 +13,6 @@ then still be drawn are weighed in plain Python.
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
 from itertools import accumulate
 from random import Random
 from typing import Any
@@ -22,75 +21,17 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.errors import BadRequest, ServeError
+from serve.options import SamplingOptions
 
 Sampler = Callable[[npt.NDArray[np.float32], Sequence[int]], int]
 Ids = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float32]
 
-MAX_LOGPROBS = 5
-# option: (lowest, highest, what the remedy says)
-_LIMITS: dict[str, tuple[float, float, str]] = {
-    "temperature": (0.0, 100.0, "give a number from 0 (greedy) to 100"),
-    "top_k": (0, 2**31 - 1, "give a whole number, 0 for no limit"),
-    "top_p": (0.0, 1.0, "give a number above 0, up to 1 (no limit)"),
-    "repetition_penalty": (0.01, 100.0, "give a number from 0.01 to 100, 1 for no penalty"),
-    "max_new_tokens": (1, 2**31 - 1, "give a whole number of at least 1"),
-    "min_new_tokens": (0, 2**31 - 1, "give a whole number of at least 0"),
-    "seed": (0, 2**63 - 1, "give a whole number from 0 to 2^63 - 1"),
-    "min_p": (0.0, 1.0, "give a number from 0 (no limit) to 1"),
-    "no_repeat_ngram": (0, 2**31 - 1, "give a whole number, 0 for no ban"),
-    "logprobs": (0, MAX_LOGPROBS, f"give a whole number from 0 to {MAX_LOGPROBS}"),
-}
-_WHOLE = {"top_k", "max_new_tokens", "min_new_tokens", "seed", "no_repeat_ngram", "logprobs"}
-_OPTIONAL = {"seed", "logprobs"}
 _NUCLEUS_GUESS = 256  # most nuclei of a chat model are smaller, and then the vocabulary is not sorted
 _FEW = 128  # up to so many candidates, Python is faster than numpy
 _WIDE = 1024  # above so many, exp is computed in float32, which is four times as fast
 _LOWEST = float(np.finfo(np.float32).min)
 _LEAST_TEMPERATURE = 1e-200  # below, nothing changes any more, and a division by it could overflow
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How replies are drawn. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 are off.
-
-    `max_new_tokens` counts tokens of one reply, its end of turn not included; `min_new_tokens` tokens come before an
-    end of turn may. No `seed` is a random one. `min_p` drops tokens less likely than this share of the likeliest
-    (Nguyen et al. 2024, arXiv 2407.01082). `no_repeat_ngram` n forbids n tokens in a row that the reply has already.
-    `logprobs` n asks for the log-probabilities of the drawn token and of the n likeliest ones; None for none.
-    Raises BadRequest (a ValueError) that names the option, the value and the remedy.
-    """
-
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    repetition_penalty: float = 1.1
-    max_new_tokens: int = 64
-    min_new_tokens: int = 1
-    seed: int | None = None
-    min_p: float = 0.0
-    no_repeat_ngram: int = 0
-    logprobs: int | None = None
-
-    def __post_init__(self) -> None:
-        for field in fields(SamplingOptions):
-            value = getattr(self, field.name)
-            if not (field.name in _OPTIONAL and value is None):
-                check_option(field.name, value)
-
-    def for_reply(self, max_new_tokens: int, earlier_ids: Sequence[int]) -> "SamplingOptions":
-        """Give the options of one reply: the room it has, and what the bot said earlier in the conversation."""
-        if not earlier_ids:
-            return replace(self, max_new_tokens=max_new_tokens)
-        values = asdict(self) | {"max_new_tokens": max_new_tokens, "earlier_ids": tuple(earlier_ids)}
-        return ReplyOptions(**values)
-
-
-@dataclass(frozen=True)
-class ReplyOptions(SamplingOptions):
-    """Options of one reply in a conversation. The ids of the bot's earlier turns are penalised like the reply's own."""
-
-    earlier_ids: tuple[int, ...] = ()
 
 
 class ScoredToken(int):
@@ -102,23 +43,6 @@ class ScoredToken(int):
 
     logprob: float
     likeliest: tuple[tuple[int, float], ...]
-
-
-def check_option(name: str, value: Any, shown: str | None = None) -> None:
-    """Raise BadRequest unless `value` is allowed for the option; `shown` is the name that the user knows it by."""
-    lowest, highest, remedy = _LIMITS[name]
-    good = isinstance(value, int if name in _WHOLE else int | float) and not isinstance(value, bool)
-    if not good or not lowest <= value <= highest or (name == "top_p" and value <= 0):  # NaN is in no range
-        raise BadRequest(f"{shown or name} {_short(value)}: {remedy}")
-
-
-def _short(value: Any) -> str:
-    """Show a value in an error: bounded, since it may come from the network and be of any size."""
-    if isinstance(value, int) and value.bit_length() > 128:
-        return "(a huge number)"  # str() of an int above 4,300 digits raises
-    if isinstance(value, int | float | bool) or value is None:
-        return str(value)
-    return f"({type(value).__name__})"
 
 
 def build_sampler(options: SamplingOptions, banned_ids: Sequence[int], end_of_turn_id: int) -> Sampler:

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from serve.engine import MAX_CHUNK, Engine
 from serve.errors import BadRequest
-from serve.sampler import Sampler, SamplingOptions, build_sampler
+from serve.options import SamplingOptions
+from serve.sampler import Sampler, build_sampler
 from serve.session import Logits
 
 CHUNK = 16  # tokens of a prompt between two tokens of the others

@@ -17,7 +17,7 @@ from serve.app import Settings, create_app
 from serve.bundle import Bundle
 from serve.engine import MAX_SLOTS, Engine
 from serve.errors import BadBundle, BadRequest
-from serve.sampler import SamplingOptions
+from serve.options import SamplingOptions
 from serve.terminal import Generator
 from serve.text import TextCodec
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TextIO
 
 from serve.errors import BadRequest
 from serve.history import Conversation, DialogueFormat
-from serve.sampler import SamplingOptions
+from serve.options import SamplingOptions
 from serve.text import StreamDecoder
 
 HELP = "/reset forgets the conversation, /quit (or Ctrl-D) leaves, Ctrl-C stops a reply."

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from serve.errors import Overloaded, ServeError, Unavailable
-from serve.sampler import SamplingOptions
+from serve.options import SamplingOptions
 from serve.scheduler import Conversation, runner_of
 
 logger = logging.getLogger("serve")

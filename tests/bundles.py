@@ -16,7 +16,7 @@ from export.bundle import write_graph, write_manifest
 from export.graph import build_graph, graph_names, graph_spec
 from export.weights import GraphWeights, float_weights, quantized_weights, with_kv_scales
 from serve.bundle import GRAPH, Bundle, Graph, Manifest
-from serve.sampler import SamplingOptions
+from serve.options import SamplingOptions
 
 DIALOGUE = {
     "family": "chitchat",

@@ -8,7 +8,8 @@ from tiny_codecs import byte_level, word_piece
 
 from serve.api import ChatRequest, logprobs_of, parse_chat
 from serve.errors import BadRequest
-from serve.sampler import SamplingOptions, ScoredToken
+from serve.options import SamplingOptions
+from serve.sampler import ScoredToken
 
 HELLO = [{"role": "user", "content": "hello"}]
 

@@ -65,7 +65,7 @@ def test_the_codec_of_a_checkpoint_and_of_its_bundle_agree(family: dict[str, Pat
 
 def test_generators_of_all_forms_say_the_same(family: dict[str, Path]) -> None:
     """The bundle was compared with a baseline that computed something else."""
-    from serve.sampler import SamplingOptions
+    from serve.options import SamplingOptions
 
     options = SamplingOptions(temperature=0, repetition_penalty=1.0, max_new_tokens=6, min_new_tokens=6)
     said = {}

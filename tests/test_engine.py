@@ -18,7 +18,7 @@ from export.weights import half_weights
 from serve.bundle import Bundle, Graph
 from serve.engine import MAX_CHUNK, Engine
 from serve.errors import BadBundle, BadRequest, ContextExceeded
-from serve.sampler import SamplingOptions
+from serve.options import SamplingOptions
 from serve.variant import Choice
 
 GREEDY = SamplingOptions(temperature=0, repetition_penalty=1.0, max_new_tokens=12, min_new_tokens=0)

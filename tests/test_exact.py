@@ -17,7 +17,7 @@ from bundles import exported, random_gpt2
 import serve.scheduler
 from serve.bundle import Bundle
 from serve.engine import Engine
-from serve.sampler import SamplingOptions
+from serve.options import SamplingOptions
 from serve.scheduler import Conversation, Scheduler
 
 CONTEXT, VOCAB, END = 96, 503, 2

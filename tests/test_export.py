@@ -20,7 +20,7 @@ from export.stage import export as run_export
 from serve.bundle import Bundle
 from serve.engine import Engine
 from serve.errors import BadBundle
-from serve.sampler import SamplingOptions
+from serve.options import SamplingOptions
 from serve.text import TextCodec
 from serve.variant import find_providers
 

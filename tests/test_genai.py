@@ -24,7 +24,7 @@ from export.parity import greedy_reply
 from serve.bundle import Geometry
 from serve.dialogue import Dialogue
 from serve.engine import Engine
-from serve.sampler import SamplingOptions
+from serve.options import SamplingOptions
 
 PROMPTS = [np.random.default_rng(seed).integers(3, 101, size=3 + 5 * seed).tolist() for seed in range(8)]
 NEW_TOKENS = 20

@@ -94,7 +94,7 @@ def test_min_p_of_one_is_greedy_and_log_probabilities_are_refused(generator, pro
 def test_the_engine_and_this_generator_take_the_same_options():
     """Stops: an option of one generator that the other one drops in silence."""
     from chitchat.generate import _DEFAULTS
-    from serve.sampler import ReplyOptions
+    from serve.options import ReplyOptions
 
     assert set(_DEFAULTS) == {field.name for field in dataclasses.fields(ReplyOptions)}
 
@@ -120,8 +120,8 @@ def test_a_seed_repeats_a_sample_and_leaves_the_global_generator_alone(generator
 
 
 def test_options_may_be_a_dataclass_and_top_k_one_is_greedy(generator, prompt):
-    """Stops: field names that drift from `serve.sampler.SamplingOptions`, and options that are silently ignored."""
-    from serve.sampler import SamplingOptions
+    """Stops: field names that drift from `serve.options.SamplingOptions`, and options that are silently ignored."""
+    from serve.options import SamplingOptions
 
     sampled = SamplingOptions(temperature=1.0, top_k=1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=5)
     greedy = SamplingOptions(temperature=0.0, repetition_penalty=1.0, max_new_tokens=5)

@@ -15,8 +15,9 @@ from tiny_codecs import SENTENCES
 from serve.app import create_app
 from serve.bundle import Bundle
 from serve.engine import Engine
+from serve.options import SamplingOptions
 from serve.reply import Listing
-from serve.sampler import SamplingOptions, ScoredToken, score
+from serve.sampler import ScoredToken, score
 from serve.text import StopFilter, TextCodec
 
 

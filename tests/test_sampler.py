@@ -21,16 +21,8 @@ from transformers import (
 )
 
 from serve.errors import BadRequest, ServeError
-from serve.sampler import (
-    SamplingOptions,
-    ScoredToken,
-    build_sampler,
-    candidates,
-    largest,
-    penalise,
-    repeating,
-    score,
-)
+from serve.options import SamplingOptions
+from serve.sampler import ScoredToken, build_sampler, candidates, largest, penalise, repeating, score
 
 VOCAB, END = 1000, 7
 WIDE_VOCAB = 13317  # that of GPT2-chitchat

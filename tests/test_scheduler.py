@@ -9,7 +9,7 @@ from bundles import exported, random_gpt2
 
 from serve.engine import Engine
 from serve.errors import BadRequest, ContextExceeded, ServeError
-from serve.sampler import SamplingOptions
+from serve.options import SamplingOptions
 from serve.scheduler import CHUNK, Conversation, Scheduler, Streams, runner_of
 
 BROKEN = 100  # the token whose embedding is no number

@@ -25,7 +25,7 @@ from serve.bundle import Bundle
 from serve.dialogue import Dialogue
 from serve.engine import Engine
 from serve.errors import Overloaded, ServeError
-from serve.sampler import SamplingOptions
+from serve.options import SamplingOptions
 from serve.worker import Job, Worker
 
 TALK = {"messages": [{"role": "user", "content": "hello 你好 😀"}]}

@@ -8,7 +8,7 @@ import pytest
 from tiny_codecs import byte_level
 
 from serve.dialogue import Dialogue
-from serve.sampler import SamplingOptions
+from serve.options import SamplingOptions
 from serve.terminal import run_terminal, sample_text
 from serve.text import TextCodec
 
