@@ -120,24 +120,21 @@ class QuantizedBackend(TorchBackend):
 class EngineBackend:
     """Our torch-free runtime over a bundle: what ships."""
 
+    slots = 1
+
     def __init__(self, spec: str, threads: int, device: str) -> None:
         from serve.bundle import Bundle
         from serve.engine import Engine
 
-        self._engine = Engine(Bundle.open(spec), threads=threads, device=device)
+        self._engine = Engine(Bundle.open(spec), threads=threads, slots=self.slots, device=device)
 
     def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int) -> Sample:
         """See `Backend.generate`."""
-        from serve.options import SamplingOptions
-
-        options = SamplingOptions(
-            temperature=0, repetition_penalty=1.0, min_new_tokens=new_tokens, max_new_tokens=new_tokens
-        )
         times: list[float] = []
         ids: list[int] = []
         self._engine.reset()  # else the prompt of the last repeat would be reused
         started = time.perf_counter()
-        for token in self._engine.stream(list(prompt), options):
+        for token in self._engine.stream(list(prompt), _greedy(new_tokens)):
             times.append(time.perf_counter())
             ids.append(int(token))
         return as_sample(started, times, ids, new_tokens)
@@ -147,44 +144,37 @@ class EngineBackend:
         return self._engine.scorer()
 
 
-class TogetherBackend:
+class TogetherBackend(EngineBackend):
     """Our runtime with several conversations at once, each with its own prompt: a rotation of the one given.
 
     A sample's ids are those of all conversations in the order of their coming; `token_ms` lies between any two.
     """
 
-    CONVERSATIONS = 4
-
-    def __init__(self, spec: str, threads: int, device: str) -> None:
-        from serve.bundle import Bundle
-        from serve.engine import Engine
-
-        self._engine = Engine(Bundle.open(spec), threads=threads, slots=self.CONVERSATIONS)
+    slots = 4
 
     def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int) -> Sample:
         """See `Backend.generate`."""
-        from serve.options import SamplingOptions
         from serve.scheduler import Scheduler
 
-        options = SamplingOptions(
-            temperature=0, repetition_penalty=1.0, min_new_tokens=new_tokens, max_new_tokens=new_tokens
-        )
         times: list[float] = []
         ids: list[int] = []
         self._engine.reset()
         scheduler = Scheduler(self._engine)
         started = time.perf_counter()
-        for place in range(self.CONVERSATIONS):
-            scheduler.start([*prompt[place:], *prompt[:place]], options)
-        while len(ids) < self.CONVERSATIONS * new_tokens:
+        for place in range(self.slots):
+            scheduler.start([*prompt[place:], *prompt[:place]], _greedy(new_tokens))
+        while len(ids) < self.slots * new_tokens:
             for event in scheduler.step():
                 if event.error is not None:
                     raise event.error
                 if event.token is not None:
                     times.append(time.perf_counter())
                     ids.append(event.token)
-        return as_sample(started, times, ids, self.CONVERSATIONS * new_tokens)
+        return as_sample(started, times, ids, self.slots * new_tokens)
 
-    def scorer(self) -> Any:
-        """See `Backend.scorer`."""
-        return self._engine.scorer()
+
+def _greedy(new_tokens: int) -> Any:
+    """Options for exactly `new_tokens` of the likeliest tokens."""
+    from serve.options import SamplingOptions
+
+    return SamplingOptions(temperature=0, repetition_penalty=1.0, min_new_tokens=new_tokens, max_new_tokens=new_tokens)

@@ -12,11 +12,11 @@ It imports only what an edge box has.
 """
 
 import json
-import re
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from bench.memory import status_mb
 
 PROMPT = "你好"
 IDLE_AFTER_S = 0.5
@@ -62,19 +62,11 @@ def main(path: str, threads: str) -> None:
         "import_s": imported - started,
         "load_s": loaded - imported,
         "file_mb": bundle.file_bytes / 1e6,
-        "rss_mb": rss_mb(),
+        "rss_mb": status_mb("VmRSS"),
         "outside_share": outside_share(engine, codec, prompt),
         "idle_cpu_share": idle_cpu_share(),
     }
     print(json.dumps(figures), flush=True)
-
-
-def rss_mb() -> float:
-    """Resident memory of this process now, MB of 10^6 bytes."""
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    found = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
-    assert found is not None, "this system does not tell the resident memory of a process"
-    return int(found[1]) * 1024 / 1e6
 
 
 def outside_share(engine: Any, codec: Any, prompt: list[int]) -> float:

@@ -56,9 +56,6 @@ RATIOS = (
     Ratio("w8a8, 4 at once", "w8a8", "tokens/s in sum", None),
 )
 CEILING = {"w8": 0.65, "w4": 0.5}  # share of the memory ceiling that decoding must reach
-OUTSIDE_SHARE = 0.05
-COLD_START_S = 1.0
-IDLE_SHARE = 0.01
 
 
 def speed(out: Path, repeats: int, threads: int, peers_python: str | None) -> dict[str, Any]:
@@ -121,8 +118,8 @@ def take_turns(
         for place, prompt in enumerate(tqdm(prompts, desc="speed", unit="round", disable=None)):
             for job, worker in zip(jobs, workers, strict=True):
                 settle()
-                request = {"op": "sample", "prompt": prompt, "new_tokens": NEW_TOKENS, "end_of_turn_id": 3}
-                sample = worker.ask(request)
+                request = {"op": "sample", "prompt": prompt, "new_tokens": NEW_TOKENS}
+                sample = worker.ask(request | {"end_of_turn_id": job.end_of_turn_id})
                 if place >= WARMUPS:
                     samples[job.name].append(sample)
             settle()

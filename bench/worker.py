@@ -14,13 +14,13 @@ imports neither torch nor onnxruntime before a model asks for one: the memory fi
 
 import json
 import os
-import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from bench.backends import open_backend
+from bench.memory import status_mb
 from bench.sample import Backend
 
 MB = 1_000_000
@@ -32,13 +32,9 @@ def peak_rss_mb() -> float:
     From VmHWM: on Linux `getrusage` starts a child at its parent's peak, so that a small runtime started by a large
     process would look large.
     """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        status = ""
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    if found:
-        return int(found[1]) * 1024 / MB
+    peak = status_mb("VmHWM")
+    if peak is not None:
+        return peak
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

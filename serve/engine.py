@@ -47,7 +47,7 @@ class Engine:
         threads: int | None = None,
         *,
         slots: int = 1,
-        exact: bool | None = None,
+        exact: bool = True,
         device: str | None = None,
     ) -> None:
         """Load the graph for `device`. `threads` None takes the physical cores that this process may use.
@@ -65,7 +65,7 @@ class Engine:
         self.context = bundle.geometry.context
         self.dialogue = bundle.dialogue
         self.slots = slots
-        self.exact = exact is not False
+        self.exact = exact
         self.threads = threads or physical_cores()
         if self.exact and slots > 1:
             self.threads = min(self.threads, 2 * self.geometry.heads)
