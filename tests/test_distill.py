@@ -13,7 +13,9 @@ from chitchat.errors import BadInput
 from chitchat.training.objective import Trainable
 from chitchat.training.trainer import _collate, weights_sha256
 from chitchat.training.workfolder import WorkFolder
-from compress.distill import Distillation, default_rate, forward_kl, heal
+from compress.distill.heal import default_rate, heal
+from compress.distill.objective import Distillation, forward_kl
+from compress.distill.options import HealOptions
 
 from test_trainer import kill_after_checkpoint, start  # isort: skip
 
@@ -72,7 +74,7 @@ def test_healing_brings_the_student_to_the_teacher(data, tmp_path):
     """Stops: a student that learns nothing, figures of another model, a teacher that changed."""
     teacher, student = model(layers=3), model(layers=2, seed=1)
     untouched = weights_sha256(teacher)
-    result = heal(student, teacher, data, tmp_path / "work", epochs=3, batch_size=8, learning_rate=5e-3)
+    result = heal(student, teacher, data, tmp_path / "work", HealOptions(epochs=3, learning_rate=5e-3))
     assert result.after_kl < 0.6 * result.before_kl
     assert weights_sha256(teacher) == untouched
     windows = data.windows("validation", 32)
@@ -88,22 +90,22 @@ HEAL = """
 import sys
 from pathlib import Path
 from chitchat.data.dataset import open_dataset
-from compress.distill import heal
-from test_distill import EPOCHS, model
+from compress.distill.heal import heal
+from test_distill import OPTIONS, model
 data, work = open_dataset(Path(sys.argv[1])), Path(sys.argv[2])
-heal(model(seed=1, dropout=0.1), model(layers=4), data, work, epochs=EPOCHS, batch_size=8)
+heal(model(seed=1, dropout=0.1), model(layers=4), data, work, OPTIONS)
 """
-EPOCHS = 6
+OPTIONS = HealOptions(epochs=6, dropout=None)
 
 
 def test_a_killed_and_resumed_healing_ends_with_the_same_bits(data, tmp_path):
     """Stops: a pipeline whose pruned model depends on where the power went out."""
     whole, resumed = model(seed=1, dropout=0.1), model(seed=1, dropout=0.1)
     teacher = model(layers=4)
-    heal(whole, teacher, data, tmp_path / "whole", epochs=EPOCHS, batch_size=8)
+    heal(whole, teacher, data, tmp_path / "whole", OPTIONS)
     work = WorkFolder(tmp_path / "killed")
     kill_after_checkpoint(start(HEAL, data.path, work.path), work)
-    result = heal(resumed, teacher, data, work.path, epochs=EPOCHS, batch_size=8, resume=True)
+    result = heal(resumed, teacher, data, work.path, OPTIONS, resume=True)
     assert weights_sha256(resumed) == weights_sha256(whole)
     plans = [json.loads((Path(folder) / "plan.json").read_text()) for folder in (tmp_path / "whole", work.path)]
     assert plans[0]["key"] == plans[1]["key"]
@@ -122,10 +124,6 @@ def test_what_cannot_be_healed_is_named(data, tmp_path):
     """Stops: a shape error in torch for a teacher with another vocabulary."""
     other = GPT2LMHeadModel(GPT2Config(vocab_size=301, n_layer=1, n_embd=16, n_head=2, n_positions=32))
     with pytest.raises(BadInput, match=r"--teacher: has a vocabulary of 301, the student one of 300"):
-        heal(model(), other, data, tmp_path / "w", epochs=1)
-    with pytest.raises(BadInput, match="neither is given"):
-        heal(model(), model(), data, tmp_path / "w")
-    with pytest.raises(BadInput, match="--heal-minutes -1"):
-        heal(model(), model(), data, tmp_path / "w", minutes=-1)
+        heal(model(), other, data, tmp_path / "w", HealOptions(epochs=1))
     with pytest.raises(BadInput, match=r"--context 64.*at most 32"):
-        heal(model(), model(), data, tmp_path / "w", epochs=1, context=64)
+        heal(model(), model(), data, tmp_path / "w", HealOptions(epochs=1, context=64))

@@ -21,6 +21,7 @@ USED_SHARE = 0.88  # of the minutes; the rest is for loading, writing and a mach
 EVALUATION_SHARE = 0.08  # of the time goes to evaluations, at most
 SECONDS_BETWEEN_SAVES = 45.0
 SECONDS_BETWEEN_EVALUATIONS = 40.0
+STEPS_BETWEEN_EVALUATIONS = 100  # where the budget is a number of steps
 EVALUATIONS = (3, 40)  # fewest and most of a run
 EVALUATION_TOKENS = (2_000, 50_000)  # fewest and most validation tokens of one evaluation
 _DISK_BYTES_PER_SECOND = 200e6  # a slow disk; saving may take a twentieth of the time
@@ -39,22 +40,29 @@ def make_plan(
     *,
     epochs: float | None,
     max_minutes: float | None,
+    steps: int | None,
+    eval_tokens: int | None,
     started: float,
 ) -> Plan:
     """The plan of a run; `started` is the `time.monotonic()` from which the minutes count.
 
-    By epochs, nothing that the weights depend on is taken from the clock, so two machines plan the same run.
+    By epochs or steps, nothing that the weights depend on is taken from the clock, so two machines plan the same run.
     """
-    if epochs is not None:
+    if steps is not None:
+        total = steps
+        evaluations = _clamp(steps / STEPS_BETWEEN_EVALUATIONS, EVALUATIONS)
+        eval_tokens = eval_tokens or EVALUATION_TOKENS[1]
+    elif epochs is not None:
         total = math.ceil(epochs * len(batches.lengths) / batches.batch_size)
         evaluations = _clamp(2 * epochs, EVALUATIONS)
-        eval_tokens = EVALUATION_TOKENS[1]
+        eval_tokens = eval_tokens or EVALUATION_TOKENS[1]
     else:
         assert max_minutes is not None
         token_seconds = _time_evaluation(objective, model)
         left = max(0.0, USED_SHARE * 60 * max_minutes - (time.monotonic() - started))
         evaluations = _clamp(left / SECONDS_BETWEEN_EVALUATIONS, EVALUATIONS)
-        eval_tokens = _clamp(EVALUATION_SHARE * left / (evaluations + 1) / token_seconds, EVALUATION_TOKENS)
+        affordable = EVALUATION_SHARE * left / (evaluations + 1) / token_seconds
+        eval_tokens = eval_tokens or _clamp(affordable, EVALUATION_TOKENS)
         # One evaluation more than the run has: the untrained model is evaluated too.
         left -= (evaluations + 1) * eval_tokens * token_seconds
         total = max(1, int(left / step_seconds))

@@ -34,8 +34,9 @@ from chitchat.training.workfolder import Plan, WorkFolder
 class FitOptions:
     """How to train. `batch_size` counts the windows of one optimizer step over all processes and accumulation steps.
 
-    Exactly one of `epochs` and `max_minutes` is set. `warmup` is a share of the steps (see `warmup_steps`), `patience`
-    a number of evaluations without a better loss (None: never stop early).
+    Exactly one of `epochs`, `max_minutes` and `steps` is set. `warmup` is a share of the steps (see `warmup_steps`),
+    `patience` a number of evaluations without a better loss (None: never stop early), `eval_tokens` how many validation
+    tokens an evaluation reads (None: as many as the budget allows).
     """
 
     learning_rate: float
@@ -43,7 +44,9 @@ class FitOptions:
     grad_accumulation: int = 1
     epochs: float | None = None
     max_minutes: float | None = None
+    steps: int | None = None
     patience: int | None = None
+    eval_tokens: int | None = None
     warmup: float = 0.05
     clip: float = 1.0
     weight_decay: float = 0.01
@@ -215,7 +218,8 @@ def _new_plan(
     if processes.first:
         plan = make_plan(
             key, view, objective, batches, seconds,
-            epochs=options.epochs, max_minutes=options.max_minutes, started=started,
+            epochs=options.epochs, max_minutes=options.max_minutes, steps=options.steps,
+            eval_tokens=options.eval_tokens, started=started,
         )  # fmt: skip
     plan = processes.from_first(plan)
     assert plan is not None

@@ -21,7 +21,8 @@ from chitchat.errors import BadInput
 from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import LINEAGE, Stage, identity, read_lineage
 from compress.calibration import Batch, calibration_batches, check_same_tokenizer, measure
-from compress.distill import HealResult, heal
+from compress.distill.heal import HealResult, heal
+from compress.distill.options import HealOptions
 from compress.prune.importance import IMPORTANCES, score_units
 from compress.prune.layers import choose_layers, keep_layers
 from compress.prune.shape import Shape, choose_shape, explicit_shape
@@ -157,10 +158,8 @@ def _heal(
     epochs = options.heal_epochs
     if epochs is None and options.heal_minutes is None:
         epochs = 1.0
-    folder = work / "distill"
-    return heal(
-        student, teacher, data, folder, epochs=epochs, minutes=options.heal_minutes, seed=options.seed, resume=resume
-    )
+    healing = HealOptions(epochs=epochs, minutes=options.heal_minutes, seed=options.seed)
+    return heal(student, teacher, data, work / "distill", healing, resume=resume)
 
 
 def _open_teacher(options: PruneOptions, model: GPT2LMHeadModel, data: ChatData) -> GPT2LMHeadModel:

@@ -1,0 +1,157 @@
+"""What a healing student minimises, and the held-out figures that choose its best weights.
+
+The loss is the forward KL divergence KL(teacher || student) at temperature 1 over all positions with a label, which
+pruning studies find better than mixing in cross-entropy (Minitron, arXiv 2407.14679, tables 15 and 16). Where layers
+were dropped and the width was kept, a cosine loss draws the student's hidden states to the teacher's (table 17).
+Teacher and student read the same windows.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+
+from chitchat.data.windows import Windows, collate
+from chitchat.errors import WorkFailed
+from chitchat.training.objective import NextToken, label_positions, last_hidden, sum_by_parts
+
+HIDDEN_WEIGHT = 1.0  # of the cosine loss, per position, beside the KL in nats
+SKEW = 0.1  # the teacher's share in the mixture that the skewed divergence is measured to
+_TOKENS_AT_ONCE = 2048
+
+
+class Distillation:
+    """The objective of healing: see `chitchat.training.objective.Objective`.
+
+    With `skew` above 0 the divergence is `skewed_kl`, for text that the student wrote itself.
+    """
+
+    def __init__(self, teacher: GPT2LMHeadModel, held_out: Windows, layers_dropped: bool, skew: float = 0.0) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.held_out = held_out
+        self.hidden = layers_dropped
+        self.skew = skew
+
+    def loss_sum(self, model: GPT2LMHeadModel, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """KL summed over all labels, plus the cosine loss where layers were dropped."""
+        self.teacher.to(input_ids.device)
+        wanted, _ = label_positions(labels)
+        with torch.no_grad():
+            of_teacher, middle_of_teacher = self._states(self.teacher, input_ids, wanted)
+        of_student, middle_of_student = self._states(model, input_ids, wanted)
+
+        def part(student: Tensor, teacher: Tensor) -> Tensor:
+            with torch.no_grad():
+                target = self.teacher.lm_head(teacher).float()
+            return skewed_kl(target, model.lm_head(student).float(), self.skew).sum()
+
+        loss = sum_by_parts(part, model.config.vocab_size, of_student, of_teacher)
+        if middle_of_student is not None and middle_of_teacher is not None:
+            cosine = nn.functional.cosine_similarity(middle_of_student.float(), middle_of_teacher.float(), dim=-1)
+            loss = loss + HIDDEN_WEIGHT * (1 - cosine).sum()
+        return loss
+
+    def evaluate(self, model: GPT2LMHeadModel, max_tokens: int) -> dict[str, float]:
+        """`held_out_figures`, and as `loss` the held-out KL."""
+        figures = held_out_figures(model, self.teacher, self.held_out, max_tokens)
+        return {"loss": figures["kl"], **figures}
+
+    def _states(self, model: GPT2LMHeadModel, input_ids: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Final hidden states at the wanted positions, [labels, width]; and those two layers before, if they count."""
+        if not self.hidden:
+            return last_hidden(model, input_ids)[:, :-1][wanted], None
+        states = model.transformer(
+            inputs_embeds=model.transformer.wte(input_ids), use_cache=False, output_hidden_states=True
+        ).hidden_states
+        final, middle = states[-1], states[max(-3, -len(states))]
+        return final[:, :-1][wanted], middle[:, :-1][wanted]
+
+
+def next_token(teacher: GPT2LMHeadModel, held_out: Windows) -> NextToken:
+    """The control: cross-entropy of the corpus. The teacher is only compared with; `loss` is the student's own."""
+    teacher = teacher.eval().requires_grad_(False)
+
+    def evaluate(model: GPT2LMHeadModel, max_tokens: int) -> dict[str, float]:
+        figures = held_out_figures(model, teacher, held_out, max_tokens)
+        return {"loss": math.log(figures["perplexity"]), **figures}
+
+    return NextToken(evaluate)
+
+
+def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) in nats of each row of float32 logits [rows, vocab]; float32 [rows]."""
+    target, log_student = teacher.log_softmax(-1), student.log_softmax(-1)
+    return nn.functional.kl_div(log_student, target, reduction="none", log_target=True).sum(-1)
+
+
+def skewed_kl(teacher: Tensor, student: Tensor, skew: float) -> Tensor:
+    """KL(p || skew p + (1 - skew) q) in nats, p the teacher's and q the student's distribution of each row.
+
+    float32 logits [rows, vocab] to float32 [rows]. DistiLLM (arXiv 2402.03898, equation 3) with skew 0.1: a token that
+    the student gives no chance costs -log(skew) at most, so that odd text of its own making does not drown the rest.
+    """
+    if skew == 0:
+        return forward_kl(teacher, student)
+    log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
+    mixture = torch.logaddexp(log_p + math.log(skew), log_q + math.log1p(-skew))
+    return nn.functional.kl_div(mixture, log_p, reduction="none", log_target=True).sum(-1)
+
+
+def held_out_figures(
+    model: GPT2LMHeadModel, teacher: GPT2LMHeadModel, held_out: Windows, max_tokens: int
+) -> dict[str, float]:
+    """`kl` (nats per token), `perplexity`, `teacher_perplexity` over whole windows up to `max_tokens` labels.
+
+    Raises `WorkFailed` where the windows have no label.
+    """
+    device = model.transformer.wte.weight.device
+    teacher.to(device)
+    training = model.training
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64)  # KL, student's nats, teacher's nats, labels
+    try:
+        with torch.inference_mode():
+            for batch in _batches(held_out, max_tokens):
+                sums += _held_out_sums(model, teacher, batch["input_ids"].to(device), batch["labels"].to(device))
+    finally:
+        model.train(training)
+    kl, of_student, of_teacher, tokens = sums.tolist()
+    if not tokens:
+        raise WorkFailed("there is no held-out token to heal against")
+    return {
+        "kl": kl / tokens,
+        "perplexity": math.exp(min(of_student / tokens, 700.0)),
+        "teacher_perplexity": math.exp(min(of_teacher / tokens, 700.0)),
+    }
+
+
+def _held_out_sums(model: GPT2LMHeadModel, teacher: GPT2LMHeadModel, input_ids: Tensor, labels: Tensor) -> Tensor:
+    wanted, targets = label_positions(labels)
+    states = [last_hidden(one, input_ids)[:, :-1][wanted] for one in (model, teacher)]
+
+    def part(of_student: Tensor, of_teacher: Tensor, targets: Tensor) -> Tensor:
+        ours, theirs = model.lm_head(of_student).float(), teacher.lm_head(of_teacher).float()
+        nats = [nn.functional.cross_entropy(logits, targets, reduction="sum") for logits in (ours, theirs)]
+        return torch.stack([forward_kl(theirs, ours).sum(), *nats, nats[0].new_tensor(len(targets))])
+
+    return sum_by_parts(part, model.config.vocab_size, *states, targets).double().cpu()
+
+
+def _batches(windows: Windows, max_tokens: int) -> list[dict[str, Tensor]]:
+    """Whole windows in order until `max_tokens` labels are reached, in batches of like length."""
+    rows: list[dict[str, Any]] = []
+    tokens = 0
+    for number in range(len(windows)):
+        if tokens >= max_tokens:
+            break
+        rows.append(windows[number])
+        tokens += sum(label != -100 for label in rows[-1]["labels"][1:])
+    rows.sort(key=lambda row: row["length"])
+    batches = []
+    while rows:
+        count = max(1, _TOKENS_AT_ONCE // rows[-1]["length"])
+        batches.append(collate(rows[-count:], pad_id=0))
+        rows = rows[:-count]
+    return batches
