@@ -125,7 +125,7 @@ def _write_splits(
                 counters[side].add(part, dialogue)
     for split, writer in zip(SPLITS, writers, strict=True):
         writer.finalize()
-        _save_split(scratch / f"{split}.arrow", staging / split)
+        save_split(scratch / f"{split}.arrow", staging / split)
     shutil.rmtree(scratch)
     return _figures(found, *counters)
 
@@ -184,8 +184,8 @@ def encode_batch(
     return pa.Table.from_pydict(columns, schema=FEATURES.arrow_schema)
 
 
-def _save_split(scratch: Path, folder: Path) -> None:
-    """Save one Arrow file in the form of `datasets`, its fingerprint taken from the content."""
+def save_split(scratch: Path, folder: Path) -> None:
+    """Save one Arrow file of `FEATURES` in the form of `datasets`, its fingerprint taken from the content."""
     rows = Dataset(
         MemoryMappedTable.from_file(str(scratch)), info=DatasetInfo(features=FEATURES), fingerprint=sha256(scratch)[:16]
     )
