@@ -226,6 +226,19 @@ class Counter:
 
 
 def _figures(found: Survey, train: Counter, validation: Counter) -> dict[str, Any]:
+    return {
+        **split_figures(train, validation),
+        "duplicates": found.duplicates,
+        "left_out": {
+            "short_conversations": found.tally.short_conversations,
+            "system_messages": found.tally.system_messages,
+            "empty_turns": found.tally.empty_turns,
+        },
+    }
+
+
+def split_figures(train: Counter, validation: Counter) -> dict[str, Any]:
+    """What a report says of the rows of both splits together and of each."""
     turn_tokens = _added(train.turn_tokens, validation.turn_tokens)
     conversation_tokens = _added(train.conversation_tokens, validation.conversation_tokens)
     sides = {"train": train.as_json(), "validation": validation.as_json()}
@@ -238,12 +251,6 @@ def _figures(found: Survey, train: Counter, validation: Counter) -> dict[str, An
         "conversation_tokens": percentiles(conversation_tokens),
         "unknown_tokens": unknown,
         "unknown_share": unknown / max(text_tokens, 1),
-        "duplicates": found.duplicates,
-        "left_out": {
-            "short_conversations": found.tally.short_conversations,
-            "system_messages": found.tally.system_messages,
-            "empty_turns": found.tally.empty_turns,
-        },
     }
 
 
