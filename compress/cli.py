@@ -52,7 +52,9 @@ def data(
         str | None, typer.Option(help="Checkpoint, hub id or BERT vocab.txt (default: train one).")
     ] = None,
     vocab_size: Annotated[int, typer.Option(help="Tokens of a tokenizer trained here (byte-level BPE).")] = 4096,
-    validation: Annotated[float, typer.Option(help="Share of conversations held out.")] = 0.05,
+    validation: Annotated[str, typer.Option(help="Share of conversations held out, or a corpus held out whole.")] = (
+        "0.05"
+    ),
     dialogue: Annotated[str | None, typer.Option(help="Dialogue format: chitchat or dialogpt.")] = None,
     seed: Seed = 0,
     as_json: Json = False,

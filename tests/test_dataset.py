@@ -207,6 +207,97 @@ def test_roles_in_json_decide_which_turns_are_replies(tmp_path: Path) -> None:
     assert "user" not in data.tokenizer.decode(scored)
 
 
+# --- a corpus that is held out ---------------------------------------------------------------------------------------
+
+
+def _build_beside(
+    folder: Path, conversations: list[list[str]], held_out: list[list[str]], name: str = "data", **options: Any
+) -> ChatData:
+    validation = _txt(folder / "talks.txt", held_out)
+    return _build(folder, conversations, name, validation=validation, **options)
+
+
+def test_a_corpus_that_is_held_out_is_the_validation_split_and_the_others_are_trained_on(tmp_path: Path) -> None:
+    """A model whose author chose what is held out was measured on conversations that it had been trained on."""
+    conversations, held_out = _conversations(40), _conversations(9, seed=1)
+    data = _build_beside(tmp_path, conversations, held_out)
+    assert sorted(_texts(data, "train")) == sorted(conversations)
+    assert sorted(_texts(data, "validation")) == sorted(held_out)
+    digest = hashlib.sha256((tmp_path / "talks.txt").read_bytes()).hexdigest()
+    assert data.report["validation_corpus"] == {"name": "talks.txt", "sha256": digest}
+    assert "validation_share" not in data.report
+
+
+def test_what_repeats_a_held_out_corpus_is_left_out_of_training_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The corpora that a held-out file was drawn from still hold its conversations, perhaps written otherwise."""
+    conversations = _conversations(30)
+    louder = [[turn.upper() for turn in turns] for turns in conversations[:4]]
+    data = _build_beside(tmp_path, conversations + louder + conversations[25:], conversations[:4] + conversations[:1])
+    assert sorted(_texts(data, "train")) == sorted(conversations[4:])
+    assert sorted(_texts(data, "validation")) == sorted(conversations[:4])
+    assert data.report["left_out"]["held_out_conversations"] == 8
+    assert data.report["duplicates"] == 6
+    assert "8 held out conversations" in capsys.readouterr().err
+
+
+def test_no_seed_moves_what_a_held_out_corpus_holds(tmp_path: Path) -> None:
+    """The hash of the split is keyed by the seed; a held-out corpus must not be drawn from again."""
+    conversations, held_out = _conversations(20), _conversations(5, seed=1)
+    splits = [
+        sorted(_texts(_build_beside(tmp_path, conversations, held_out, f"data{seed}", seed=seed), "validation"))
+        for seed in (0, 7)
+    ]
+    assert splits[0] == splits[1] == sorted(held_out)
+
+
+def test_a_tokenizer_learns_nothing_from_a_held_out_corpus(tmp_path: Path) -> None:
+    """Its words became tokens, although in use they are spelled: the held-out bits per byte came out too good."""
+    conversations = [[f"{word} " * 9, f"{word} " * 9] for word in ("betatron", "gammaray", "deltoids", "alphabet")]
+    data = _build_beside(tmp_path, conversations, conversations[3:], vocab_size=400)
+    lengths = {word: len(encode_text(data.tokenizer, [f" {word}"])[0]) for word in ("alphabet", "betatron", "gammaray")}
+    assert lengths["alphabet"] > 1
+    assert lengths["betatron"] == lengths["gammaray"] == 1
+
+
+def test_a_held_out_corpus_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
+    """The corpus itself given as --validation made a training split of no rows."""
+    conversations = _conversations(6)
+    with pytest.raises(BadInput, match=r"--validation talks.txt: holds every conversation of corpus.txt"):
+        _build_beside(tmp_path, conversations[:4], conversations)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("validation", "says"),
+    [
+        ("1.5", "--validation 1.5: must lie between 0 and 1"),
+        ("talks.txt", "--validation talks.txt: neither a share, as 0.05 is, nor a corpus; talks.txt: no such file"),
+        ("half", "--validation half: neither a share, as 0.05 is, nor a corpus"),
+        ("chatterbot:klingon", "no such language"),
+    ],
+)
+def test_a_validation_that_is_no_share_and_no_corpus_is_refused(tmp_path: Path, validation: str, says: str) -> None:
+    """A slip of the pen in a file's name was reported as a bad number."""
+    assert says in _refusal(tmp_path, "a\nb\n\nc\nd\n", validation=validation)
+
+
+def test_an_empty_held_out_corpus_is_refused(tmp_path: Path) -> None:
+    """A validation split of no rows: every figure was a division by zero."""
+    with pytest.raises(BadInput, match=r"talks.txt: is empty"):
+        _build_beside(tmp_path, _conversations(4), [])
+
+
+def test_a_share_may_come_as_text(tmp_path: Path) -> None:
+    """The command line gives text, a recipe a number: the same share must make the same data set."""
+    conversations = _conversations(20)
+    one = _build(tmp_path, conversations, "one", validation="0.25")
+    other = _build(tmp_path, conversations, "other", validation=0.25)
+    assert one.identity == other.identity
+    assert len(one.validation) == 5
+
+
 # --- windows ---------------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from chitchat.data.corpora import Corpus, open_corpora
 from chitchat.data.readers import Conversation, Tally
-from chitchat.data.survey import SAMPLE_BYTES, Survey, conversation_key, survey
+from chitchat.data.survey import SAMPLE_BYTES, Survey, conversation_key, open_validation, survey
 from chitchat.dialogue import FAMILIES, Dialogue, dialogue_of, encode_text
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import OUR_FILES, check_output, staged_folder
@@ -53,49 +53,56 @@ def build_dataset(
     *,
     tokenizer: str | None = None,
     vocab_size: int = 4096,
-    validation: float = 0.05,
+    validation: float | str = 0.05,
     dialogue: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Make the data set folder `out` and return its report (what data.json holds).
 
     `corpora` are files or names; `tokenizer` is a vocab.txt, a folder or a hub id, and without one a byte-level BPE of
-    `vocab_size` is trained. The share `validation` of the distinct conversations is held out. Raises `BadInput`.
+    `vocab_size` is trained. `validation` is the share of the distinct conversations that is held out, or a corpus that
+    is held out whole; what `corpora` repeat of it is then left out of the training split. Raises `BadInput`.
     """
     out = Path(out)
-    _check_options(tokenizer, vocab_size, validation, dialogue)
+    _check_options(tokenizer, vocab_size, dialogue)
+    held = open_validation(validation)
     check_output(out, "data")
     opened = open_corpora(corpora)
     fast = open_tokenizer(tokenizer, dialogue) if tokenizer is not None else None
-    found = survey(opened, validation, seed, sample_bytes=0 if fast else SAMPLE_BYTES)
+    found = survey(opened, held, seed, sample_bytes=0 if fast else SAMPLE_BYTES)
     with staged_folder(out, "data") as staging:
         if fast is None:
             fast = train_tokenizer(found.sample, vocab_size, dialogue or "chitchat")
             found.sample.clear()
         format_ = dialogue_of(fast)
-        figures = _write_splits(opened, found, fast, format_, staging, seed)
+        # What is held out comes first, so that its repetitions in the other corpora are the ones that are dropped.
+        ordered = [held, *opened] if isinstance(held, Corpus) else opened
+        figures = _write_splits(ordered, found, fast, format_, staging, seed)
         fast.save_pretrained(staging)
         report = {
             "format": 1,
-            "corpora": [{"name": corpus.name, "sha256": corpus.sha256()} for corpus in opened],
+            "corpora": [_named(corpus) for corpus in opened],
             **figures,
             "tokenizer": Path(tokenizer).name if tokenizer else "trained byte-level BPE",
             "vocab_size": len(fast),
             "dialogue": format_.as_json(),
-            "validation_share": validation,
+            **({"validation_corpus": _named(held)} if isinstance(held, Corpus) else {"validation_share": held}),
             "seed": seed,
         }
         text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
         (staging / OUR_FILES["data"]).write_text(text, encoding="utf-8")
-        options = {"corpora": list(corpora), "tokenizer": tokenizer, "vocab_size": vocab_size, "validation": validation}
+        options = {"corpora": list(corpora), "tokenizer": tokenizer, "vocab_size": vocab_size}
+        options["validation"] = validation if isinstance(held, Corpus) else held
         write_lineage(staging, Stage("data", {**options, "dialogue": dialogue}, seed))
     _tell(report)
     return report
 
 
-def _check_options(tokenizer: str | None, vocab_size: int, validation: float, dialogue: str | None) -> None:
-    if not 0 < validation < 1:
-        raise BadInput(f"--validation {validation}: must lie between 0 and 1, as 0.05 does")
+def _named(corpus: Corpus) -> dict[str, str]:
+    return {"name": corpus.name, "sha256": corpus.sha256()}
+
+
+def _check_options(tokenizer: str | None, vocab_size: int, dialogue: str | None) -> None:
     if dialogue is not None and dialogue not in FAMILIES:
         raise BadInput(f"--dialogue {dialogue}: no such dialogue format; give one of {', '.join(FAMILIES)}")
     if tokenizer is None:
@@ -144,7 +151,7 @@ def _distinct(corpora: Sequence[Corpus], found: Survey, seed: int) -> Iterator[t
                     raise WorkFailed(f"{corpus.name}: changed while it was read; run the command again")
                 if not seen[rank]:
                     seen[rank] = True
-                    yield rank < found.held_out, conversation
+                    yield bool(found.held_out[rank]), conversation
     if not seen.all():
         raise WorkFailed("a corpus changed while it was read; run the command again")
 
@@ -226,6 +233,7 @@ class Counter:
 
 
 def _figures(found: Survey, train: Counter, validation: Counter) -> dict[str, Any]:
+    repeats = {"held_out_conversations": found.held_out_repeats} if found.held_out_repeats else {}
     return {
         **split_figures(train, validation),
         "duplicates": found.duplicates,
@@ -233,6 +241,7 @@ def _figures(found: Survey, train: Counter, validation: Counter) -> dict[str, An
             "short_conversations": found.tally.short_conversations,
             "system_messages": found.tally.system_messages,
             "empty_turns": found.tally.empty_turns,
+            **repeats,
         },
     }
 

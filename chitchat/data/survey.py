@@ -2,19 +2,21 @@
 
 A conversation is known by a 64-bit hash of its text (case and white space aside), so a million of them need 8 MB.
 The split ranks these hashes: it does not depend on the order of the corpora, and a conversation that appears twice
-lies on one side only. The hash is keyed by the seed, so another seed holds out others.
+lies on one side only. The hash is keyed by the seed, so another seed holds out others. Instead of a share, a corpus of
+its own can be held out; what the other corpora repeat of it is left out of the training split.
 """
 
 import hashlib
 import heapq
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from chitchat.data.corpora import Corpus
+from chitchat.data.corpora import Corpus, open_corpus
 from chitchat.data.readers import Conversation, Tally
 from chitchat.errors import BadInput
 
@@ -25,32 +27,36 @@ SAMPLE_BYTES = 1 << 24
 class Survey:
     """What the first pass found.
 
-    `keys` uint64, sorted, distinct; the first `held_out` of them are the validation split. `sample` are texts of
-    training conversations, at most `SAMPLE_BYTES` of them.
+    `keys` uint64, sorted, distinct; `held_out` bool, which of them are the validation split. `held_out_repeats`
+    counts what the corpora repeat of a corpus that is held out. `sample` are texts of training conversations, at most
+    `SAMPLE_BYTES` of them.
     """
 
-    keys: np.ndarray
-    held_out: int
+    keys: NDArray[np.uint64]
+    held_out: NDArray[np.bool_]
+    held_out_repeats: int
     tally: Tally
     sample: list[str]
 
     @property
     def duplicates(self) -> int:
-        """Conversations that repeat another one."""
-        return self.tally.conversations - len(self.keys)
+        """Conversations that repeat another one on their side of the split."""
+        return self.tally.conversations - len(self.keys) - self.held_out_repeats
 
 
 class Sample:
     """A bounded random sample of conversations: those with the greatest keys, whatever order they come in."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self._limit = limit  # bytes; 0 keeps nothing
         self._size = 0
         self._heap: list[tuple[int, int, tuple[str, ...]]] = []
         self._keys: set[int] = set()
 
     def add(self, key: int, conversation: Conversation) -> None:
         """Offer a conversation; the ones with the least keys make room."""
+        if not self._limit:
+            return
         full = self._size >= self._limit
         if key in self._keys or (full and key < self._heap[0][0]):
             return
@@ -69,26 +75,65 @@ class Sample:
         return [text for key, _, texts in sorted(self._heap) if key > above for text in texts]
 
 
-def survey(corpora: Sequence[Corpus], validation: float, seed: int, sample_bytes: int = SAMPLE_BYTES) -> Survey:
-    """Read all corpora once. Raises `BadInput` for a corpus without a conversation, and for fewer than two in all."""
+def open_validation(validation: float | str) -> float | Corpus:
+    """The share that is held out, or the corpus that is: what reads as a number is a share. Raises `BadInput`."""
+    try:
+        share = float(validation)
+    except ValueError:
+        try:
+            return open_corpus(str(validation))
+        except BadInput as error:
+            raise BadInput(f"--validation {validation}: neither a share, as 0.05 is, nor a corpus; {error}") from error
+    if not 0 < share < 1:
+        raise BadInput(f"--validation {validation}: must lie between 0 and 1, as 0.05 does")
+    return share
+
+
+def survey(
+    corpora: Sequence[Corpus], validation: float | Corpus, seed: int, sample_bytes: int = SAMPLE_BYTES
+) -> Survey:
+    """Read all corpora once; `validation` is the share that is held out, or the corpus that is.
+
+    Raises `BadInput` for a corpus without a conversation, for fewer than two in all, and when nothing is left to train
+    on beside a corpus that is held out.
+    """
     tally = Tally()
-    keys = array("Q")
+    apart = _read([validation], tally, seed, None) if isinstance(validation, Corpus) else array("Q")
+    withheld = np.unique(np.array(apart, dtype=np.uint64))
     sample = Sample(sample_bytes)
+    read = np.frombuffer(_read(corpora, tally, seed, sample, frozenset(withheld.tolist())), dtype=np.uint64)
+    repeats = int(np.count_nonzero(np.isin(read, withheld)))
+    if isinstance(validation, Corpus):
+        if repeats == len(read):
+            raise BadInput(
+                f"--validation {validation.name}: holds every conversation of {corpora[0].name}, so none is left to "
+                "train on; hold out fewer, or give another corpus"
+            )
+        keys = np.union1d(read, withheld)
+        return Survey(keys, np.isin(keys, withheld), repeats, tally, sample.texts(above=-1))
+    keys = np.unique(read)
+    if len(keys) < 2:
+        raise BadInput(
+            f"corpus {corpora[0].name}: only one distinct conversation; give at least two, so that one can be held out"
+        )
+    count = min(max(round(validation * len(keys)), 1), len(keys) - 1)
+    return Survey(keys, np.arange(len(keys)) < count, 0, tally, sample.texts(above=int(keys[count - 1])))
+
+
+def _read(
+    corpora: Sequence[Corpus], tally: Tally, seed: int, sample: Sample | None, withheld: Container[int] = ()
+) -> "array[int]":
+    """The key of every conversation in order; those that are not withheld are offered to the sample."""
+    keys = array("Q")
     for corpus in corpora:
         before = Tally(**vars(tally))
         for conversation in _progress(corpus.conversations(tally), f"reading {corpus.name}"):
             key = conversation_key(conversation, seed)
             keys.append(key)
-            if sample_bytes:
+            if sample is not None and key not in withheld:
                 sample.add(key, conversation)
         _check_not_empty(corpus, before, tally)
-    distinct = np.unique(np.frombuffer(keys, dtype=np.uint64))
-    if len(distinct) < 2:
-        raise BadInput(
-            f"corpus {corpora[0].name}: only one distinct conversation; give at least two, so that one can be held out"
-        )
-    held_out = min(max(round(validation * len(distinct)), 1), len(distinct) - 1)
-    return Survey(distinct, held_out, tally, sample.texts(above=int(distinct[held_out - 1])))
+    return keys
 
 
 def conversation_key(conversation: Conversation, seed: int) -> int:
