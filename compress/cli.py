@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compress.console import Verbs, call, quiet_libraries, show
+from compress.console import Verbs, call, quiet_libraries, show, show_table
 from compress.options import (
     Checkpoint,
     DataOption,
@@ -133,39 +133,73 @@ def train(
 def prune(
     checkpoint: Checkpoint,
     data: DataOption,
-    out: Annotated[Path, Out("the smaller checkpoint")],
-    keep: Annotated[float | None, typer.Option(help="Share of the parameters to keep, between 0 and 1.")] = None,
+    out: Annotated[Path | None, Out("the smaller checkpoint (not with --plan)")] = None,
+    keep: Annotated[float | None, typer.Option(help="Budget: share of the parameters, between 0 and 1.")] = None,
+    max_mb: Annotated[float | None, typer.Option(help="Budget: MB of the bundle, by --scheme.")] = None,
+    max_ms_per_token: Annotated[
+        float | None, typer.Option(help="Budget: decode time here, by --scheme, in the engine that ships.")
+    ] = None,
     layers: Annotated[int | None, typer.Option(help="Layers to keep.")] = None,
     width: Annotated[int | None, typer.Option(help="Width to keep: a multiple of the head size.")] = None,
     ffn: Annotated[int | None, typer.Option(help="FFN width to keep.")] = None,
+    vocab: Annotated[int | None, typer.Option(help="Tokens to keep; the tokenizer is rewritten.")] = None,
+    context: Annotated[int | None, typer.Option(help="Positions to keep.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what the budget buys, and do nothing.")] = False,
+    candidates: Annotated[int, typer.Option(help="Shapes of a budget that are tried; 1: the likeliest.")] = 4,
+    scheme: Annotated[str, typer.Option(help="Bundle that MB and ms are counted in: fp32, w8, w8a8 or w4.")] = "w8",
+    importance: Annotated[
+        str, typer.Option(help="What ranks the units: obs, activation, magnitude, taylor or random.")
+    ] = "obs",
+    no_refit: Annotated[bool, typer.Option("--no-refit", help="Leave out the repair by least squares.")] = False,
     heal_epochs: Annotated[float | None, typer.Option(help="Heal for these passes over the conversations.")] = None,
     heal_minutes: Annotated[float | None, typer.Option(help="Heal for these minutes; 0: not at all.")] = None,
+    heal_loss: Annotated[str, typer.Option(help="kl (from the teacher) or ce (from the text alone).")] = "kl",
+    own_replies: Annotated[
+        float, typer.Option(help="Share of the healing that goes to the student's own replies.")
+    ] = 0.15,
     teacher: Annotated[str | None, typer.Option(help="Heal from this checkpoint (default: the unpruned one).")] = None,
-    importance: Annotated[str, typer.Option(help="What ranks the units: activation, magnitude or random.")] = (
-        "activation"
-    ),
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run of the same options stopped.")] = (
         False
     ),
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Checkpoint → smaller checkpoint, healed by distillation from the unpruned one."""
-    from compress.prune.stage import PruneOptions
+    """Checkpoint → smaller checkpoint: cut, refitted, and healed by distillation from the unpruned one."""
+    from bench.probe import Clock
+
+    from chitchat.errors import BadInput
+    from compress.prune.options import PruneOptions
+    from compress.prune.stage import plan as run_plan
     from compress.prune.stage import prune as run_pruning
 
     options = PruneOptions(
         keep=keep,
+        max_mb=max_mb,
+        max_ms_per_token=max_ms_per_token,
         layers=layers,
         width=width,
         ffn=ffn,
+        vocab=vocab,
+        context=context,
+        candidates=candidates,
+        scheme=scheme,
+        importance=importance,
+        refit=not no_refit,
         heal_epochs=heal_epochs,
         heal_minutes=heal_minutes,
+        heal_loss=heal_loss,
+        own_replies=own_replies,
         teacher=teacher,
-        importance=importance,
         seed=seed,
     )
-    show(run_pruning(checkpoint, data, out, options, resume=resume), as_json)
+    if plan:
+        figures = run_plan(checkpoint, data, options, Clock(scheme))
+        show_table(figures["candidates"])
+        show(figures, as_json)
+        return
+    if out is None:
+        raise BadInput("--out: say where the smaller checkpoint goes, or --plan to see what the budget buys")
+    show(run_pruning(checkpoint, data, out, options, resume=resume, clock=Clock(scheme)), as_json)
 
 
 @app.command()
@@ -213,12 +247,25 @@ def export(
 
 @app.command("eval")
 def evaluate(
-    model: Model, data: DataOption, max_tokens: MaxTokens = None, seed: Unused = 0, as_json: Json = False
+    model: Model,
+    data: DataOption,
+    teacher: Annotated[
+        str | None, typer.Option(help="Compare with this model of the same vocabulary: KL, top-1, ratios.")
+    ] = None,
+    max_tokens: MaxTokens = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Replies drawn to held-out prompts (default: 200, or as many as there are); 0: none.", min=0),
+    ] = None,
+    threads: Threads = None,
+    seed: Unused = 0,
+    as_json: Json = False,
 ) -> None:
-    """Quality on held-out conversations, through the runtime that ships."""
+    """Quality on held-out conversations and the health of its replies, through the runtime that ships."""
     from bench.quality import evaluate as run_evaluation
 
-    show(run_evaluation(model, data, max_tokens=max_tokens), as_json)
+    figures = run_evaluation(model, data, max_tokens=max_tokens, threads=threads, teacher=teacher, samples=samples)
+    show(figures, as_json)
 
 
 @app.command()

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -99,6 +99,18 @@ def show(figures: Mapping[str, Any], as_json: bool) -> None:
             print(f"{name.replace('_', ' '):<{width}}  {_plain(value)}")
     if as_json:
         print(json.dumps(figures, ensure_ascii=False, default=str), flush=True)
+
+
+def show_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows of the same fields, a line each; fields that are empty in all rows are left out."""
+    if not is_leader() or not rows:
+        return
+    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    cells = [[name.replace("_", " ") for name in names]]
+    cells += [["-" if row[name] is None else _plain(row[name]) for name in names] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 
 def _plain(value: Any) -> str:

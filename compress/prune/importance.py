@@ -1,12 +1,14 @@
 """Which units matter: a score for every embedding channel, attention head and FFN neuron.
 
-Three rankings: `activation` (default; calibration conversations run forward, no gradients), `magnitude` (weights
-alone) and `random` (the control). The scores are pure functions on arrays; the hooks that collect their statistics are
-set by a context manager and always removed. How many units stay is decided in `shape`.
+Five rankings. From calibration conversations run forward: `obs` (default: heads and neurons by how badly the others
+replace them, see `elimination`; channels as `activation`) and `activation`. With gradients: `taylor`. From the weights
+alone: `magnitude`. By lot: `random`, the control. The scores are pure functions on arrays; the hooks that collect
+their statistics are set by a context manager and always removed. How many units stay is decided in `shape`.
 
 Sources: neurons as FLAP (arXiv 2312.11983), variance of the activation times the squared norm of its way out; heads the
 same on the context vector; channels as Minitron (arXiv 2407.14679), L2 over conversations of the mean magnitude
-over tokens, summed over all LayerNorm outputs.
+over tokens, summed over all LayerNorm outputs; `taylor` as Molchanov et al. (arXiv 1906.10771), the squared first-order
+change of the loss when the unit's output is set to 0.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +23,14 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from chitchat.errors import BadInput
-from chitchat.training.objective import last_hidden
+from chitchat.training.objective import label_positions, last_hidden
 from compress.calibration import Batch
+from compress.prune.elimination import unit_scores
 from compress.prune.shape import Shape
 from compress.prune.slicing import Kept
 
 Floats = NDArray[np.float64]
-IMPORTANCES = ("activation", "magnitude", "random")
+IMPORTANCES = ("obs", "activation", "magnitude", "taylor", "random")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Scores:
     channels: Floats
     heads: list[Floats]
     neurons: list[Floats]
+
+    def of_layers(self, layers: Sequence[int]) -> "Scores":
+        """The scores of some of the layers."""
+        return Scores(self.channels, [self.heads[layer] for layer in layers], [self.neurons[layer] for layer in layers])
 
     def keep(self, shape: Shape) -> Kept:
         """The best units for `shape`."""
@@ -48,10 +55,15 @@ class Scores:
 
 
 def score_units(model: GPT2LMHeadModel, batches: Sequence[Batch], importance: str, seed: int = 0) -> Scores:
-    """Rank all units of `model`. `batches` are calibration windows, read by `activation` only. Raises `BadInput` for a
-    ranking that does not exist."""
+    """Rank all units of `model`. `batches` are calibration windows, not read by `magnitude` and `random`. Raises
+    `BadInput` for a ranking that does not exist."""
+    if importance == "obs":
+        channels = activation_scores(model, batches).channels
+        return Scores(channels, *unit_scores(model, batches))
     if importance == "activation":
         return activation_scores(model, batches)
+    if importance == "taylor":
+        return taylor_scores(model, batches)
     if importance == "magnitude":
         return magnitude_scores(model)
     if importance == "random":
@@ -173,6 +185,57 @@ def activation_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Score
         neurons.append(outflow_scores(neuron.variance, _array(block.mlp.c_proj.weight)))
     channels = np.sum([np.sqrt(squares) for squares in seen.channels], axis=0)
     return Scores(channels, heads, neurons)
+
+
+def taylor_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Scores:
+    """Scores from the gradient of the next-token loss: per conversation, the squared sum over its tokens of output
+    times gradient (of a head over its columns, of a channel over all LayerNorm outputs), summed over conversations."""
+    model.eval()
+    blocks, heads = model.transformer.h, model.config.n_head
+    norms = [norm for block in blocks for norm in (block.ln_1, block.ln_2)] + [model.transformer.ln_f]
+    writers = [writer for block in blocks for writer in (block.attn.c_proj, block.mlp.c_proj)]
+    found: list[Floats] = [np.zeros(1)] * (len(writers) + 1)
+    seen: dict[int, Tensor] = {}
+
+    def keep(place: int, tensor: Tensor) -> None:
+        seen[place] = tensor
+
+    hooks = [
+        *(
+            writer.register_forward_pre_hook(lambda _module, inputs, place=place: keep(place, inputs[0]))
+            for place, writer in enumerate(writers)
+        ),
+        *(
+            norm.register_forward_hook(lambda _module, _inputs, output, place=place: keep(place, output))
+            for place, norm in enumerate(norms, len(writers))
+        ),
+    ]
+    try:
+        with torch.enable_grad():
+            for batch in batches:
+                loss = _next_token_loss(model, batch)
+                gradients = torch.autograd.grad(loss, list(seen.values()))
+                slopes = {
+                    place: (output.detach() * gradient).sum(dim=1).double().cpu().numpy()  # [batch, columns]
+                    for (place, output), gradient in zip(seen.items(), gradients, strict=True)
+                }
+                for place in range(len(writers)):
+                    size = 1 if place % 2 else slopes[place].shape[1] // heads
+                    units = slopes[place].reshape(len(slopes[place]), -1, size).sum(axis=2)
+                    found[place] = found[place] + np.square(units).sum(axis=0)
+                channels = sum(slopes[place] for place in range(len(writers), len(slopes)))
+                found[-1] = found[-1] + np.square(channels).sum(axis=0)
+                seen.clear()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Scores(channels=found[-1], heads=found[:-1:2], neurons=found[1:-1:2])
+
+
+def _next_token_loss(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
+    wanted, targets = label_positions(batch["labels"].to(model.device))
+    states = last_hidden(model, batch["input_ids"].to(model.device))[:, :-1][wanted]
+    return nn.functional.cross_entropy(model.lm_head(states).float(), targets, reduction="sum")
 
 
 def magnitude_scores(model: GPT2LMHeadModel) -> Scores:

@@ -20,22 +20,29 @@ from compress.assemble import build_gpt2
 from compress.calibration import Batch, mean_loss
 
 
-def choose_layers(model: GPT2LMHeadModel, batches: Sequence[Batch], keep: int) -> list[int]:
-    """Indices of the `keep` layers that stay, ascending."""
+def removal_order(model: GPT2LMHeadModel, batches: Sequence[Batch], count: int) -> list[int]:
+    """Indices of the `count` layers that go, the first to go first."""
     left = list(range(len(model.transformer.h)))
-    if keep == len(left):
-        return left
-    trials = sum(len(left) - gone - 1 for gone in range(len(left) - keep))
+    order: list[int] = []
+    trials = sum(len(left) - gone - 1 for gone in range(count))
     with tqdm(total=trials, desc="trying layers", unit="layer", disable=None) as bar:
-        while len(left) > keep:
+        while len(order) < count:
             losses = {}
             for layer in left[1:]:
                 with only_layers(model, [each for each in left if each != layer]):
                     losses[layer] = mean_loss(model, batches)
                 bar.update()
             # Of equal losses the deepest layer goes.
-            left.remove(min(losses, key=lambda layer: (losses[layer], -layer)))
-    return left
+            order.append(min(losses, key=lambda layer: (losses[layer], -layer)))
+            left.remove(order[-1])
+    return order
+
+
+def choose_layers(model: GPT2LMHeadModel, batches: Sequence[Batch], keep: int) -> list[int]:
+    """Indices of the `keep` layers that stay, ascending."""
+    every = range(len(model.transformer.h))
+    gone = removal_order(model, batches, len(every) - keep)
+    return [layer for layer in every if layer not in gone]
 
 
 def keep_layers(model: GPT2LMHeadModel, layers: Sequence[int]) -> GPT2LMHeadModel:

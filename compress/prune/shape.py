@@ -1,10 +1,11 @@
-"""The shape that a pruned model gets: what GPT2Config can express, what it costs, and which one a budget buys.
+"""The shape that a pruned model gets: what GPT2Config can express, what it costs, and which ones a budget buys.
 
 GPT-2 knows one width (`n_embd` = heads x head size), one FFN width (`n_inner`) and a number of layers. The head size
 stays, since the softmax scale hangs on it. Pure functions; no model is looked at.
 """
 
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +15,10 @@ from chitchat.errors import BadInput
 ALIGNMENT = 32
 _FFN_STEPS = 8
 
-# What a removed share r of an axis costs, in nats per token: weight * r^2 / (1 - r). Measured on a 6 x 320 chat model:
-# slicing half of the FFN cost 0.07, half of the layers 0.125, and a fifth of the heads and width 0.13 after a repair
-# by least squares (0.25 before it). An ordering for a first choice, not a prediction of the healed model.
-_FFN_COST, _LAYER_COST, _WIDTH_COST = 0.14, 0.25, 2.6
+# What a removed share r of an axis costs after the refit, in nats per token: weight * r^2 / (1 - r). Measured on a
+# 6 x 320 chat model: half of the FFN 0.013, nine tenths of it 0.19; one layer of six 0.013, two 0.03 to 0.04; a fifth
+# of heads and width 0.09. An ordering for a first choice; candidates are then healed and measured.
+_FFN_COST, _LAYER_COST, _WIDTH_COST = 0.027, 0.25, 1.7
 
 
 @dataclass(frozen=True)
@@ -75,54 +76,60 @@ class Shape:
     def __str__(self) -> str:
         return f"{self.layers} layers x {self.width} wide ({self.heads} heads), FFN {self.ffn}"
 
+    @property
+    def name(self) -> str:
+        """The shape in one word: `5x320-ffn288`."""
+        return f"{self.layers}x{self.width}-ffn{self.ffn}"
 
-def explicit_shape(full: Shape, layers: int | None, width: int | None, ffn: int | None) -> Shape:
+
+def explicit_shape(
+    full: Shape,
+    layers: int | None = None,
+    width: int | None = None,
+    ffn: int | None = None,
+    vocab: int | None = None,
+    context: int | None = None,
+) -> Shape:
     """`full` with the axes that were asked for; one that is None stays. Raises `BadInput` for one that cannot be."""
-    for option, asked, most in (("layers", layers, full.layers), ("width", width, full.width), ("ffn", ffn, full.ffn)):
+    asked_for = {"layers": layers, "width": width, "ffn": ffn, "vocab": vocab, "context": context}
+    there = (full.layers, full.width, full.ffn, full.vocab, full.positions)
+    for (option, asked), most in zip(asked_for.items(), there, strict=True):
         if asked is not None and not 1 <= asked <= most:
             raise BadInput(f"--{option} {asked}: the model has {most}; choose 1 to {most}")
     if width is not None and width % full.head_dim:
         near = _nearest_widths(width, full)
         raise BadInput(f"--width {width}: not a multiple of the head size {full.head_dim}; the nearest are {near}")
-    heads = full.heads if width is None else width // full.head_dim
-    shape = replace(full, layers=layers or full.layers, heads=heads, ffn=ffn or full.ffn)
-    if shape == full:
-        raise BadInput(f"--layers, --width, --ffn: {shape} is the model's own shape; ask for less of at least one")
-    return shape
+    return replace(
+        full,
+        layers=layers or full.layers,
+        heads=full.heads if width is None else width // full.head_dim,
+        ffn=ffn or full.ffn,
+        vocab=vocab or full.vocab,
+        positions=context or full.positions,
+    )
 
 
-def choose_shape(full: Shape, keep: float) -> Shape:
-    """The shape of at most `keep` of the parameters that is expected to cost the least quality.
+def candidate_shapes(full: Shape, fits: Callable[[Shape], bool]) -> list[Shape]:
+    """For every number of layers and heads the widest FFN that `fits`, the least expected loss first.
 
-    For every number of layers and heads the widest FFN within the budget is a candidate; `quality_cost` picks among
-    them. Widths and FFNs are multiples of 32 where the model is large enough to have such. Raises `BadInput` for a
-    share outside (0, 1) and for a budget below the smallest shape.
+    `fits` must hold for a smaller FFN when it holds for a larger one. Widths and FFNs are multiples of 32 where the
+    model is large enough to have such. `full` itself is not among them.
     """
-    if not 0 < keep < 1:
-        raise BadInput(f"--keep {keep:g}: a share of the parameters, between 0 and 1 (0.5 keeps half)")
-    budget = int(full.parameters * keep)
-    shapes = list(candidate_shapes(full, budget))
-    if not shapes:
-        least = replace(full, layers=1, heads=_head_counts(full)[0], ffn=_ffn_step(full))
-        raise BadInput(
-            f"--keep {keep:g}: no shape has so few parameters ({budget:,}); the smallest is {least} with "
-            f"{least.parameters:,}, --keep {least.parameters / full.parameters + 5e-4:.3f}"
-        )
-    return min(shapes, key=lambda shape: (quality_cost(shape, full), -shape.parameters))
-
-
-def candidate_shapes(full: Shape, budget: int) -> Iterator[Shape]:
-    """Every number of layers and heads with the widest FFN that keeps the parameters within `budget`."""
     step = _ffn_step(full)
+    widths = [*range(step, full.ffn, step), full.ffn]
+    found = []
     for layers in range(1, full.layers + 1):
         for heads in _head_counts(full):
-            bare = replace(full, layers=layers, heads=heads, ffn=0)
-            per_neuron = layers * (2 * bare.width + 1)
-            widest = min(full.ffn, (budget - bare.parameters) // per_neuron)
-            ffn = widest if widest == full.ffn else widest // step * step
-            shape = replace(bare, ffn=ffn)
-            if ffn >= step and shape != full:
-                yield shape
+            bare = replace(full, layers=layers, heads=heads)
+            place = bisect_left(widths, True, key=lambda ffn: not fits(replace(bare, ffn=ffn)))
+            if place and replace(bare, ffn=widths[place - 1]) != full:
+                found.append(replace(bare, ffn=widths[place - 1]))
+    return sorted(found, key=lambda shape: (quality_cost(shape, full), -shape.parameters))
+
+
+def smallest_shape(full: Shape) -> Shape:
+    """The least that the candidates go down to."""
+    return replace(full, layers=1, heads=_head_counts(full)[0], ffn=_ffn_step(full))
 
 
 def quality_cost(shape: Shape, full: Shape) -> float:

@@ -1,208 +1,269 @@
 """`compress prune`: checkpoint to smaller checkpoint.
 
-Choose a shape, cut whole layers, cut units, heal by distillation. The cut is made once; the sliced model then lies in
-the work folder beside OUT (`.NAME.healing/`), so that a run that is killed while healing goes on from there. The result
-is an ordinary GPT-2 checkpoint.
+Trim vocabulary and positions, choose a shape, cut to it and repair in closed form, heal by distillation. What is
+finished lies in the work folder beside OUT (`.NAME.healing/`), so that a run that is killed goes on from there:
+
+    request.json     what was asked for
+    data/            the data set in the trimmed vocabulary's ids
+    choice.json      the shape, and the candidates that were tried
+    trials/          candidates that are being healed
+    round-1/ …       see `compress.prune.rounds`
+
+The result is an ordinary GPT-2 checkpoint.
 """
 
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, save_checkpoint
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput
 from chitchat.folder import check_output, staged_folder
-from chitchat.lineage import LINEAGE, Stage, identity, read_lineage
-from compress.calibration import Batch, calibration_batches, check_same_tokenizer, measure
-from compress.distill.heal import HealResult, heal
+from chitchat.lineage import Stage, identity
+from chitchat.training.processes import Processes
+from chitchat.training.workfolder import read_keyed, write_whole
+from compress.calibration import check_same_tokenizer, measure
 from compress.distill.options import HealOptions
-from compress.prune.importance import IMPORTANCES, score_units
-from compress.prune.layers import choose_layers, keep_layers
-from compress.prune.shape import Shape, choose_shape, explicit_shape
-from compress.prune.slicing import slice_model
+from compress.prune.cut import Knife
+from compress.prune.options import PruneOptions
+from compress.prune.plan import Candidate, Clock, plan_candidates
+from compress.prune.retokenize import retokenize
+from compress.prune.rounds import plan_rounds, run_rounds
+from compress.prune.search import SEARCH_SHARE, Trial, finalists, try_candidates
+from compress.prune.shape import Shape, explicit_shape
+from compress.prune.vocabulary import choose_vocabulary, trim_positions, trim_tokenizer, trim_vocabulary, used_ids
 
-# Units are ranked on more tokens than layers are tried on, since every trial of a layer is a run of its own.
-UNIT_TOKENS, LAYER_TOKENS = 16_384, 4_096
+HEALING_BATCH = 8  # windows of an optimizer step
 
 
 @dataclass(frozen=True)
-class PruneOptions:
-    """What `compress prune` was asked for: a share of parameters (`keep`) or explicit axes, and how long to heal.
+class Subject:
+    """A model with its tokenizer and the conversations in that tokenizer's ids."""
 
-    Without `heal_epochs` and `heal_minutes` one epoch; 0 of either: no healing. `teacher` is a checkpoint to heal from,
-    the unpruned one when None.
-    """
-
-    keep: float | None = None
-    layers: int | None = None
-    width: int | None = None
-    ffn: int | None = None
-    heal_epochs: float | None = None
-    heal_minutes: float | None = None
-    teacher: str | None = None
-    importance: str = "activation"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        axes = [f"--{name}" for name in ("layers", "width", "ffn") if getattr(self, name) is not None]
-        if self.keep is None and not axes:
-            raise BadInput("--keep: say how much is to stay (--keep 0.5), or a shape by --layers, --width, --ffn")
-        if self.keep is not None and axes:
-            raise BadInput(f"--keep {self.keep:g}: is a budget and {', '.join(axes)} a shape; give one of the two")
-        if self.keep is not None and not 0 < self.keep < 1:
-            raise BadInput(f"--keep {self.keep:g}: a share of the parameters, between 0 and 1 (0.5 keeps half)")
-        if self.heal_epochs is not None and self.heal_minutes is not None:
-            raise BadInput("--heal-epochs and --heal-minutes: give one of the two")
-        for name, value in (("--heal-epochs", self.heal_epochs), ("--heal-minutes", self.heal_minutes)):
-            if value is not None and not 0 <= value < float("inf"):
-                raise BadInput(f"{name} {value:g}: 0 (no healing) or more")
-        if self.importance not in IMPORTANCES:
-            raise BadInput(f"--importance {self.importance}: no such ranking; choose {', '.join(IMPORTANCES)}")
-
-    @property
-    def heals(self) -> bool:
-        return self.heal_epochs != 0 and self.heal_minutes != 0
+    model: GPT2LMHeadModel
+    tokenizer: PreTrainedTokenizerFast
+    data: ChatData
 
 
-def prune(checkpoint: str, data: Path, out: Path, options: PruneOptions, resume: bool = False) -> dict[str, Any]:
+def prune(
+    checkpoint: str, data: Path, out: Path, options: PruneOptions, resume: bool = False, clock: Clock | None = None
+) -> dict[str, Any]:
     """Write the pruned and healed checkpoint `out` and return its figures.
 
-    `resume` goes on with a killed run of the same options, if there is one. Raises `BadInput` for a shape that cannot
-    be had, a data set or teacher of another vocabulary, and everything that reading a checkpoint refuses.
+    `resume` goes on with a killed run of the same options, if there is one. `clock` measures shapes; without it there
+    are no times, and no budgets of megabytes or milliseconds. Under a launcher every process calls this; the first one
+    writes. Raises `BadInput` for a shape that cannot be had, a data set or teacher of another vocabulary, and
+    everything that reading a checkpoint refuses.
     """
     started = time.monotonic()
     check_output(out, "checkpoint")
-    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
-    shape = plan(model, options)
-    opened = open_dataset(data)
-    check_vocabulary(tokenizer, model.config.to_dict(), checkpoint)
-    check_same_tokenizer(opened, tokenizer, checkpoint)
-    teacher = _open_teacher(options, model, opened)
+    came = _open(checkpoint, data)
+    _check(came.model, options)
+    teacher = _open_teacher(options, came)
     parent = identity(Path(checkpoint)) if Path(checkpoint).is_dir() else None
-    key = {**asdict(options), "checkpoint": parent or checkpoint, "data": opened.identity}
-
+    key = {**asdict(options), "checkpoint": parent or checkpoint, "data": came.data.identity}
     work = Path(os.path.abspath(out)).parent / f".{out.name}.healing"
-    sliced = _left_over(work, key) if resume else None
-    if sliced is None:
+    processes = Processes()
+    if processes.first:
+        _begin(work, key, resume)
+    processes.wait()
+    try:
+        trimmed, teacher = _trim(came, teacher, options, work)
+        shape, candidates, knife, left = _choose(came.model, trimmed, teacher, options, clock, work, resume)
+        rounds = plan_rounds(_shape(trimmed.model), shape, left)
+        healed = run_rounds(rounds, knife, teacher, trimmed.data, trimmed.tokenizer, work, resume, key)
+    except BaseException as error:
+        _tidy(work, error)
+        raise
+    metrics = {"before": measure(came.model, came.model, came.data), **healed.metrics}
+    metrics["after"] = measure(healed.student, trimmed.model, trimmed.data) if left else healed.metrics["sliced"]
+    recorded = {**asdict(options), "shape": shape.as_json(), "kept_layers": healed.layers}
+    if candidates:
+        metrics["candidates"] = [each.as_json() for each in candidates]
+    record = Stage("prune", recorded, options.seed, parent, came.data.identity, metrics)
+    if processes.first:
+        with staged_folder(out, "checkpoint") as staging:
+            save_checkpoint(staging, healed.student, trimmed.tokenizer, record, parent=checkpoint)
         shutil.rmtree(work, ignore_errors=True)
-        sliced = cut(model, shape, opened, options)
-        if options.heals:
-            _save_sliced(work, sliced, tokenizer, key)
-    student, metrics = sliced.student, sliced.metrics
-    if options.heals:
-        result = _heal(student, teacher, opened, work, options, resume)
-        metrics = {**metrics, "healing": asdict(result), "after": measure(student, model, opened)}
-    else:
-        metrics = {**metrics, "after": metrics["sliced"]}
-    recorded = {**asdict(options), "shape": shape.as_json(), "kept_layers": sliced.layers}
-    with staged_folder(out, "checkpoint") as staging:
-        record = Stage("prune", recorded, options.seed, parent, opened.identity, metrics)
-        save_checkpoint(staging, student, tokenizer, record, parent=checkpoint)
-    shutil.rmtree(work, ignore_errors=True)
+    processes.wait()
     return _figures(shape, metrics, (time.monotonic() - started) / 60)
 
 
-def plan(model: GPT2LMHeadModel, options: PruneOptions) -> Shape:
-    """The shape that `options` ask for of `model`. Raises `BadInput` for one that cannot be had."""
+def plan(checkpoint: str, data: Path, options: PruneOptions, clock: Clock | None = None) -> dict[str, Any]:
+    """The candidates that `prune` would try, and what the vocabulary could give; nothing is cut, nothing written.
+
+    Figures: `parameters` now, `candidates` (a list of rows, the least expected loss first), `used_tokens` of
+    `vocabulary`, those that occur in the training conversations. Raises what `prune` raises.
+    """
+    came = _open(checkpoint, data)
+    _check(came.model, options)
+    full = _shape(came.model)
+    trimmed = explicit_shape(full, vocab=options.vocab, context=options.context)
+    found = _candidates(full, trimmed, options, clock)
+    if not options.has_budget and clock is not None:
+        shape = found[0].shape
+        found = [replace(found[0], file_mb=clock.file_mb(shape), ms_per_token=clock.measure([shape])[0])]
+    return {
+        "parameters": full.parameters,
+        "candidates": [{**each.as_json(), "expected_loss": each.expected_loss} for each in found],
+        "vocabulary": full.vocab,
+        "used_tokens": int(np.count_nonzero(used_ids(came.data))),
+    }
+
+
+def _open(checkpoint: str, data: Path) -> Subject:
+    model, tokenizer, opened = load_model(checkpoint), load_tokenizer(checkpoint), open_dataset(data)
+    check_vocabulary(tokenizer, model.config.to_dict(), checkpoint)
+    check_same_tokenizer(opened, tokenizer, checkpoint)
+    return Subject(model, tokenizer, opened)
+
+
+def _check(model: GPT2LMHeadModel, options: PruneOptions) -> None:
+    """Raise `BadInput` for a shape that cannot be had of this model, before anything is computed."""
     config = model.config
     if getattr(config, "pruned_heads", None):
         raise BadInput("the checkpoint has layers of different numbers of heads (pruned_heads); prune the original one")
-    full = Shape.of(config.to_dict())
-    if options.keep is not None:
-        shape = choose_shape(full, options.keep)
-    else:
-        shape = explicit_shape(full, options.layers, options.width, options.ffn)
-    if config.scale_attn_by_inverse_layer_idx and shape.layers != full.layers:
+    full = _shape(model)
+    asked = explicit_shape(full, options.layers, options.width, options.ffn, options.vocab, options.context)
+    if asked == full and not options.has_budget:
+        raise BadInput(f"--layers, --width, --ffn: {asked} is the model's own shape; ask for less of at least one")
+    if config.scale_attn_by_inverse_layer_idx and (options.has_budget or asked.layers != full.layers):
         raise BadInput(
-            f"--layers {shape.layers}: the model scales attention by the layer's number "
-            "(scale_attn_by_inverse_layer_idx), so no layer can go; give --width and --ffn instead"
+            f"{'--keep' if options.has_budget else f'--layers {asked.layers}'}: the model scales attention by the "
+            "layer's number (scale_attn_by_inverse_layer_idx), so no layer can go; give --width and --ffn instead"
         )
-    return shape
 
 
-@dataclass(frozen=True)
-class Sliced:
-    """A model after the knife, unhealed: the layers that stayed, and figures before and after the cut."""
-
-    student: GPT2LMHeadModel
-    layers: list[int]
-    metrics: dict[str, Any]
-
-
-def cut(model: GPT2LMHeadModel, shape: Shape, data: ChatData, options: PruneOptions) -> Sliced:
-    """Slice a copy of `model` to `shape`; the same options give the same weights."""
-    windows = data.windows("train", model.config.n_positions)
-
-    def calibration(tokens: int) -> Sequence[Batch]:
-        return calibration_batches(windows, data.dialogue.pad_id, tokens, options.seed)
-
-    layers = choose_layers(model, calibration(LAYER_TOKENS), shape.layers)
-    student = keep_layers(model, layers)
-    scores = score_units(student, calibration(UNIT_TOKENS), options.importance, options.seed)
-    student = slice_model(student, scores.keep(shape))
-    metrics = {"before": measure(model, model, data), "sliced": measure(student, model, data)}
-    return Sliced(student, layers, metrics)
-
-
-def _heal(
-    student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, data: ChatData, work: Path, options: PruneOptions, resume: bool
-) -> HealResult:
-    """Train `student` in place towards `teacher`."""
-    epochs = options.heal_epochs
-    if epochs is None and options.heal_minutes is None:
-        epochs = 1.0
-    healing = HealOptions(epochs=epochs, minutes=options.heal_minutes, seed=options.seed)
-    return heal(student, teacher, data, work / "distill", healing, resume=resume)
-
-
-def _open_teacher(options: PruneOptions, model: GPT2LMHeadModel, data: ChatData) -> GPT2LMHeadModel:
+def _open_teacher(options: PruneOptions, came: Subject) -> GPT2LMHeadModel:
     """The model to heal from. Raises `BadInput` when its vocabulary or its context does not fit."""
     if options.teacher is None or not options.heals:
-        return model
+        return came.model
     teacher = load_model(options.teacher)
-    if teacher.config.vocab_size != model.config.vocab_size:
+    if teacher.config.vocab_size != came.model.config.vocab_size:
         raise BadInput(
             f"--teacher {options.teacher}: has a vocabulary of {teacher.config.vocab_size} and the checkpoint one of "
-            f"{model.config.vocab_size}; a teacher must share the student's tokens"
+            f"{came.model.config.vocab_size}; a teacher must share the student's tokens"
         )
-    check_same_tokenizer(data, load_tokenizer(options.teacher), options.teacher)
-    if teacher.config.n_positions < model.config.n_positions:
+    check_same_tokenizer(came.data, load_tokenizer(options.teacher), options.teacher)
+    if teacher.config.n_positions < came.model.config.n_positions:
         raise BadInput(
             f"--teacher {options.teacher}: its context is {teacher.config.n_positions} and the checkpoint's "
-            f"{model.config.n_positions}; give a teacher that reads as far"
+            f"{came.model.config.n_positions}; give a teacher that reads as far"
         )
     return teacher
 
 
-def _save_sliced(work: Path, sliced: Sliced, tokenizer: PreTrainedTokenizerFast, key: dict[str, Any]) -> None:
-    """Keep the sliced model: floating point may differ in the last bit when a resumed run has other threads."""
-    record = Stage("slice", {"key": key, "layers": sliced.layers}, key["seed"], metrics=sliced.metrics)
-    with staged_folder(work / "sliced", "checkpoint") as staging:
-        save_checkpoint(staging, sliced.student, tokenizer, record)
+def _begin(work: Path, key: Mapping[str, Any], resume: bool) -> None:
+    """Note what was asked for; without `resume` an earlier work folder goes. Raises `BadInput` for a resume with other
+    values."""
+    request = work / "request.json"
+    if resume and read_keyed(request, key) is not None:
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    write_whole(request, {"key": key})
 
 
-def _left_over(work: Path, key: dict[str, Any]) -> Sliced | None:
-    """What `_save_sliced` kept of a killed run; None where there is nothing. Raises `BadInput` when that run was asked
-    for something else."""
-    folder = work / "sliced"
-    if not (folder / LINEAGE).is_file():
-        return None
-    record = read_lineage(folder)[-1]
-    old = record["options"]["key"]
-    changed = [f"{name} {old.get(name)}, now {value}" for name, value in key.items() if old.get(name) != value]
-    if changed:
-        raise BadInput(
-            f"--resume: the unfinished run in {work} was started with other values ({'; '.join(changed)}); give the "
-            "same ones, or leave --resume out to start anew"
+def _tidy(work: Path, error: BaseException) -> None:
+    """Leave the work folder only where a resume would save anything."""
+    if not any(work.glob("round-*")) or (isinstance(error, BadInput) and not any(work.glob("round-*/distill/*"))):
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _trim(
+    came: Subject, teacher: GPT2LMHeadModel, options: PruneOptions, work: Path
+) -> tuple[Subject, GPT2LMHeadModel]:
+    """The model and its teacher with fewer tokens and positions, and the data set in the new ids."""
+    own = teacher is came.model
+    model, tokenizer, data = came.model, came.tokenizer, came.data
+    if options.vocab is not None and options.vocab != model.config.vocab_size:
+        keep = choose_vocabulary(tokenizer, used_ids(data), options.vocab)
+        tokenizer = trim_tokenizer(tokenizer, keep)
+        processes = Processes()
+        if processes.first and not (work / "data" / "data.json").is_file():
+            retokenize(data, tokenizer, work / "data")
+        processes.wait()
+        data = open_dataset(work / "data")
+        model = trim_vocabulary(model, keep)
+        teacher = model if own else trim_vocabulary(teacher, keep)
+    if options.context is not None:
+        model = trim_positions(model, options.context)
+        teacher = model if own else trim_positions(teacher, options.context)
+    return Subject(model, tokenizer, data), teacher
+
+
+def _choose(
+    came: GPT2LMHeadModel, trimmed: Subject, teacher: GPT2LMHeadModel, options: PruneOptions, clock: Clock | None,
+    work: Path, resume: bool,
+) -> tuple[Shape, Sequence[Candidate], Knife, HealOptions | None]:  # fmt: skip
+    """The shape, the candidates that were tried for it, the knife, and the healing that the trials left."""
+    processes = Processes()
+    full = _shape(trimmed.model)
+    knife = Knife(trimmed.model, trimmed.data, options.importance, options.refit, options.seed)
+    choice = read_keyed(work / "choice.json", {}) if resume else None
+    if choice is not None:
+        candidates = [Candidate.from_json(row, full) for row in choice["candidates"]]
+    else:
+        found = _candidates(_shape(came), full, options, clock) if processes.first else []
+        candidates = processes.from_first(found)
+        trial = _trial(options, trimmed, len(candidates))
+        candidates = try_candidates(
+            candidates, knife, teacher, trimmed.data, trial, work / "trials", options.heal_loss, options.seed
         )
-    return Sliced(load_model(folder), record["options"]["layers"], record["metrics"])
+        if processes.first:
+            write_whole(work / "choice.json", {"key": {}, "candidates": [each.as_json() for each in candidates]})
+    shape = next(each.shape for each in candidates if each.chosen)
+    spent = any(each.steps for each in candidates)
+    left = _healing(options, trimmed, spent) if options.heals else None
+    return shape, candidates if options.has_budget else [], knife, left
+
+
+def _candidates(full: Shape, trimmed: Shape, options: PruneOptions, clock: Clock | None) -> list[Candidate]:
+    """What the budget buys; the shape itself where one was asked for."""
+    if options.has_budget:
+        return plan_candidates(full, trimmed, options, clock)
+    shape = explicit_shape(trimmed, options.layers, options.width, options.ffn)
+    return [Candidate.of(shape, trimmed)]
+
+
+def _trial(options: PruneOptions, subject: Subject, candidates: int) -> Trial:
+    if not options.heals or candidates == 1:
+        return Trial()
+    windows = subject.data.windows("train", subject.model.config.n_positions)
+    minutes, epochs = _budget(options)
+    return Trial.within(minutes, epochs, len(windows) // HEALING_BATCH, finalists(candidates))
+
+
+def _budget(options: PruneOptions) -> tuple[float | None, float | None]:
+    """Minutes or epochs; one epoch where neither is asked for."""
+    if options.heal_minutes is not None:
+        return options.heal_minutes, None
+    return None, 1.0 if options.heal_epochs is None else options.heal_epochs
+
+
+def _healing(options: PruneOptions, subject: Subject, trials_spent: bool) -> HealOptions:
+    """What is left to heal with, after the trials."""
+    minutes, epochs = _budget(options)
+    left = 1 - SEARCH_SHARE if trials_spent else 1.0
+    return HealOptions(
+        minutes=None if minutes is None else left * minutes,
+        epochs=None if epochs is None else left * epochs,
+        loss_kind=options.heal_loss,
+        own_replies=options.own_replies,
+        batch_size=HEALING_BATCH,
+        seed=options.seed,
+    )
+
+
+def _shape(model: GPT2LMHeadModel) -> Shape:
+    return Shape.of(model.config.to_dict())
 
 
 def _figures(shape: Shape, metrics: dict[str, Any], minutes: float) -> dict[str, Any]:

@@ -1,0 +1,201 @@
+"""Closed-form repair after the knife: every linear that lost inputs is fitted anew by ridge regression.
+
+What a sliced model lacks is mostly linear in what is left. Layer by layer, the student's own (already repaired) streams
+are run beside the teacher's on calibration conversations, and the weights that write to the residual stream
+(`attn.c_proj`, `mlp.c_proj`) are solved for, so that the stream after them comes as near to the teacher's as least
+squares can bring it: what earlier layers got wrong is corrected by later ones. Where the width was cut or layers are
+gone, what reads the stream (`attn.c_attn`, `mlp.c_fc`) is fitted first, towards the teacher's queries, keys, values and
+pre-activations, and at the end the gain and bias of `ln_f` towards the teacher's logits.
+
+Least squares with the inputs of the pruned model is how channel pruning has been repaired since He et al. (arXiv
+1707.06168); the penalty pulls towards the sliced weights, not towards 0. No gradients, no labels; seconds on a CPU.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import GPT2LMHeadModel
+
+from compress.calibration import Batch
+from compress.prune.slicing import Kept
+
+DAMPING = 1e-2  # penalty on leaving the sliced weights, as a share of the mean squared input
+
+
+class Ridge:
+    """Normal equations of y = x W + b: products of a batch in its own dtype, summed over batches in float64.
+
+    x float [rows, inputs], y float [rows, outputs]. The penalty is `damping` times the mean of x^2 over all inputs,
+    on the distance of W from a given weight; the bias is free.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self.xx = torch.zeros(inputs + 1, inputs + 1, dtype=torch.float64)
+        self.xy = torch.zeros(inputs + 1, outputs, dtype=torch.float64)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add rows."""
+        x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+        self.xx += (x.T @ x).double().cpu()
+        self.xy += (x.T @ y).double().cpu()
+
+    def solve(self, weight: Tensor, bias: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+        """The best `(weight [inputs, outputs], bias [outputs])`, in the dtype and on the device of `weight`."""
+        before = torch.cat([weight, bias[None]]).detach().double().cpu()
+        penalty = torch.full((len(self.xx),), damping * float(self.xx.diagonal()[:-1].mean()), dtype=torch.float64)
+        penalty[-1] = 1e-9 * self.xx[-1, -1]
+        change = torch.linalg.solve(self.xx + penalty.diag(), self.xy - self.xx @ before, left=True)
+        after = (before + change).to(weight.device, weight.dtype)
+        return after[:-1], after[-1]
+
+
+@torch.no_grad()
+def refit(
+    student: GPT2LMHeadModel,
+    teacher: GPT2LMHeadModel,
+    layers: Sequence[int],
+    kept: Kept,
+    batches: Sequence[Batch],
+    damping: float = DAMPING,
+) -> None:
+    """Fit `student`, sliced out of `teacher`, to it in place, on right-padded calibration windows.
+
+    `layers` are the teacher's layers that stayed, `kept` the units (of these layers). Both models are left in eval
+    mode; the teacher does not change.
+    """
+    student.eval()
+    teacher.eval()
+    streams = _Streams(student, teacher, kept, batches)
+    readers_too = len(layers) < len(teacher.transformer.h) or len(kept.channels) < teacher.config.n_embd
+    previous = -1
+    for index, layer in enumerate(tqdm(layers, desc="refitting", unit="layer", disable=None)):
+        for skipped in range(previous + 1, layer):
+            streams.skip(teacher.transformer.h[skipped])
+        previous = layer
+        pair = _Pair(student.transformer.h[index], teacher.transformer.h[layer], kept, index)
+        streams.attention(pair, readers_too, damping)
+        streams.feed_forward(pair, readers_too, damping)
+    for skipped in range(previous + 1, len(teacher.transformer.h)):
+        streams.skip(teacher.transformer.h[skipped])
+    if len(kept.channels) < teacher.config.n_embd:
+        streams.final_norm(student, teacher, damping)
+
+
+class _Pair:
+    """A layer of the student, the teacher's layer that it was cut out of, and the units of it that stayed."""
+
+    def __init__(self, ours: nn.Module, theirs: nn.Module, kept: Kept, index: int) -> None:
+        self.ours, self.theirs = ours, theirs
+        head_dim, width = theirs.attn.head_dim, theirs.attn.embed_dim
+        columns = torch.tensor([head * head_dim + i for head in kept.heads[index] for i in range(head_dim)])
+        self.qkv = torch.cat([columns, columns + width, columns + 2 * width])
+        self.neurons = torch.tensor(kept.neurons[index])
+
+
+class _Streams:
+    """The residual streams of both models, [batch, tokens, width] a calibration batch, moved on half a layer a call."""
+
+    def __init__(
+        self, student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, kept: Kept, batches: Sequence[Batch]
+    ) -> None:
+        self.channels = torch.tensor(kept.channels)
+        self.masks = [batch["attention_mask"].bool() for batch in batches]
+        self.ours, self.theirs = ([_embed(model, batch) for batch in batches] for model in (student, teacher))
+
+    def skip(self, theirs: nn.Module) -> None:
+        """Move the teacher's stream through a layer that the student does not have."""
+        for place, stream in enumerate(self.theirs):
+            stream = stream + theirs.attn(theirs.ln_1(stream))[0]
+            self.theirs[place] = stream + theirs.mlp(theirs.ln_2(stream))
+
+    def attention(self, pair: _Pair, reader_too: bool, damping: float) -> None:
+        """Fit the attention half of a layer and move both streams over it."""
+        ours, theirs = pair.ours, pair.theirs
+        if reader_too:
+            self._fit_reader(ours.ln_1, ours.attn.c_attn, theirs.ln_1, theirs.attn.c_attn, pair.qkv, damping)
+        after = [stream + theirs.attn(theirs.ln_1(stream))[0] for stream in self.theirs]
+        self._fit_writer(ours.ln_1, ours.attn, ours.attn.c_proj, after, damping)
+        self.ours = [stream + ours.attn(ours.ln_1(stream))[0] for stream in self.ours]
+        self.theirs = after
+
+    def feed_forward(self, pair: _Pair, reader_too: bool, damping: float) -> None:
+        """Fit the feed-forward half of a layer and move both streams over it."""
+        ours, theirs = pair.ours, pair.theirs
+        if reader_too:
+            self._fit_reader(ours.ln_2, ours.mlp.c_fc, theirs.ln_2, theirs.mlp.c_fc, pair.neurons, damping)
+        after = [stream + theirs.mlp(theirs.ln_2(stream)) for stream in self.theirs]
+        self._fit_writer(ours.ln_2, ours.mlp, ours.mlp.c_proj, after, damping)
+        self.ours = [stream + ours.mlp(ours.ln_2(stream)) for stream in self.ours]
+        self.theirs = after
+
+    def _fit_reader(
+        self, our_norm: nn.Module, ours: nn.Module, their_norm: nn.Module, theirs: nn.Module, columns: Tensor,
+        damping: float,
+    ) -> None:  # fmt: skip
+        """Fit what reads the stream to the kept columns of what the teacher's reads out of its own."""
+        ridge = Ridge(*ours.weight.shape)
+        for mask, our_stream, their_stream in zip(self.masks, self.ours, self.theirs, strict=True):
+            ridge.add(our_norm(our_stream)[mask], theirs(their_norm(their_stream))[mask][:, columns])
+        _store(ours, ridge, damping)
+
+    def _fit_writer(
+        self, norm: nn.Module, half: nn.Module, writer: nn.Module, after: Sequence[Tensor], damping: float
+    ) -> None:
+        """Fit what writes to the stream, so that the stream after it is the teacher's."""
+        ridge = Ridge(*writer.weight.shape)
+        with _inputs_of(writer) as seen:
+            for mask, stream, target in zip(self.masks, self.ours, after, strict=True):
+                half(norm(stream))
+                ridge.add(seen.pop()[mask], target[mask][:, self.channels] - stream[mask])
+        _store(writer, ridge, damping)
+
+    def final_norm(self, student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, damping: float) -> None:
+        """Fit gain and bias of `ln_f`, the only weights before a tied head that are the head's alone.
+
+        With logits (g * x + b) E^T the normal equations in (g, b) need x^T x and E^T E only, never a logit.
+        """
+        norm, table = student.transformer.ln_f, student.lm_head.weight.double()
+        gram, cross = table.T @ table, teacher.lm_head.weight.double().T @ table  # [ours, ours], [theirs, ours]
+        width = len(gram)
+        xx = torch.zeros(width + 1, width + 1, dtype=torch.float64)
+        xy = torch.zeros(width + 1, width, dtype=torch.float64)
+        for mask, ours, theirs in zip(self.masks, self.ours, self.theirs, strict=True):
+            x = nn.functional.layer_norm(ours[mask], (width,), eps=norm.eps).double()
+            x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+            xx += x.T @ x
+            xy += x.T @ (teacher.transformer.ln_f(theirs[mask]).double() @ cross)
+        square = torch.block_diag(xx[:-1, :-1] * gram, xx[-1, -1] * gram)
+        square[:width, width:] = xx[:-1, -1:] * gram
+        square[width:, :width] = square[:width, width:].T
+        right = torch.cat([xy[:-1].diagonal(), xy[-1]])
+        before = torch.cat([norm.weight, norm.bias]).double()
+        penalty = damping * square.diagonal().mean() * torch.eye(2 * width, dtype=torch.float64)
+        after = before + torch.linalg.solve(square + penalty, right - square @ before)
+        norm.weight.copy_(after[:width])
+        norm.bias.copy_(after[width:])
+
+
+def _embed(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
+    """Token and position embeddings of a batch, [batch, tokens, width]."""
+    ids = batch["input_ids"].to(model.device)
+    return model.transformer.wte(ids) + model.transformer.wpe.weight[: ids.shape[1]]
+
+
+def _store(module: nn.Module, ridge: Ridge, damping: float) -> None:
+    weight, bias = ridge.solve(module.weight, module.bias, damping)
+    module.weight.copy_(weight)
+    module.bias.copy_(bias)
+
+
+@contextmanager
+def _inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """The inputs of `module`, appended at every call inside the block."""
+    seen: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()

@@ -1,0 +1,92 @@
+"""Which of the shapes that a budget buys: cut them all, heal the better half for a while, keep the best.
+
+Minitron (arXiv 2407.14679) finds that the order of candidates settles after a few hundred steps of healing, and that
+the order right after the cut is not yet it. Here the cut is repaired in closed form first, which settles much of it;
+so the worse half goes by its held-out KL after the refit, and the rest is healed for a small share of the budget.
+"""
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import GPT2LMHeadModel
+
+from chitchat.data.dataset import ChatData
+from compress.calibration import Batch, calibration_batches, divergence, mean_loss
+from compress.distill.heal import heal
+from compress.distill.options import HealOptions
+from compress.prune.cut import Knife
+from compress.prune.plan import Candidate
+
+SEARCH_SHARE = 0.2  # of the healing budget goes to trials
+LEAST_MINUTES, LEAST_STEPS = 0.5, 30  # of a trial: less says no more than the refit does
+MOST_STEPS = 300
+COMPARED_TOKENS = 8_192  # held-out
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How long each of the better half is healed: minutes or steps; neither when the budget is too small for it."""
+
+    minutes: float | None = None
+    steps: int | None = None
+
+    @classmethod
+    def within(cls, minutes: float | None, epochs: float | None, steps_of_epoch: int, count: int) -> "Trial":
+        """A trial of each of `count` candidates within the share of the healing budget that is for trials."""
+        if minutes is not None:
+            each = SEARCH_SHARE * minutes / max(1, count)
+            return cls(minutes=each) if each >= LEAST_MINUTES else cls()
+        steps = math.floor(SEARCH_SHARE * (epochs or 0) * steps_of_epoch / max(1, count))
+        return cls(steps=min(steps, MOST_STEPS)) if steps >= LEAST_STEPS else cls()
+
+    @property
+    def heals(self) -> bool:
+        return self.minutes is not None or self.steps is not None
+
+
+def finalists(candidates: int) -> int:
+    """How many of the candidates are healed for a while."""
+    return math.ceil(candidates / 2)
+
+
+def try_candidates(
+    candidates: Sequence[Candidate], knife: Knife, teacher: GPT2LMHeadModel, data: ChatData, trial: Trial, work: Path,
+    heal_loss: str = "kl", seed: int = 0,
+) -> list[Candidate]:  # fmt: skip
+    """The candidates with what was measured of them, in the order given; the one with the least KL is `chosen`.
+
+    `work` is a folder for the trials, removed at the end. Under a launcher every process calls this.
+    """
+    if len(candidates) == 1:
+        return [replace(candidates[0], chosen=True)]
+    windows = data.windows("validation", knife.model.config.n_positions)
+    held_out = calibration_batches(windows, data.dialogue.pad_id, COMPARED_TOKENS, seed)
+    tried = [
+        _measured(each, knife.cut(each.shape).student, knife.model, held_out)
+        for each in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
+    ]
+    if trial.heals:
+        order = sorted(range(len(tried)), key=lambda place: tried[place].kl or 0.0)
+        for place in tqdm(order[: finalists(len(tried))], desc="healing candidates", unit="shape", disable=None):
+            student = knife.cut(tried[place].shape).student
+            options = HealOptions(
+                minutes=trial.minutes, steps=trial.steps, loss_kind=heal_loss, own_replies=0.0, teacher_samples=False,
+                patience=None, seed=seed, eval_tokens=COMPARED_TOKENS,
+            )  # fmt: skip
+            result = heal(student, teacher, data, work / f"trial-{place}", options)
+            healed = replace(tried[place], steps=result.steps)
+            tried[place] = _measured(healed, student, knife.model, held_out)
+        shutil.rmtree(work, ignore_errors=True)
+    best = min(tried, key=lambda each: (-min(each.steps, 1), each.kl))
+    return [replace(each, chosen=each is best) for each in tried]
+
+
+def _measured(
+    candidate: Candidate, student: GPT2LMHeadModel, reference: GPT2LMHeadModel, held_out: Sequence[Batch]
+) -> Candidate:
+    kl = divergence(reference, student, held_out).kl
+    return replace(candidate, kl=kl, perplexity=math.exp(mean_loss(student, held_out)))
