@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import conversations
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoTokenizer,
     BertTokenizerFast,
@@ -176,6 +176,8 @@ def test_the_rarest_token_goes_first_and_its_parts_take_over_its_count() -> None
     assert choose_vocabulary(tokenizer, np.array([5, 0, 0, 0, 1, 9, 9]), 5) == [0, 1, 2, 3, 4]
     assert choose_vocabulary(tokenizer, np.array([0, 0, 0, 0, 0, 0, 1])) == [0, 1, 2, 3, 4, 6]
     small = trim_tokenizer(tokenizer, [0, 1, 2, 3, 4, 6])
+    tokenizer.add_tokens(["abc"])  # an added token stays, and so do its parts
+    assert choose_vocabulary(tokenizer, np.array([5, 0, 0, 0, 0, 9, 0]), 6) == [0, 1, 2, 3, 4, 6]
     assert encode_text(small, ["abc cd ab"])[0] == [5, 2, 3, 4]
 
 
@@ -245,6 +247,24 @@ def test_special_tokens_that_are_put_around_text_have_their_new_ids(tmp_path: Pa
     assert small.convert_ids_to_tokens(ids) == ["[CLS]", "hello", "你", "好", "[SEP]"]
     template = Tokenizer.from_str(small.backend_tokenizer.to_str())
     assert template.encode("你").tokens == ["[CLS]", "你", "[SEP]"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "sequence"])
+def test_every_post_processor_is_renumbered(kind: str) -> None:
+    """Each of them spells its ids in a way of its own; a sequence hides them one level deeper."""
+    vocab = {token: index for index, token in enumerate(["x", "y", "[CLS]", "a", "[SEP]", "[UNK]"])}
+    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    pair = (("[SEP]", 4), ("[CLS]", 2))
+    bert = processors.BertProcessing(*pair)
+    backend.post_processor = {
+        "bert": bert,
+        "roberta": processors.RobertaProcessing(*pair),
+        "sequence": processors.Sequence([processors.ByteLevel(), bert]),
+    }[kind]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
+    )
+    assert trim_tokenizer(tokenizer, [2, 3, 4, 5])("a")["input_ids"] == [0, 1, 2]
 
 
 def test_tokens_that_were_added_to_a_vocabulary_stay_and_move_up(tmp_path: Path) -> None:

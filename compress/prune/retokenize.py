@@ -3,11 +3,13 @@
 The text of a data set is not stored, and need not be: a turn all of whose tokens stay has them again under new ids
 (`compress.prune.vocabulary` says why). The others are spelled anew: byte-level BPE by decoding and encoding the turn,
 which is exact for text; WordPiece word by word, since its decoder loses spaces, and an unknown word stays unknown.
-Split, order, turns, replies and bytes of text stay as they are, so bits per byte can be compared.
+Split, order, turns, replies and bytes of text stay as they are, so bits per byte can be compared, as long as no more
+words are unknown than before, since an unknown token is easy to predict: a share of them that grew past 1 % is told.
 """
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +31,7 @@ from chitchat.folder import OUR_FILES, staged_folder
 from chitchat.lineage import Stage, write_lineage
 
 _ROWS_AT_ONCE = 1000
+_UNKNOWN_LIMIT = 0.01
 
 
 def retokenize(data: ChatData, tokenizer: PreTrainedTokenizerFast, folder: Path) -> ChatData:
@@ -61,6 +64,12 @@ def retokenize(data: ChatData, tokenizer: PreTrainedTokenizerFast, folder: Path)
         (staging / OUR_FILES["data"]).write_text(text, encoding="utf-8")
         stage = Stage("retokenize", {"vocab_size": len(tokenizer)}, data.report["seed"], parent_sha256=data.identity)
         write_lineage(staging, stage, parent=data.path)
+    if report["unknown_share"] > max(_UNKNOWN_LIMIT, data.report["unknown_share"]):
+        print(
+            f"warning: --vocab {len(tokenizer)}: {report['unknown_share']:.1%} of the tokens are unknown now "
+            f"({data.report['unknown_share']:.1%} before); keep more of the vocabulary",
+            file=sys.stderr,
+        )
     return open_dataset(folder)
 
 
