@@ -14,6 +14,7 @@ from compress.prune.importance import (
     magnitude_of,
     outflow_scores,
     score_units,
+    taylor_scores,
     watch,
 )
 from compress.prune.shape import Shape
@@ -134,5 +135,36 @@ def test_random_is_drawn_from_the_seed() -> None:
 
 def test_an_unknown_ranking_is_refused() -> None:
     """Stops a misspelt ranking from becoming the default one."""
-    with pytest.raises(BadInput, match=r"--importance taylor.*activation, magnitude, random"):
-        score_units(make_model(), [], "taylor")
+    with pytest.raises(BadInput, match=r"--importance fisher.*obs, activation, magnitude, taylor, random"):
+        score_units(make_model(), [], "fisher")
+
+
+def test_taylor_scores_are_the_change_of_the_loss_by_finite_differences() -> None:
+    """Stops a gradient of the wrong tensor, of padding, or summed before it is squared over conversations."""
+    model, inputs = make_model().double(), batch(padding=2, rows=2)
+    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+
+    def loss(row: int, scale: float, layer: int, unit: int) -> float:
+        writer = model.transformer.h[layer].mlp.c_proj
+        kept = writer.weight[unit].clone()
+        with torch.no_grad():
+            writer.weight[unit] *= scale  # a scaled activation, seen from behind
+            ids = inputs["input_ids"][row : row + 1, :9]
+            logits = model(ids).logits[0, :-1]
+            found = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+            writer.weight[unit] = kept
+        return found
+
+    scores = taylor_scores(model, [inputs])
+    for layer, unit in ((0, 3), (1, 17)):
+        slopes = [(loss(row, 1 + 1e-4, layer, unit) - loss(row, 1 - 1e-4, layer, unit)) / 2e-4 for row in (0, 1)]
+        assert scores.neurons[layer][unit] == pytest.approx(sum(slope**2 for slope in slopes), rel=1e-3)
+    assert [scores.channels.shape, scores.heads[0].shape, scores.neurons[0].shape] == [(32,), (4,), (48,)]
+
+
+def test_scores_of_some_layers_are_theirs() -> None:
+    """Stops a ranking that is renumbered with the layers behind a cut."""
+    scores = score_units(make_model(), [batch()], "obs")
+    part = scores.of_layers([1])
+    assert part.heads == [scores.heads[1]]
+    assert part.neurons == [scores.neurons[1]]

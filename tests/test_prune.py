@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
 from chitchat.data.dataset import build_dataset, open_dataset
 from chitchat.errors import BadInput
+from chitchat.folder import staged_folder
 from chitchat.lineage import Stage, identity, read_lineage
-from compress.prune import stage
-from compress.prune.stage import PruneOptions, prune
+from compress.prune import rounds
+from compress.prune.cut import Knife
+from compress.prune.options import PruneOptions
+from compress.prune.stage import plan, prune
 from compress.quantize.stage import quantize
 
 
@@ -30,6 +33,20 @@ def changed_checkpoint(folder: Path, source: Path, vocab: int | None = None, **c
     folder.mkdir()
     save_checkpoint(folder, model, load_tokenizer(source), Stage("train", {}, 0))
     return folder
+
+
+@pytest.fixture(scope="session")
+def deep_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    """A random GPT-2 of 4 layers, whose weights are large enough for a cut to hurt."""
+    torch.manual_seed(1)
+    config = GPT2Config(
+        vocab_size=300, n_layer=4, n_embd=32, n_head=4, n_positions=64, initializer_range=0.1,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    out = tmp_path_factory.mktemp("deep") / "teacher"
+    with staged_folder(out, "checkpoint") as staging:
+        save_checkpoint(staging, GPT2LMHeadModel(config).eval(), load_tokenizer(tiny_data), Stage("train", {}, 0))
+    return out
 
 
 def test_the_result_is_an_ordinary_checkpoint_within_the_budget(
@@ -65,7 +82,7 @@ def test_explicit_axes_are_kept(tmp_path: Path, tiny_checkpoint: Path, tiny_data
     assert read_lineage(tmp_path / "small")[-1]["options"]["kept_layers"] == [0]
 
 
-@pytest.mark.parametrize("importance", ["activation", "random"])
+@pytest.mark.parametrize("importance", ["obs", "taylor", "random"])
 def test_the_same_seed_cuts_the_same_units(
     tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path, importance: str
 ) -> None:
@@ -82,34 +99,46 @@ def test_healing_brings_the_student_nearer(tmp_path: Path, tiny_checkpoint: Path
     figures = prune(str(tiny_checkpoint), tiny_data, tmp_path / "small", options)
     metrics = read_lineage(tmp_path / "small")[-1]["metrics"]
     assert metrics["after"]["kl"] == figures["kl"] < metrics["sliced"]["kl"]
-    assert metrics["healing"]["steps"] > 0
+    assert [each["steps"] > 0 for each in metrics["rounds"]] == [True]
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
-@pytest.mark.parametrize("moment", ["before healing", "after healing"])
-def test_an_interrupted_run_goes_on_to_the_same_end(
-    tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    """Stops a resumed run that cuts anew, heals anew, or ends elsewhere."""
-    options = PruneOptions(layers=1, heal_epochs=1, seed=3)
-    prune(str(tiny_checkpoint), tiny_data, tmp_path / "whole", options)
-    heal, cuts = stage.heal, []
+class Interrupted(Exception):
+    """Stands for a power cut."""
 
-    def interrupt(*arguments: Any, **named: Any) -> None:
+
+@pytest.mark.parametrize("moment", ["before healing", "after healing"])
+@pytest.mark.parametrize("number", [1, 2], ids=["first round", "second round"])
+def test_an_interrupted_run_goes_on_to_the_same_end(
+    tmp_path: Path, deep_checkpoint: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, moment: str, number: int
+) -> None:
+    """Stops a resumed run that searches anew, cuts anew, heals anew, or ends elsewhere."""
+    options = PruneOptions(keep=0.4, candidates=2, heal_epochs=2, seed=3)
+    prune(str(deep_checkpoint), tiny_data, tmp_path / "whole", options)
+    heal, calls, cuts = rounds.heal, [], []
+
+    def interrupt(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) < number:
+            return heal(*arguments, **named)
         if moment == "after healing":
             heal(*arguments, **named)
-        raise KeyboardInterrupt
+        raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "heal", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            prune(str(tiny_checkpoint), tiny_data, tmp_path / "small", options)
+        patch.setattr(rounds, "heal", interrupt)
+        with pytest.raises(Interrupted):
+            prune(str(deep_checkpoint), tiny_data, tmp_path / "small", options)
     assert not (tmp_path / "small").exists()
-    monkeypatch.setattr(stage, "cut", lambda *_: cuts.append(1))
-    prune(str(tiny_checkpoint), tiny_data, tmp_path / "small", options, resume=True)
-    assert not cuts
+    cut = Knife.cut
+    monkeypatch.setattr(Knife, "cut", lambda *arguments: cuts.append(1) or cut(*arguments))
+    prune(str(deep_checkpoint), tiny_data, tmp_path / "small", options, resume=True)
+    assert len(cuts) == 2 - number
     expected = weights(tmp_path / "whole")
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "small").items())
+    old, new = (read_lineage(tmp_path / name)[-1]["metrics"] for name in ("whole", "small"))
+    assert new["candidates"] == old["candidates"]
+    assert len(new["rounds"]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "whole"]
 
 
@@ -119,11 +148,11 @@ def test_resuming_with_other_options_is_refused(
     """Stops a student of one shape that is finished under the name of another."""
 
     def interrupt(*_arguments: Any, **_named: Any) -> None:
-        raise KeyboardInterrupt
+        raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "heal", interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(rounds, "heal", interrupt)
+        with pytest.raises(Interrupted):
             prune(str(tiny_checkpoint), tiny_data, tmp_path / "small", PruneOptions(layers=1, heal_epochs=1))
     with pytest.raises(BadInput, match=r"--resume: .*heal_epochs 1, now 2"):
         prune(str(tiny_checkpoint), tiny_data, tmp_path / "small", PruneOptions(layers=1, heal_epochs=2), resume=True)
@@ -141,11 +170,15 @@ def test_resuming_nothing_starts_anew(tmp_path: Path, tiny_checkpoint: Path, tin
         ({}, r"--keep: say how much"),
         ({"keep": 0.0}, r"--keep 0: .*between 0 and 1"),
         ({"keep": 1.0}, r"--keep 1: .*between 0 and 1"),
+        ({"max_mb": 0.0}, r"--max-mb 0: give a number above 0"),
+        ({"max_ms_per_token": float("nan")}, r"--max-ms-per-token nan"),
+        ({"max_mb": 3.0, "ffn": 8}, r"--max-mb 3: .*--ffn.*one of the two"),
+        ({"keep": 0.5, "candidates": 0}, r"--candidates 0"),
         ({"keep": 0.5, "layers": 1}, r"--keep 0.5: .*--layers.*one of the two"),
         ({"layers": 1, "heal_epochs": 1, "heal_minutes": 1}, r"--heal-epochs and --heal-minutes"),
         ({"layers": 1, "heal_minutes": -1}, r"--heal-minutes -1"),
         ({"layers": 1, "heal_epochs": float("nan")}, r"--heal-epochs nan"),
-        ({"layers": 1, "importance": "taylor"}, r"--importance taylor: .*activation, magnitude, random"),
+        ({"layers": 1, "importance": "fisher"}, r"--importance fisher: .*obs, activation, magnitude, taylor, random"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
@@ -162,6 +195,8 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
         ({"width": 20}, r"--width 20: .*16 and 24"),
         ({"ffn": 129}, r"--ffn 129: the model has 128"),
         ({"layers": 2}, r"own shape"),
+        ({"vocab": 301}, r"--vocab 301: the model has 300"),
+        ({"context": 65}, r"--context 65: the model has 64"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused_before_any_work(
@@ -171,6 +206,84 @@ def test_shapes_that_cannot_be_are_refused_before_any_work(
     with pytest.raises(BadInput, match=message):
         prune(str(tiny_checkpoint), tiny_data, tmp_path / "small", PruneOptions(**options))
     assert not list(tmp_path.iterdir())
+
+
+def test_no_refit_leaves_every_kept_weight_alone(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path) -> None:
+    """Stops a control that is repaired after all, and a refit that does nothing."""
+    teacher = weights(tiny_checkpoint)["transformer.h.1.mlp.c_proj.weight"]
+    for name, refit in (("sliced", False), ("refitted", True)):
+        prune(str(tiny_checkpoint), tiny_data, tmp_path / name, PruneOptions(ffn=64, refit=refit, heal_minutes=0))
+        rows = weights(tmp_path / name)["transformer.h.1.mlp.c_proj.weight"]
+        nearest = (rows[:, None] - teacher[None]).abs().amax(-1).amin(-1)
+        assert (nearest.max() == 0) != refit
+
+
+def test_a_budget_tries_its_candidates_and_keeps_the_nearest(
+    tmp_path: Path, deep_checkpoint: Path, tiny_data: Path
+) -> None:
+    """Stops a table of candidates that were not measured, and a choice that is not the best of it."""
+    prune(str(deep_checkpoint), tiny_data, tmp_path / "small", PruneOptions(keep=0.7, candidates=3, heal_minutes=0))
+    table = read_lineage(tmp_path / "small")[-1]["metrics"]["candidates"]
+    assert len(table) == 3
+    assert len({row["shape"] for row in table}) == 3
+    assert [row["kl"] for row in table if row["chosen"]] == [min(row["kl"] for row in table)]
+    full = load_model(deep_checkpoint).num_parameters()
+    assert all(row["parameters"] <= 0.7 * full and row["perplexity"] > 1 for row in table)
+    chosen = next(row for row in table if row["chosen"])
+    assert load_model(tmp_path / "small").num_parameters() == chosen["parameters"]
+
+
+def test_finalists_are_healed_before_one_is_chosen(tmp_path: Path, deep_checkpoint: Path, tiny_data: Path) -> None:
+    """Stops a choice by what the knife alone leaves, where there is time to heal a few."""
+    options = PruneOptions(keep=0.7, candidates=3, heal_epochs=60, own_replies=0.0)
+    figures = prune(str(deep_checkpoint), tiny_data, tmp_path / "small", options)
+    table = read_lineage(tmp_path / "small")[-1]["metrics"]["candidates"]
+    assert sorted(row["steps"] > 0 for row in table) == [False, True, True]
+    healed = [row for row in table if row["steps"]]
+    assert [row["kl"] for row in table if row["chosen"]] == [min(row["kl"] for row in healed)]
+    assert figures["kl"] < 0.1
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_tokens_and_positions_go_exactly(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path) -> None:
+    """Stops a trimmed model that says something else about the tokens that it kept; and one that no data set fits."""
+    options = PruneOptions(vocab=290, context=40, heal_minutes=0)
+    figures = prune(str(tiny_checkpoint), tiny_data, tmp_path / "small", options)
+    assert (figures["vocab"], figures["positions"]) == (290, 40)
+    small, full = load_model(tmp_path / "small"), load_model(tiny_checkpoint)
+    tokenizer, old = load_tokenizer(tmp_path / "small"), load_tokenizer(tiny_checkpoint).get_vocab()
+    kept = [old[token] for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    assert torch.equal(small.transformer.wte.weight, full.transformer.wte.weight[kept])
+    ids = torch.arange(40)[None] % 290
+    with torch.no_grad():
+        theirs = full(torch.tensor(kept)[ids]).logits[..., kept]
+        torch.testing.assert_close(small(ids).logits, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_smaller_vocabulary_heals_on_the_same_conversations(
+    tmp_path: Path, deep_checkpoint: Path, tiny_data: Path
+) -> None:
+    """Stops healing on ids of the old vocabulary, which mean other words now."""
+    prune(str(deep_checkpoint), tiny_data, tmp_path / "small", PruneOptions(vocab=280, layers=2, heal_epochs=2))
+    metrics = read_lineage(tmp_path / "small")[-1]["metrics"]
+    assert metrics["after"]["kl"] < metrics["sliced"]["kl"]
+    assert load_model(tmp_path / "small").config.vocab_size == 280
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_a_plan_cuts_nothing_and_says_what_would_be_tried(
+    tmp_path: Path, deep_checkpoint: Path, tiny_data: Path
+) -> None:
+    """Stops a plan that differs from the run."""
+    options = PruneOptions(keep=0.6, candidates=3, heal_minutes=0)
+    planned = plan(str(deep_checkpoint), tiny_data, options)
+    assert not list(tmp_path.iterdir())
+    prune(str(deep_checkpoint), tiny_data, tmp_path / "small", options)
+    table = read_lineage(tmp_path / "small")[-1]["metrics"]["candidates"]
+    assert [row["shape"] for row in planned["candidates"]] == [row["shape"] for row in table]
+    assert 0 < planned["used_tokens"] <= planned["vocabulary"] == 300
+    (shape,) = plan(str(deep_checkpoint), tiny_data, PruneOptions(layers=2, ffn=64))["candidates"]
+    assert (shape["layers"], shape["ffn"]) == (2, 64)
 
 
 def test_attention_scaled_by_the_layers_number_keeps_its_layers(

@@ -4,7 +4,7 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from chitchat.errors import BadInput
-from compress.prune.shape import Shape, candidate_shapes, choose_shape, explicit_shape, quality_cost
+from compress.prune.shape import Shape, candidate_shapes, explicit_shape, quality_cost, smallest_shape
 
 GPT2_CHITCHAT = Shape(layers=12, heads=12, head_dim=64, ffn=3072, vocab=13317, positions=1024)
 BYU = Shape(layers=6, heads=5, head_dim=64, ffn=1280, vocab=4096, positions=256)
@@ -23,63 +23,68 @@ def test_parameters_are_what_transformers_counts(tied: bool, ffn: int | None) ->
     assert shape.ffn == (ffn or 128)
 
 
+def within(full: Shape, keep: float) -> list[Shape]:
+    """The candidates of a share of the parameters."""
+    return candidate_shapes(full, lambda shape: shape.parameters <= keep * full.parameters)
+
+
 @pytest.mark.parametrize("full", [GPT2_CHITCHAT, BYU, TINY])
 @pytest.mark.parametrize("keep", [0.95, 0.7, 0.5, 0.33])
 def test_a_budget_is_kept_and_nearly_used(full: Shape, keep: float) -> None:
     """Stops a shape above its budget, and one that gives quality away by staying far below it."""
-    shape = choose_shape(full, keep)
-    assert shape.parameters <= keep * full.parameters
-    one_step_wider = 32 * (2 * shape.width + 1) * shape.layers
-    assert shape.ffn == full.ffn or shape.parameters + one_step_wider > keep * full.parameters
-    assert shape.width % shape.heads == 0
-    assert (shape.head_dim, shape.vocab, shape.positions) == (full.head_dim, full.vocab, full.positions)
+    shapes = within(full, keep)
+    assert shapes
+    for shape in shapes:
+        assert shape.parameters <= keep * full.parameters
+        one_step_wider = 32 * (2 * shape.width + 1) * shape.layers
+        assert shape.ffn == full.ffn or shape.parameters + one_step_wider > keep * full.parameters
+        assert shape.width % shape.heads == 0
+        assert (shape.head_dim, shape.vocab, shape.positions) == (full.head_dim, full.vocab, full.positions)
 
 
 @pytest.mark.parametrize("full", [GPT2_CHITCHAT, BYU])
 @pytest.mark.parametrize("keep", [0.95, 0.7, 0.5, 0.33, 0.2])
 def test_sizes_are_multiples_of_32_where_the_model_is_large_enough(full: Shape, keep: float) -> None:
     """Stops shapes whose last block of integers is mostly padding."""
-    shape = choose_shape(full, keep)
-    assert shape.width % 32 == 0
-    assert shape.ffn % 32 == 0
+    assert all(shape.width % 32 == 0 and shape.ffn % 32 == 0 for shape in within(full, keep))
 
 
 def test_the_cheapest_axis_goes_first() -> None:
     """Stops a plan that cuts the width, which costs most, while FFN and layers are whole."""
-    light = choose_shape(BYU, 0.9)
-    assert (light.layers, light.width) == (6, 320)
+    light, half = within(BYU, 0.9)[0], within(BYU, 0.5)[0]
+    assert light.width == half.width == 320
     assert light.ffn < BYU.ffn
-    half = choose_shape(BYU, 0.5)
     assert half.layers < 6
-    assert half.ffn < BYU.ffn
 
 
-def test_the_chosen_shape_costs_least_of_all_candidates() -> None:
-    """Stops a choice by enumeration order."""
-    budget = int(BYU.parameters * 0.4)
-    chosen = choose_shape(BYU, 0.4)
-    assert quality_cost(chosen, BYU) == min(quality_cost(shape, BYU) for shape in candidate_shapes(BYU, budget))
+def test_candidates_come_in_order_and_every_width_and_depth_is_among_them() -> None:
+    """Stops a search that never looks at narrow models, and a first candidate by enumeration order."""
+    shapes = within(BYU, 0.4)
+    costs = [quality_cost(shape, BYU) for shape in shapes]
+    assert costs == sorted(costs)
+    assert {shape.heads for shape in shapes} == {1, 2, 3, 4, 5}
+    assert {shape.layers for shape in shapes} == {1, 2, 3, 4, 5, 6}
+    assert len({(shape.layers, shape.heads) for shape in shapes}) == len(shapes)
 
 
-@pytest.mark.parametrize("keep", [0.0, 1.0, -0.5, 1.5, float("nan")])
-def test_a_share_outside_0_and_1_is_refused(keep: float) -> None:
-    """Stops `--keep 50`, and a keep of 1 that would prune nothing."""
-    with pytest.raises(BadInput, match=r"--keep .*between 0 and 1"):
-        choose_shape(BYU, keep)
+def test_the_model_itself_is_no_candidate() -> None:
+    """Stops a budget that is met already from pruning nothing, silently."""
+    assert BYU not in candidate_shapes(BYU, lambda shape: True)
 
 
-def test_a_budget_that_no_shape_meets_names_the_smallest() -> None:
-    """Stops an empty search from ending in a traceback; and the share that it names must work."""
-    with pytest.raises(BadInput, match=r"smallest is 1 layers x 64 wide .*--keep 0\.\d+") as refused:
-        choose_shape(BYU, 0.01)
-    least = float(str(refused.value).rpartition("--keep ")[2])
-    assert choose_shape(BYU, least).parameters <= least * BYU.parameters
+def test_nothing_is_smaller_than_the_smallest() -> None:
+    """Stops a refusal that names a size which cannot be had."""
+    for full in (GPT2_CHITCHAT, BYU, TINY):
+        least = smallest_shape(full)
+        assert not candidate_shapes(full, lambda shape, least=least: shape.parameters < least.parameters)
+        assert least in candidate_shapes(full, lambda shape, least=least: shape.parameters <= least.parameters)
 
 
 def test_explicit_axes_leave_the_others_alone() -> None:
     """Stops an FFN that shrinks silently with the width."""
     assert explicit_shape(BYU, None, 192, None) == Shape(6, 3, 64, 1280, 4096, 256)
     assert explicit_shape(BYU, 4, None, 100) == Shape(4, 5, 64, 100, 4096, 256)
+    assert explicit_shape(BYU, vocab=3000, context=128) == Shape(6, 5, 64, 1280, 3000, 128)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +96,11 @@ def test_explicit_axes_leave_the_others_alone() -> None:
         ((None, None, 2048), r"--ffn 2048: the model has 1280"),
         ((None, 200, None), r"--width 200: .*64; the nearest are 192 and 256"),
         ((None, 40, None), r"--width 40: .*the nearest are 64"),
-        ((6, 320, 1280), r"own shape"),
+        ((None, None, None, 5000), r"--vocab 5000: the model has 4096"),
+        ((None, None, None, None, 0), r"--context 0: the model has 256; choose 1 to 256"),
     ],
 )
-def test_an_axis_that_cannot_be_is_refused(axes: tuple[int | None, int | None, int | None], message: str) -> None:
+def test_an_axis_that_cannot_be_is_refused(axes: tuple[int | None, ...], message: str) -> None:
     """Stops a traceback out of torch-pruning; the line names the option, the value and what would do."""
     with pytest.raises(BadInput, match=message):
         explicit_shape(BYU, *axes)

@@ -50,6 +50,8 @@ class PruneOptions:
                 "--keep: say how much is to stay (--keep 0.5, --max-mb, --max-ms-per-token), "
                 "or a shape by --layers, --width, --ffn, --vocab, --context"
             )
+        if self.keep is not None and not 0 < self.keep < 1:
+            raise BadInput(f"--keep {self.keep:g}: a share of the parameters, between 0 and 1 (0.5 keeps half)")
         for name in budgets:
             value = getattr(self, name)
             option = "--" + name.replace("_", "-")
@@ -57,8 +59,6 @@ class PruneOptions:
                 raise BadInput(f"{option} {value:g}: is a budget and {', '.join(axes)} a shape; give one of the two")
             if not 0 < value < math.inf:
                 raise BadInput(f"{option} {value:g}: give a number above 0")
-        if self.keep is not None and not 0 < self.keep < 1:
-            raise BadInput(f"--keep {self.keep:g}: a share of the parameters, between 0 and 1 (0.5 keeps half)")
         if self.heal_epochs is not None and self.heal_minutes is not None:
             raise BadInput("--heal-epochs and --heal-minutes: give one of the two")
         for name, value in (("--heal-epochs", self.heal_epochs), ("--heal-minutes", self.heal_minutes)):
