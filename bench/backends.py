@@ -101,11 +101,11 @@ class TorchBackend:
             )
         return as_sample(started, stamps.times, stamps.ids, new_tokens)
 
-    def scorer(self) -> Any:
-        """See `Backend.scorer`."""
-        from chitchat.score import torch_scorer
+    def runtime(self) -> Any:
+        """See `Backend.runtime`."""
+        from bench.runtime import TorchRuntime
 
-        return torch_scorer(self._model)
+        return TorchRuntime(self._model)
 
 
 class QuantizedBackend(TorchBackend):
@@ -139,9 +139,11 @@ class EngineBackend:
             ids.append(int(token))
         return as_sample(started, times, ids, new_tokens)
 
-    def scorer(self) -> Any:
-        """See `Backend.scorer`."""
-        return self._engine.scorer()
+    def runtime(self) -> Any:
+        """See `Backend.runtime`."""
+        from bench.runtime import EngineRuntime
+
+        return EngineRuntime(self._engine)
 
 
 class TogetherBackend(EngineBackend):

@@ -52,8 +52,10 @@ class BundleModel(MeasuredModel):
     def tokenizer_json(self) -> str:
         return self.bundle.tokenizer_path.read_text(encoding="utf-8")
 
-    def scorer(self, threads: int | None = None) -> Any:
-        return self.generator(threads).scorer()
+    def load(self, threads: int | None = None) -> Any:
+        from bench.runtime import EngineRuntime
+
+        return EngineRuntime(self.generator(threads))
 
     def generator(self, threads: int | None = None, device: str | None = None) -> Any:
         from serve.engine import Engine  # loads onnxruntime

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,20 +34,24 @@ _SETTLE_S = 0.15
 
 @dataclass(frozen=True)
 class Job:
-    """One model to measure; `kind` chooses the runtime (`bench.backends`)."""
+    """One model to measure; `kind` chooses the runtime (`bench.backends`).
+
+    With `compared` its predictions are compared with those of the first job, which has the same vocabulary.
+    """
 
     name: str
     spec: str
     kind: str
     end_of_turn_id: int
+    compared: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
     """What every model is asked to do.
 
-    `warmups` and `prompts` hold one prompt (ids) each per round. `data`, `context` (tokens) and `max_eval_tokens` are
-    for the quality; without `data` none is taken. `timeout_s` bounds one answer, loading and scoring included.
+    `warmups` and `prompts` hold one prompt (ids) each per round. `data` and `task` (the fields of `bench.quality.Task`)
+    are for the quality; without `data` none is taken. `timeout_s` bounds one answer, loading and scoring included.
     """
 
     warmups: Sequence[Sequence[int]]
@@ -56,14 +60,16 @@ class Plan:
     threads: int
     device: str = "cpu"
     data: Path | None = None
-    context: int = 0
-    max_eval_tokens: int | None = None
+    task: Mapping[str, Any] = field(default_factory=dict)
     timeout_s: float = 1800.0
 
 
 @dataclass
 class Measurement:
-    """What one model gave. `samples[i]` belongs to round i; `error` are the last words of a worker that was lost."""
+    """What one model gave. `samples[i]` belongs to round i; `error` are the last words of a worker that was lost.
+
+    `quality` is a `bench.quality.Quality` as JSON.
+    """
 
     job: Job
     load_s: float | None = None
@@ -172,7 +178,8 @@ def measure(jobs: Sequence[Job], plan: Plan, command: Sequence[str] = WORKER) ->
             _attempt(worker, result, None, _memory)
         for worker, result in pairs:
             if plan.data is not None:
-                _attempt(worker, result, progress, _quality, plan)
+                teacher = results[0].job if result.job.compared and results[0].error is None else None
+                _attempt(worker, result, progress, _quality, plan, teacher)
             worker.close()  # makes room for the next one's scoring
     return results
 
@@ -228,9 +235,10 @@ def _memory(worker: WorkerProcess, result: Measurement) -> None:
     result.peak_rss_mb = worker.ask({"op": "memory"})["peak_rss_mb"]
 
 
-def _quality(worker: WorkerProcess, result: Measurement, plan: Plan) -> None:
-    request = {"op": "quality", "data": str(plan.data), "context": plan.context, "max_tokens": plan.max_eval_tokens}
-    result.quality = worker.ask(request)
+def _quality(worker: WorkerProcess, result: Measurement, plan: Plan, teacher: Job | None) -> None:
+    of = None if teacher is None else {"spec": teacher.spec, "kind": teacher.kind}
+    request = {"op": "quality", "data": str(plan.data), "task": dict(plan.task), "teacher": of}
+    result.quality = worker.ask(request)["quality"]
 
 
 def latency_figures(samples: Sequence[dict[str, Any]]) -> dict[str, float]:

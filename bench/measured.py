@@ -58,8 +58,8 @@ class MeasuredModel(ABC):
         """The tokenizer as the tokenizers package writes it."""
 
     @abstractmethod
-    def scorer(self, threads: int | None = None) -> Any:
-        """Load the weights and give a `chitchat.score.TokenScorer`."""
+    def load(self, threads: int | None = None) -> Any:
+        """Load the weights and give the `bench.runtime.Runtime` that quality is measured on."""
 
     @abstractmethod
     def generator(self, threads: int | None = None, device: str | None = None) -> Any:

@@ -1,7 +1,7 @@
 """Any model that is measured, told, or talked to: a checkpoint, a quantized checkpoint, a bundle, or a hub id.
 
 `open_model` recognises which and reads the cheap facts: shape, parameters, bytes, vocabulary, dialogue. Weights are
-loaded only by `scorer()` and `generator()`, which for a bundle is the runtime that ships. Nothing is timed here.
+loaded only by `load()` and `generator()`, which for a bundle is the runtime that ships. Nothing is timed here.
 """
 
 from functools import cached_property
@@ -113,14 +113,14 @@ class CheckpointModel(MeasuredModel):
 
         return load_model(self.folder)
 
-    def scorer(self, threads: int | None = None) -> Any:
+    def load(self, threads: int | None = None) -> Any:
         import torch
 
-        from chitchat.score import torch_scorer
+        from bench.runtime import TorchRuntime
 
         if threads is not None:
             torch.set_num_threads(threads)
-        return torch_scorer(self.torch_model())
+        return TorchRuntime(self.torch_model())
 
     def generator(self, threads: int | None = None, device: str | None = None) -> Any:
         from chitchat.generate import TorchGenerator

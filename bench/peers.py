@@ -113,7 +113,7 @@ class LlamaCppBackend:
                 return as_sample(started, times, ids, new_tokens)
             token = self._step([token], end_of_turn_id)
 
-    def scorer(self) -> Any:
+    def runtime(self) -> Any:
         """Quality is measured on what ships from here; a peer is measured for speed only."""
         raise NotImplementedError("llama.cpp is timed only")
 

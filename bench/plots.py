@@ -1,10 +1,12 @@
-"""The picture of a bench run: quality against size, and quality against speed, a labelled point a model.
+"""The picture of a bench run: quality against size and against speed, a labelled point a model.
 
-Without quality there is one panel, speed against size. Colours are Okabe and Ito's, which colour-blind readers can
+Size is megabytes and parameters; speed is tokens per second in all and milliseconds per further token. The panels of
+parameters and milliseconds also hold a small point for each shape that was tried when a model was pruned. Without
+quality there is one panel, speed against size. Colours are Okabe and Ito's, which colour-blind readers can
 tell apart; a marker's shape says the runtime as well. Labels are moved until none lies on another or on a point.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from matplotlib.transforms import Bbox
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = {"checkpoint": "o", "quantized": "s", "bundle": "D"}
 MEANING = {"checkpoint": "torch", "quantized": "torch, de-quantized", "bundle": "onnx bundle"}
+Row = Mapping[str, Any]
+Candidates = Mapping[str, Sequence[Mapping[str, Any]]]
+_Point = tuple[str, float, float, bool]  # name of the row, x, y, chosen
 _INK, _FAINT = "#333333", "#DDDDDD"
 # Where a label may stand about its point, in points: right, left, above, below, then further away.
 _PLACES = [
@@ -36,57 +41,92 @@ _PLACES = [
 
 @dataclass(frozen=True)
 class Axis:
-    """One measure of a row: its key, its title and whether its scale is logarithmic."""
+    """One measure of a row: its key, its title, whether its scale is logarithmic, and what one of it is."""
 
     key: str
     title: str
     log: bool = False
+    unit: float = 1.0
+
+    def of(self, row: Mapping[str, Any]) -> float:
+        """Where a row stands on this axis."""
+        return float(row[self.key]) / self.unit
 
 
 SIZE = Axis("file_mb", "all files, MB  (left is smaller)", log=True)
 SPEED = Axis("tokens_per_s", "new tokens per second  (right is faster)", log=True)
 QUALITY = Axis("bits_per_byte", "bits per byte on held-out conversations  (lower is better)")
 RATE = Axis("tokens_per_s", "new tokens per second  (higher is faster)")
+PARAMETERS = Axis("parameters", "parameters, millions  (left is smaller)", log=True, unit=1e6)
+STEP = Axis("tpot_ms_p50", "ms per token  (left is faster)", log=True)
+PERPLEXITY = Axis("perplexity", "perplexity on held-out conversations  (lower is better)")
+# What a candidate calls what a row has under the axis's key.
+_OF_CANDIDATE = {"tpot_ms_p50": "ms_per_token"}
 
 
-def draw_report(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def draw_report(rows: Sequence[Row], path: Path, candidates: Candidates | None = None) -> None:
     """Write the picture of `rows` (see bench.report) as a PNG."""
-    build_figure(rows).savefig(path, format="png", metadata={"Software": None})
+    build_figure(rows, candidates).savefig(path, format="png", metadata={"Software": None})
 
 
-def build_figure(rows: Sequence[dict[str, Any]]) -> Figure:
-    """The picture of `rows`; those that were lost are left out."""
+def build_figure(rows: Sequence[Row], candidates: Candidates | None = None) -> Figure:
+    """The picture of `rows`; those that were lost are left out. `candidates` are shapes by the row they led to."""
     alive = [row for row in rows if row["error"] is None]
     scored = [row for row in alive if row[QUALITY.key] is not None]
-    panels = [(SIZE, QUALITY, scored), (SPEED, QUALITY, scored)] if scored else [(SIZE, RATE, alive)]
-    figure = Figure(figsize=(6.2 * len(panels), 5.0), dpi=150, layout="constrained", facecolor="white")
+    # Perplexity where there are shapes that were tried, since that is what they were chosen by.
+    panels = [(SIZE, RATE)]
+    if scored:
+        panels = [(SIZE, QUALITY), (SPEED, QUALITY), (PARAMETERS, PERPLEXITY), (STEP, PERPLEXITY)]
+    lines = max(1, len(panels) // 2)
+    wide = min(2, len(panels))
+    figure = Figure(figsize=(6.2 * wide, 5.0 * lines), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     colours = {row["name"]: COLOURS[place % len(COLOURS)] for place, row in enumerate(rows)}
-    for place, (across, up, shown) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), place + 1)
-        _draw_panel(axes, across, up, shown, colours)
-    _explain_markers(figure, [row["kind"] for row in alive])
+    for place, (across, up) in enumerate(panels):
+        axes = figure.add_subplot(lines, wide, place + 1)
+        tried = _tried(candidates or {}, across, up)
+        _draw_panel(axes, across, up, scored or alive, colours, tried)
+    _explain_markers(figure, [row["kind"] for row in alive], bool(scored and candidates))
     figure.canvas.draw()  # the layout is known only after a first drawing
-    for axes, (across, up, shown) in zip(figure.axes, panels, strict=True):
-        _label(axes, across, up, shown, colours)
+    for axes, (across, up) in zip(figure.axes, panels, strict=True):
+        _label(axes, across, up, scored or alive, colours)
     return figure
 
 
-def _explain_markers(figure: Figure, kinds: Sequence[str]) -> None:
+def _tried(candidates: Candidates, across: Axis, up: Axis) -> list[_Point]:
+    """The shapes that have both measures, as points: their row, where they stand, whether they were chosen."""
+    key = _OF_CANDIDATE.get(across.key, across.key)
+    return [
+        (name, float(shape[key]) / across.unit, float(shape[up.key]), bool(shape["chosen"]))
+        for name, shapes in candidates.items()
+        for shape in shapes
+        if shape.get(key) is not None and shape.get(up.key) is not None
+    ]
+
+
+def _explain_markers(figure: Figure, kinds: Sequence[str], tried: bool) -> None:
     handles = [
         Line2D([], [], marker=MARKERS[kind], color=_INK, linestyle="none", label=MEANING[kind])
         for kind in MARKERS
         if kind in kinds
     ]
+    if tried:
+        small = {"color": _INK, "linestyle": "none", "marker": ".", "alpha": 0.6}
+        handles.append(Line2D([], [], label="shape that was tried; ringed: chosen", **small))
     if len(handles) > 1:
-        figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, labelcolor=_INK)
+        figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, labelcolor=_INK)
 
 
-def _draw_panel(axes: Axes, across: Axis, up: Axis, rows: Sequence[dict[str, Any]], colours: dict[str, str]) -> None:
+def _draw_panel(
+    axes: Axes, across: Axis, up: Axis, rows: Sequence[Row], colours: dict[str, str], tried: Sequence[_Point]
+) -> None:
+    for name, x, y, chosen in tried:
+        ring = _INK if chosen else "none"
+        axes.plot(x, y, ".", color=colours[name], alpha=0.6, markersize=8, markeredgecolor=ring, zorder=2)
     for row in rows:
         axes.plot(
-            row[across.key],
-            row[up.key],
+            across.of(row),
+            up.of(row),
             marker=MARKERS[row["kind"]],
             color=colours[row["name"]],
             markersize=9,
@@ -95,8 +135,8 @@ def _draw_panel(axes: Axes, across: Axis, up: Axis, rows: Sequence[dict[str, Any
             linestyle="none",
             zorder=3,
         )
-    _scale(axes, "x", across, [row[across.key] for row in rows])
-    _scale(axes, "y", up, [row[up.key] for row in rows])
+    _scale(axes, "x", across, [*map(across.of, rows), *(x for _, x, _, _ in tried)])
+    _scale(axes, "y", up, [*map(up.of, rows), *(y for _, _, y, _ in tried)])
     axes.set_xlabel(across.title, color=_INK)
     axes.set_ylabel(up.title, color=_INK)
     axes.grid(color=_FAINT, linewidth=0.7)
@@ -141,15 +181,15 @@ class _RoundTicks(MaxNLocator):
         return self.tick_values(*self.axis.get_view_interval())
 
 
-def _label(axes: Axes, across: Axis, up: Axis, rows: Sequence[dict[str, Any]], colours: dict[str, str]) -> None:
+def _label(axes: Axes, across: Axis, up: Axis, rows: Sequence[Row], colours: dict[str, str]) -> None:
     """Write each row's name where it touches neither a point, nor another label, nor the border."""
     frame = axes.get_window_extent()
-    marks = [axes.transData.transform((row[across.key], row[up.key])) for row in rows]
+    marks = [axes.transData.transform((across.of(row), up.of(row))) for row in rows]
     taken = [Bbox.from_bounds(x - 11, y - 11, 22, 22) for x, y in marks]
     for row in rows:
         text = axes.annotate(
             row["name"],
-            (row[across.key], row[up.key]),
+            (across.of(row), up.of(row)),
             xytext=(0, 0),
             textcoords="offset points",
             color=[0.75 * part for part in colors.to_rgb(colours[row["name"]])],  # darker: pale text is hard to read

@@ -12,8 +12,16 @@
         ratio                      speed against the first row: median over rounds of the ratio within a round
         peak_rss_mb                of the model's process after generating, before scoring
         perplexity, bits_per_byte, token_accuracy, eval_tokens   on held-out conversations; null without data
+        kl, kl_p99, top1, kl_tokens     against the first row's predictions (see bench/divergence.py)
+        distinct_1, distinct_2, repetition_4, empty_replies, unfinished_replies, reply_tokens, replies
+                                        of replies to the same held-out prompts (see bench/health.py)
+        perplexity_ratio, distinct_2_ratio, repetition_4_difference   against the first row, paired by conversation
+        NAME_interval                   [low, high], 95 % over conversations, of most of these figures
         error                      last words of a worker that was lost, else null; its figures are null then
     samples      {name: [{ttft_ms, token_ms, ids}]}: every timed sample, by round
+    quality      {name: bench.quality.Quality}: sums by conversation, replies as texts
+    candidates   {name: [{shape, parameters, perplexity, kl, ms_per_token, chosen, steps}]}: the shapes that were tried
+                 when a row's model, or one that it was made from, was pruned; each search stands once
     settings     prompt_tokens, new_tokens, repetitions, warmups, seed, data (sha256 or null), context (tokens of a
                  scoring window, the same for all), max_eval_tokens
     environment  see bench/environment.py; load_average_after beside it
@@ -26,11 +34,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.candidates import candidate_table, table_line
 from bench.latency import Measurement, latency_figures, speed_ratio
 from bench.measured import MeasuredModel
+from bench.quality import Quality
 
 MB = 1_000_000
 FORMAT = 1
+# Figures of `Quality.figures` that a row holds; those of _BOUNDED have an interval.
+_BOUNDED = (
+    *("perplexity", "bits_per_byte", "token_accuracy", "kl", "top1", "distinct_1", "distinct_2", "repetition_4"),
+    *("empty_replies", "reply_tokens", "perplexity_ratio", "distinct_2_ratio", "repetition_4_difference"),
+)
+_QUALITY = (
+    *_BOUNDED,
+    *(f"{name}_interval" for name in _BOUNDED),
+    *("kl_p99", "kl_tokens", "unfinished_replies", "replies"),
+)
 _FIGURES = ("ttft_ms_p50", "ttft_ms_p95", "tpot_ms_p50", "tpot_ms_p95", "tokens_per_s", "ratio")
 
 # Column: head, key of the row, how the value is written.
@@ -42,6 +62,10 @@ _COLUMNS: list[tuple[str, str, Callable[[Any], str]]] = [
     ("perplexity", "perplexity", lambda value: f"{value:.1f}"),
     ("bits/byte", "bits_per_byte", lambda value: f"{value:.3f}"),
     ("accuracy", "token_accuracy", lambda value: f"{value:.1%}"),
+    ("KL", "kl", lambda value: f"{value:.2g}"),
+    ("top-1", "top1", lambda value: f"{value:.1%}"),
+    ("distinct-2", "distinct_2", lambda value: f"{value:.3f}"),
+    ("repeated", "repetition_4", lambda value: f"{value:.1%}"),
     ("TTFT ms", "ttft_ms_p50", lambda value: f"{value:.1f}"),
     ("ms/token", "tpot_ms_p50", lambda value: f"{value:.2f}"),
     ("p95", "tpot_ms_p95", lambda value: f"{value:.2f}"),
@@ -63,7 +87,7 @@ def build_rows(
         if place == 0 and model.kind == "checkpoint":
             runtime += " (full-precision generator)"
         lost = result.error is not None
-        quality = result.quality if result.quality and not lost else {}
+        quality = {} if lost else _quality_figures(result, measured[0] if place else None)
         row = {
             "name": name,
             "spec": model.spec,
@@ -76,9 +100,7 @@ def build_rows(
             "load_s": None if lost else result.load_s,
             **dict.fromkeys(_FIGURES),
             "peak_rss_mb": None if lost else result.peak_rss_mb,
-            "perplexity": quality.get("perplexity"),
-            "bits_per_byte": quality.get("bits_per_byte"),
-            "token_accuracy": quality.get("token_accuracy"),
+            **{name: quality.get(name) for name in _QUALITY},
             "eval_tokens": quality.get("tokens"),
             "error": result.error,
         }
@@ -90,12 +112,21 @@ def build_rows(
     return rows
 
 
+def _quality_figures(result: Measurement, first: Measurement | None) -> dict[str, Any]:
+    """The figures of one row, and its ratios to the first row where that has any; {} without quality."""
+    if not result.quality:
+        return {}
+    compared = first if first is not None and first.quality and first.error is None else None
+    teacher = None if compared is None else Quality.from_json(compared.quality or {})
+    return Quality.from_json(result.quality).figures(teacher)
+
+
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """Write report.md and report.png, then report.json, into `folder`."""
     from bench.plots import draw_report
 
     (folder / "report.md").write_text(as_markdown(report), encoding="utf-8")
-    draw_report(report["rows"], folder / "report.png")
+    draw_report(report["rows"], folder / "report.png", report.get("candidates"))
     text = json.dumps(report, indent=1, ensure_ascii=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
 
@@ -104,9 +135,11 @@ def as_markdown(report: dict[str, Any]) -> str:
     """The report as a Markdown page: table, what was lost, settings, machine."""
     columns = _columns(report["rows"])
     head = [title for title, _, _ in columns]
-    lines = ["# Bench", "", _line(head), _line("---" if key in _WORDS else "---:" for _, key, _ in columns)]
-    lines += [_line(_cells(row, columns)) for row in report["rows"]]
+    lines = ["# Bench", "", table_line(head), table_line("---" if key in _WORDS else "---:" for _, key, _ in columns)]
+    lines += [table_line(_cells(row, columns)) for row in report["rows"]]
     lines += ["", *[f"- {line}" for line in notes(report)], "", "![quality against size and speed](report.png)", ""]
+    for name, tried in (report.get("candidates") or {}).items():
+        lines += [f"## Shapes that were tried for {name}", "", *candidate_table(tried), ""]
     return "\n".join(lines)
 
 
@@ -124,6 +157,7 @@ def notes(report: dict[str, Any]) -> list[str]:
             f"quality on {max(scored):,} held-out tokens in windows of {settings['context']}, "
             "through the runtime of the row"
         )
+    lines += _health_notes(report["rows"])
     versions = machine["versions"]
     shown = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "onnxruntime") if name in versions)
     hardware = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
@@ -131,6 +165,27 @@ def notes(report: dict[str, Any]) -> list[str]:
     load = machine["load_average_after"]  # ours is one busy model at a time
     if load and load[0] > 1.5 * machine["cores"]:
         lines.append(f"other work ran on the machine (load {load[0]} at the end); run it again when it is idle")
+    return lines
+
+
+def _health_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What KL and the figures of replies were taken on."""
+    lines = []
+    compared = max((row["kl_tokens"] or 0 for row in rows), default=0)
+    if compared:
+        lines.append(f"KL and top-1 against the predictions of {rows[0]['name']}, on {compared:,} held-out tokens")
+    said = max((row["replies"] or 0 for row in rows), default=0)
+    if said:
+        spread = [
+            f"{row['name']} {row['distinct_2']:.3f} ({low:.3f} to {high:.3f})"
+            for row in rows
+            if row["distinct_2"] is not None and row["distinct_2_interval"]
+            for low, high in [row["distinct_2_interval"]]
+        ]
+        lines.append(
+            f"distinct-2 and repeated 4-grams of {said} replies to the same held-out prompts, sampled with fixed seeds"
+            + (f"; distinct-2 with 95 % intervals: {', '.join(spread)}" if spread else "")
+        )
     return lines
 
 
@@ -142,7 +197,7 @@ def print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
 
     # A pipe has no width: rich would take 80 columns and break every cell.
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 400
     console = Console(width=width, highlight=False)
     table = _wide_table(report["rows"])
     if console.measure(table, options=console.options.update(width=1000)).maximum > width:
@@ -193,7 +248,3 @@ def _columns(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, Callable[[A
 
 def _cells(row: dict[str, Any], columns: Sequence[tuple[str, str, Callable[[Any], str]]]) -> list[str]:
     return ["-" if row[key] is None else write(row[key]) for _, key, write in columns]
-
-
-def _line(cells: Any) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

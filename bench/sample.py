@@ -21,8 +21,8 @@ class Backend(Protocol):
     def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int) -> Sample:
         """Give exactly `new_tokens` greedy tokens after `prompt`."""
 
-    def scorer(self) -> Any:
-        """A `chitchat.score.TokenScorer` over the loaded model."""
+    def runtime(self) -> Any:
+        """The loaded model as a `bench.runtime.Runtime`, for its quality."""
 
 
 def as_sample(started: float, stamps: Sequence[float], ids: Sequence[int], new_tokens: int) -> Sample:

@@ -6,20 +6,24 @@ It checks the input, makes the prompts, has the models measured (`bench.latency`
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.candidates import pruning_candidates
 from bench.environment import cores, environment, load_average
 from bench.latency import Job, Plan, measure
 from bench.measured import MeasuredModel
 from bench.model import open_model
+from bench.quality import Task, check_vocabulary, open_held_out
 from bench.report import FORMAT, build_rows, write_report
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import check_output, staged_folder
 
 WARMUPS = 2
+KL_TOKENS = 4_096  # every row computes the first row's predictions again, so fewer than `compress eval` takes
 DEVICES = ("cpu", "cuda")
 
 
@@ -38,7 +42,8 @@ def bench(
     """Measure `models` and write report.json, report.md and report.png into the folder `out`; give the report.
 
     With `data` (a data set folder) prompts are held-out conversations and quality is measured on them, in windows of
-    the smallest context, so that all models score the same tokens; without it prompts are random ids. `threads` is for
+    the smallest context, so that all models score the same tokens, with replies to the same prompts and, where the
+    vocabulary is the same, against the first model; without it prompts are random ids. `threads` is for
     every runtime, by default the cores that this process may use. Raises `BadInput`, and `WorkFailed` when no model at
     all could be measured.
     """
@@ -59,12 +64,11 @@ def bench(
         threads=machine["threads"],
         device=device,
         data=data,
-        context=min(model.context for model in opened),
-        max_eval_tokens=max_eval_tokens,
+        task=asdict(Task(min(model.context for model in opened), max_eval_tokens, kl_tokens=KL_TOKENS)),
     )
     names = unique_names(opened)
     jobs = [
-        Job(name, model.spec, model.kind, model.dialogue.end_of_turn_id)
+        Job(name, model.spec, model.kind, model.dialogue.end_of_turn_id, compared=_is_comparable(model, opened[0]))
         for name, model in zip(names, opened, strict=True)
     ]
     with staged_folder(out, "report") as staging:
@@ -75,6 +79,8 @@ def bench(
             "format": FORMAT,
             "rows": build_rows(names, opened, measured, device),
             "samples": {result.job.name: result.samples for result in measured},
+            "quality": {result.job.name: result.quality for result in measured if result.quality},
+            "candidates": pruning_candidates(names, opened),
             "settings": {
                 "prompt_tokens": prompt_tokens,
                 "new_tokens": new_tokens,
@@ -82,7 +88,7 @@ def bench(
                 "warmups": WARMUPS,
                 "seed": seed,
                 "data": held_out.identity if held_out else None,
-                "context": plan.context,
+                "context": plan.task["context"],
                 "max_eval_tokens": max_eval_tokens,
             },
             "environment": {**machine, "load_average_after": load_average()},
@@ -135,6 +141,12 @@ def _first_repeated(names: Sequence[str]) -> int:
     return next(place for place, name in enumerate(names) if name in names[:place])
 
 
+def _is_comparable(model: MeasuredModel, first: MeasuredModel) -> bool:
+    """Whether a model's predictions can be compared with the first one's: every id means the same to both."""
+    same = model.vocabulary == first.vocabulary and model.geometry["vocab"] == first.geometry["vocab"]
+    return model is not first and same
+
+
 def _check_numbers(
     models: Sequence[str], prompt_tokens: int, new_tokens: int, repetitions: int, threads: int | None
 ) -> None:
@@ -171,8 +183,6 @@ def _check_context(model: MeasuredModel, prompt_tokens: int, new_tokens: int) ->
 def _open_data(data: Path | None, models: Sequence[MeasuredModel]) -> Any:
     if data is None:
         return None
-    from bench.quality import check_vocabulary, open_held_out
-
     opened = open_held_out(data)
     for model in models:
         check_vocabulary(model, opened)

@@ -6,7 +6,8 @@ the table. Requests are `{"op": …}`, answers `{"ok": true, …}` or `{"ok": fa
     load     spec, kind, threads, device              -> load_s
     sample   prompt (ids), new_tokens, end_of_turn_id -> ttft_ms, token_ms (one a token after the first), ids
     memory                                            -> peak_rss_mb (of this process up to now)
-    quality  data, context, max_tokens                -> perplexity, bits_per_byte, token_accuracy, tokens
+    quality  data, task (`bench.quality.Task`), teacher (null, or spec and kind of a model to compare with)
+                                                      -> quality (`bench.quality.Quality` as JSON)
 
 It ends at the end of stdin. What libraries print to stdout goes to stderr, so that it cannot break the protocol. It
 imports neither torch nor onnxruntime before a model asks for one: the memory figure is that of the runtime that ships.
@@ -46,7 +47,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._backend: Backend | None = None
-        self._spec = ""
+        self._place: tuple[int, str] = (1, "cpu")  # threads and device
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what `request["op"]` names and give its figures."""
@@ -56,8 +57,8 @@ class Worker:
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
         make = open_backend(request["kind"])  # imports the runtime, which is not what load_s measures
         started = time.perf_counter()
-        self._spec = request["spec"]
-        self._backend = make(self._spec, request["threads"], request["device"])
+        self._place = request["threads"], request["device"]
+        self._backend = make(request["spec"], *self._place)
         return {"load_s": time.perf_counter() - started}
 
     def _sample(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -69,10 +70,14 @@ class Worker:
         return {"peak_rss_mb": peak_rss_mb()}
 
     def _quality(self, request: dict[str, Any]) -> dict[str, Any]:
-        from bench.quality import score_held_out
+        from bench.quality import Task, measure_quality, open_held_out
 
         assert self._backend is not None, "load comes first"
-        return score_held_out(self._backend.scorer(), Path(request["data"]), request["context"], request["max_tokens"])
+        teacher, of = None, request["teacher"]
+        if of is not None:
+            teacher = open_backend(of["kind"])(of["spec"], *self._place).runtime()
+        data = open_held_out(Path(request["data"]))
+        return {"quality": measure_quality(self._backend.runtime(), data, Task(**request["task"]), teacher).as_json()}
 
 
 def main() -> None:

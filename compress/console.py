@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from typer.exceptions import Abort, Exit, TyperException
 
 FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+INTERVAL = "_interval"
 
 
 class Interrupted(Exception):
@@ -90,13 +91,16 @@ def is_leader() -> bool:
 
 
 def show(figures: Mapping[str, Any], as_json: bool) -> None:
-    """Print a verb's figures: a line each for people and, when asked for, one JSON object as the last line."""
+    """Print a verb's figures: a line each for people and, when asked for, one JSON object as the last line.
+
+    NAME_interval, [low, high], stands on the line of NAME.
+    """
     if not is_leader():
         return
-    width = max((len(name) for name in figures), default=0)
+    width = max((len(name) for name in figures if not name.endswith(INTERVAL)), default=0)
     for name, value in figures.items():
-        if not isinstance(value, (dict, list)):
-            print(f"{name.replace('_', ' '):<{width}}  {_plain(value)}")
+        if not isinstance(value, (dict, list)) and not name.endswith(INTERVAL):
+            print(f"{name.replace('_', ' '):<{width}}  {_plain(value)}{_between(figures.get(name + INTERVAL))}")
     if as_json:
         print(json.dumps(figures, ensure_ascii=False, default=str), flush=True)
 
@@ -111,6 +115,11 @@ def show_table(rows: Sequence[Mapping[str, Any]]) -> None:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def _between(interval: Sequence[float] | None) -> str:
+    """The interval of a figure, where it has one, to stand behind it."""
+    return f"  ({_plain(interval[0])} to {_plain(interval[1])})" if interval else ""
 
 
 def _plain(value: Any) -> str:

@@ -39,7 +39,9 @@ def answer(spec: str, request: dict[str, Any], samples: int) -> dict[str, Any]:
         }
     return {
         "ok": True,
-        **{"load": {"load_s": 0.5}, "memory": {"peak_rss_mb": 42.0}, "quality": {"bits_per_byte": 2.5}}[request["op"]],
+        **{"load": {"load_s": 0.5}, "memory": {"peak_rss_mb": 42.0}, "quality": {"quality": {"bits_per_byte": 2.5}}}[
+            request["op"]
+        ],
     }
 
 

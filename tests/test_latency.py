@@ -22,7 +22,7 @@ def measured(folder: Path, specs: list[str], **options):
 
 def test_models_take_turns_after_a_warm_up_and_memory_is_read_before_scoring(tmp_path: Path) -> None:
     """All rounds of A before all of B: a slow minute of the machine became a speed-up of B."""
-    results = measured(tmp_path, ["fast", "slow"], data=tmp_path, context=8)
+    results = measured(tmp_path, ["fast", "slow"], data=tmp_path, task={"context": 8})
     rounds = ["fast sample", "slow sample"]
     assert (tmp_path / "log").read_text().splitlines() == [
         *("fast load", "slow load"),

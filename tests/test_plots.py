@@ -11,7 +11,17 @@ from bench.plots import build_figure, draw_report
 
 def row(name: str, kind: str, file_mb: float, bits: float | None, speed: float | None, error: str | None = None) -> Any:
     return {
-        **{"name": name, "kind": kind, "file_mb": file_mb, "bits_per_byte": bits, "tokens_per_s": speed, "error": error}
+        **{
+            "name": name,
+            "kind": kind,
+            "file_mb": file_mb,
+            "bits_per_byte": bits,
+            "tokens_per_s": speed,
+            "error": error,
+        },
+        "parameters": round(file_mb * 250_000),
+        "perplexity": None if bits is None else 2 ** (3 * bits),
+        "tpot_ms_p50": None if speed is None else 900 / speed,
     }
 
 
@@ -28,7 +38,7 @@ def test_labels_lie_on_no_other_label_and_within_the_picture() -> None:
     """Two exports of one checkpoint have like figures, and their names were printed over each other."""
     figure = build_figure(CLOSE)
     figure.canvas.draw()
-    assert len(figure.axes) == 2
+    assert len(figure.axes) == 4
     for axes in figure.axes:
         boxes = [text.get_window_extent() for text in axes.texts]
         assert [text.get_text() for text in axes.texts] == [entry["name"] for entry in CLOSE]
@@ -39,9 +49,11 @@ def test_labels_lie_on_no_other_label_and_within_the_picture() -> None:
 
 def test_points_stand_where_the_rows_say() -> None:
     """Size and speed were drawn on each other's axis."""
-    size, speed = build_figure(CLOSE).axes
+    size, speed, parameters, step = build_figure(CLOSE).axes
     assert [line.get_xydata().tolist()[0] for line in size.lines][:2] == [[12.9, 2.31], [6.6, 2.39]]
     assert [line.get_xydata().tolist()[0] for line in speed.lines][:2] == [[310, 2.31], [520, 2.39]]
+    assert parameters.lines[0].get_xydata().tolist()[0] == [12.9 / 4, pytest.approx(2**6.93)]
+    assert step.lines[0].get_xydata().tolist()[0] == [pytest.approx(900 / 310), pytest.approx(2**6.93)]
     assert (size.get_xscale(), size.get_yscale()) == ("log", "linear")
     assert len(size.get_xticks()) >= 2
 
@@ -49,10 +61,33 @@ def test_points_stand_where_the_rows_say() -> None:
 def test_a_lost_row_is_left_out_and_keeps_the_colours_of_the_others() -> None:
     """A row without figures ended the drawing, and with it the whole report."""
     lost = row("lost", "bundle", 5.0, None, None, error="killed")
-    (axes, _) = build_figure([CLOSE[0], lost, CLOSE[1]]).axes
+    axes, *_ = build_figure([CLOSE[0], lost, CLOSE[1]]).axes
     assert [text.get_text() for text in axes.texts] == ["teacher", "pruned"]
-    whole, _ = build_figure([CLOSE[0], CLOSE[2], CLOSE[1]]).axes
+    whole, *_ = build_figure([CLOSE[0], CLOSE[2], CLOSE[1]]).axes
     assert axes.lines[1].get_color() == whole.lines[2].get_color()
+
+
+def test_shapes_that_were_tried_are_small_points_beside_the_models() -> None:
+    """The losers of a search were drawn as models, or stretched beyond the axes, or hid without a latency."""
+    shapes = [
+        {"parameters": 500_000, "perplexity": 160.0, "ms_per_token": 0.2, "chosen": True},
+        {"parameters": 9_000_000, "perplexity": 400.0, "ms_per_token": None, "chosen": False},
+    ]
+    without, figure = build_figure(CLOSE), build_figure(CLOSE, {"pruned": shapes})
+    figure.canvas.draw()
+    size, speed, parameters, step = figure.axes
+    points = [line.get_xydata().tolist()[0] for line in parameters.lines if line.get_marker() == "."]
+    assert points == [[0.5, 160.0], [9.0, 400.0]]
+    assert [line.get_xydata().tolist()[0] for line in step.lines if line.get_marker() == "."] == [[0.2, 160.0]]
+    (low, high), (bottom, top) = parameters.get_xlim(), parameters.get_ylim()
+    assert low < 0.5
+    assert high > 9
+    assert bottom < 100
+    assert top > 400
+    chosen, loser = [line for line in parameters.lines if line.get_marker() == "."]
+    assert chosen.get_color() == parameters.lines[3].get_color(), "the colour of the row that it became"
+    assert chosen.get_markeredgecolor() != loser.get_markeredgecolor()
+    assert [len(axes.lines) for axes in (size, speed)] == [len(axes.lines) for axes in without.axes[:2]]
 
 
 @pytest.mark.parametrize(

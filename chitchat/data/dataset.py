@@ -24,7 +24,7 @@ from chitchat.lineage import LINEAGE, identity, verify_lineage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["ChatData", "Windows", "build_dataset", "collate", "held_out_prompts", "open_dataset"]
+__all__ = ["ChatData", "Windows", "build_dataset", "collate", "held_out_prompts", "numbered_prompts", "open_dataset"]
 
 
 @dataclass(frozen=True)
@@ -79,28 +79,37 @@ def open_dataset(path: Path) -> ChatData:
 def held_out_prompts(data: ChatData, count: int, max_tokens: int) -> list[list[int]]:
     """`count` prompts of at most `max_tokens` ids from held-out conversations, the same ones every time.
 
+    They are the first `count` of `numbered_prompts`. Raises `BadInput` when there are fewer.
+    """
+    numbered = numbered_prompts(data, count, max_tokens)
+    if len(numbered) < count:
+        raise BadInput(
+            f"{data.path}: only {len(numbered)} held-out turns of at most {max_tokens} tokens for {count} prompts; "
+            "hold out more with `compress data --validation`"
+        )
+    return [prompt for _, prompt in numbered]
+
+
+def numbered_prompts(data: ChatData, most: int, max_tokens: int) -> list[tuple[int, list[int]]]:
+    """Up to `most` prompts of at most `max_tokens` ids, each after the number of its held-out conversation.
+
     Each ends with a whole turn that has an answer in the conversation; older turns that do not fit are left out
-    whole. With more prompts than conversations, a conversation serves again, cut after another turn. Raises
-    `BadInput` when the split has fewer such places than `count`.
+    whole. With more prompts than conversations, a conversation serves again, cut after another turn. They are the
+    same ones every time, and fewer than `most` where the split has no more such places.
     """
     lengths, ids = RaggedColumn(data.validation, "turn_lengths"), RaggedColumn(data.validation, "input_ids")
     random = np.random.default_rng(0)
     start = list(data.dialogue.start_ids)
-    places = []  # (how often its conversation has served, row, the turn it ends with)
+    places = []  # (how often its conversation has served, row, the turns up to the one that it ends with)
     for row in random.permutation(len(lengths.lengths)):
         turns = lengths.slice(int(row), 0, int(lengths.lengths[row])).astype(np.int64)
         fitting = np.flatnonzero(turns[:-1] + len(start) <= max_tokens)
         places += [(served, int(row), turns[: turn + 1]) for served, turn in enumerate(random.permutation(fitting))]
-    if len(places) < count:
-        raise BadInput(
-            f"{data.path}: only {len(places)} held-out turns of at most {max_tokens} tokens for {count} prompts; "
-            "hold out more with `compress data --validation`"
-        )
     places.sort(key=lambda place: place[0])  # stable: every conversation once before any of them twice
     prompts = []
-    for _, row, turns in places[:count]:
+    for _, row, turns in places[:most]:
         fits = np.cumsum(turns[::-1]) + len(start) <= max_tokens
         end = len(start) + int(turns.sum())
         begin = end - int(turns[::-1][fits].sum())
-        prompts.append(start + ids.slice(row, begin, end).tolist())
+        prompts.append((row, start + ids.slice(row, begin, end).tolist()))
     return prompts
