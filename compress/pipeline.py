@@ -21,7 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from chitchat.data.corpora import open_corpus
+from chitchat.data.corpora import Corpus, open_corpus
+from chitchat.data.survey import open_validation
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import identity, sha256, verify_lineage
 from compress.child import run_child
@@ -206,11 +207,11 @@ def _argv(stage: RecipeStage, folders: dict[str, Path], out: Path) -> list[str]:
 def _key(stage: RecipeStage, contents: dict[str, str]) -> str:
     """A sha256 that changes when running the stage again could give something else."""
 
-    def stands_for(value: Value) -> Any:
+    def stands_for(value: Value, option: str = "") -> Any:
         if isinstance(value, StageRef):
             return {"content": contents[value.name]}
-        if stage.verb == "data" and value in stage.arguments:
-            corpus = open_corpus(str(value))
+        corpus = _corpus(stage.verb, option, value)
+        if corpus is not None:
             return {"corpus": corpus.name, "content": corpus.sha256()}
         path = Path(value).expanduser() if isinstance(value, str) else None
         if path is not None and path.is_dir():
@@ -222,10 +223,18 @@ def _key(stage: RecipeStage, contents: dict[str, str]) -> str:
     parts = {
         "verb": stage.verb,
         "arguments": [stands_for(value) for value in stage.arguments],
-        "options": {name: stands_for(value) for name, value in sorted(stage.options.items())},
+        "options": {name: stands_for(value, name) for name, value in sorted(stage.options.items())},
         "version": _version(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _corpus(verb: str, option: str, value: str | int | float) -> Corpus | None:
+    """The corpus that a value of `compress data` names: an argument (option ""), or what is held out."""
+    if verb != "data" or option not in ("", "validation"):
+        return None
+    opened = open_validation(value) if option else open_corpus(str(value))
+    return opened if isinstance(opened, Corpus) else None
 
 
 def _version() -> str:

@@ -4,9 +4,11 @@
 
 `run` is a verb of the command line, the other keys are its options without the dashes; `from` (for `data`: `corpora`,
 for `bench`: `models`) is what it is given. A stage's name is its output folder. A value that names an earlier stage is
-that stage's folder. Everything that can be known to be wrong is refused here, before hours of work. Nothing is run.
+that stage's folder. `${NAME}` and `${NAME:-default}` in a value are environment variables. Everything that can be known
+to be wrong is refused here, before hours of work. Nothing is run.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any
 import yaml
 
 from chitchat.errors import BadInput
+from compress.variables import Unset, expand
 
 _COMMON = ("seed",)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -57,9 +60,14 @@ VERBS = {
     ),
     "prune": Verb(
         argument="from",
-        options=(*("data", "keep", "layers", "width", "ffn", "heal-epochs", "heal-minutes", "teacher", "importance"),),
+        options=(
+            *("data", "keep", "max-mb", "max-ms-per-token", "layers", "width", "ffn", "vocab", "context"),
+            *("heal-epochs", "heal-minutes", "heal-loss", "own-replies", "teacher"),
+            *("importance", "candidates", "no-refit"),
+        ),
         takes={"from": _MODEL, "data": ("data",), "teacher": _MODEL},
         makes="checkpoint",
+        flags=("no-refit",),
     ),
     "quantize": Verb(
         argument="from",
@@ -146,6 +154,7 @@ class _Reader:
             raise self._bad(name, "is no name for a folder; use letters, digits, - and _")
         if not isinstance(body, dict) or "run" not in body:
             raise self._bad(name, f"says nothing to run; write `run:` and one of {', '.join(VERBS)}")
+        body = {str(key): self._expanded(name, str(key), value) for key, value in body.items()}
         verb = VERBS.get(str(body["run"]))
         if verb is None:
             raise self._bad(name, f"run: {body['run']} is no verb of a recipe; give one of {', '.join(VERBS)}")
@@ -158,6 +167,22 @@ class _Reader:
                 raise self._bad(name, f"{key}: is no option of {body['run']}; it has {known}")
             options[str(key)] = self._value(name, verb, str(key), value)
         return RecipeStage(name, str(body["run"]), self._arguments(name, verb, body), options)
+
+    def _expanded(self, name: str, key: str, value: Any) -> Any:
+        """The value with the environment's variables in place of their names."""
+        if isinstance(value, list):
+            return [self._expanded(name, key, item) for item in value]
+        if not isinstance(value, str):
+            return value
+        try:
+            return expand(value, os.environ)
+        except Unset as error:
+            raise self._bad(
+                name,
+                f"{key}: {error}; set it (`{error.name}=… compress run …`), or write ${{{error.name}:-default}}",
+            ) from error
+        except ValueError as error:
+            raise self._bad(name, f"{key}: {error}") from error
 
     def _arguments(self, name: str, verb: Verb, body: Mapping[str, Any]) -> tuple[Value, ...]:
         given = body.get(verb.argument)

@@ -111,6 +111,18 @@ def test_a_second_run_repeats_nothing(bench: Bench) -> None:
     assert [line.strip() for line in lines].count("already done") == len(NAMES)
 
 
+def test_a_held_out_corpus_whose_content_changes_makes_the_data_again(bench: Bench) -> None:
+    """A model was measured on the held-out conversations of the day before."""
+    talks = bench.folder / "talks.txt"
+    talks.write_text("hello\nhi\n")
+    bench.write(("vocab-size: 300", f"vocab-size: 300, validation: {talks}"))
+    bench.run()
+    bench.ran()
+    talks.write_text("hello\nwho is there?\n")
+    bench.run()
+    assert bench.ran()[0] == "data"
+
+
 def test_a_changed_option_reruns_its_stage_and_what_reads_it(bench: Bench) -> None:
     """A bundle of the old teacher stood beside the new teacher."""
     bench.run()

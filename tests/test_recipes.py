@@ -65,6 +65,15 @@ def test_every_option_of_a_recipe_is_one_of_the_command_line(verb: str) -> None:
         (GOOD + "p: {run: prune, from: q, data: data}\nq: {run: train, from: data}", "made by a later stage"),
         (GOOD + "p: {run: prune, from: p, data: data}", "by a later stage or by itself"),
         ("1: {run: data, corpora: [byu]}", "the key 1 in line 1 is not a text"),
+        (GOOD + "p: {run: prune, from: teacher, data: data, no-refit: 'yes'}", "no-refit: 'yes' is neither true nor"),
+        (
+            "d: {run: data, corpora: ['${NOWHERE_SET}']}",
+            r"stage d: corpora: \$\{NOWHERE_SET\} is not set .*NOWHERE_SET=…",
+        ),
+        (
+            "d: {run: data, corpora: [byu], validation: '${1}'}",
+            r"validation: '\$\{1\}' has a \$\{ that begins no variable",
+        ),
     ],
 )
 def test_a_bad_recipe_is_refused_by_file_and_stage(tmp_path: Path, text: str, says: str) -> None:
@@ -110,3 +119,28 @@ def test_a_flag_is_true_or_false(tmp_path: Path) -> None:
     folders = {"teacher": Path("teacher")}
     assert _argv(yes, folders, Path("a")) == ["export", "teacher", "--out", "a", "--genai", "--kv", "int8"]
     assert _argv(no, folders, Path("b")) == ["export", "teacher", "--out", "b"]
+
+
+def test_the_environments_variables_stand_in_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study over a model that lies elsewhere on every machine had that one machine's path in it."""
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setenv("MODELS", str(tmp_path))
+    monkeypatch.setenv("KEEP", "0.25")
+    monkeypatch.delenv("MINUTES", raising=False)
+    monkeypatch.setenv("EMPTY", "")
+    text = """
+data: {run: data, corpora: ["${MODELS}/train.txt", "${MODELS}/more.txt"], validation: "${MODELS}/held.txt"}
+pruned: {run: prune, from: "${MODELS}/mine", data: "${DATA_STAGE:-data}", keep: "${KEEP}",
+         heal-minutes: "${MINUTES:-1.5}", importance: "${EMPTY:-taylor}", no-refit: "${PLAIN:-true}"}
+"""
+    data, pruned = read_recipe(write(tmp_path, text))
+    assert data.arguments == (f"{tmp_path}/train.txt", f"{tmp_path}/more.txt")
+    assert data.options == {"validation": f"{tmp_path}/held.txt"}
+    assert pruned.arguments == (f"{tmp_path}/mine",)
+    assert pruned.options == {
+        "data": StageRef("data"),
+        "keep": 0.25,
+        "heal-minutes": 1.5,
+        "importance": "taylor",
+        "no-refit": True,
+    }

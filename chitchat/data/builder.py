@@ -91,7 +91,7 @@ def build_dataset(
         }
         text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
         (staging / OUR_FILES["data"]).write_text(text, encoding="utf-8")
-        options = {"corpora": list(corpora), "tokenizer": tokenizer, "vocab_size": vocab_size}
+        options: dict[str, Any] = {"corpora": list(corpora), "tokenizer": tokenizer, "vocab_size": vocab_size}
         options["validation"] = validation if isinstance(held, Corpus) else held
         write_lineage(staging, Stage("data", {**options, "dialogue": dialogue}, seed))
     _tell(report)
