@@ -29,7 +29,7 @@ from serve.options import SamplingOptions
 
 END_OF_TURN_ID = 0
 _SPREAD = 0.02  # GPT-2's initial weights
-_MANIFEST_BYTES = 6_000  # bundle.json of a model that was trained, pruned, quantized and exported
+MANIFEST_BYTES = 6_000  # bundle.json of a model that was trained, pruned, quantized and exported
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def bundle_bytes(shape: Shape, scheme: str, tokenizer_bytes: int) -> int:
     """
     one, two = (_graph_overhead(layers, scheme, shape.tied) for layers in (1, 2))
     overhead = one + (shape.layers - 1) * (two - one)
-    return _weight_bytes(shape, scheme) + overhead + tokenizer_bytes + _MANIFEST_BYTES
+    return _weight_bytes(shape, scheme) + overhead + tokenizer_bytes + MANIFEST_BYTES
 
 
 def write_phantom(shape: Shape, scheme: str, folder: Path, seed: int = 0) -> None:
     """Write a bundle of random weights into an empty folder; its tokenizer is empty."""
-    weights = _random_weights(shape, scheme, np.random.default_rng(seed))
+    weights = random_weights(shape, scheme, np.random.default_rng(seed))
     spec = graph_spec(_config(shape), weights.formats)
     write_graph(build_graph(spec, weights), folder)
     (folder / TOKENIZER).write_text("{}", encoding="utf-8")
@@ -148,13 +148,14 @@ def _graph_overhead(layers: int, scheme: str, tied: bool) -> int:
     """Bytes of model.onnx beside the weights: nodes, names and dimensions."""
     shape = Shape(layers, heads=16, head_dim=64, ffn=4096, vocab=4096, positions=512, tied=tied)
     small = replace(shape, heads=1, head_dim=32, ffn=32, vocab=32, positions=32)
-    weights = _random_weights(small, scheme, np.random.default_rng(0))
+    weights = random_weights(small, scheme, np.random.default_rng(0))
     with tempfile.TemporaryDirectory() as folder:
         path = write_graph(build_graph(graph_spec(_config(small), weights.formats), weights), Path(folder))
         return path.stat().st_size - weights.nbytes
 
 
-def _random_weights(shape: Shape, scheme: str, random: np.random.Generator) -> GraphWeights:
+def random_weights(shape: Shape, scheme: str, random: np.random.Generator) -> GraphWeights:
+    """The arrays of a graph, drawn: those of a real export under the same names, in the same shapes and types."""
     quantized: dict[str, QuantizedTensor] = {}
     floats: dict[str, NDArray[np.generic]] = {
         name: np.full(length, 1.0 if name.endswith("weight") else 0.0, dtype=np.float32)
