@@ -37,12 +37,9 @@ def answer(spec: str, request: dict[str, Any], samples: int) -> dict[str, Any]:
             "token_ms": steps,
             "ids": request["prompt"][:1] * len(marks[1:]),
         }
-    return {
-        "ok": True,
-        **{"load": {"load_s": 0.5}, "memory": {"peak_rss_mb": 42.0}, "quality": {"quality": {"bits_per_byte": 2.5}}}[
-            request["op"]
-        ],
-    }
+    quality = {"bits_per_byte": 2.5, "teacher": request.get("teacher")}
+    answers = {"load": {"load_s": 0.5}, "memory": {"peak_rss_mb": 42.0}, "quality": {"quality": quality}}
+    return {"ok": True, **answers[request["op"]]}
 
 
 def main(log: str) -> None:

@@ -123,6 +123,15 @@ def test_the_last_line_of_stdout_is_the_json(capsys: pytest.CaptureFixture[str])
     assert lines[1].split() == ["tokens", "12,345"]
 
 
+def test_an_interval_stands_on_the_line_of_its_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    """The spread was left out for people, or was a line of its own without a figure."""
+    figures = {"distinct_2": 0.63912, "distinct_2_interval": [0.61, 0.668], "kl": 0.1, "kl_interval": None}
+    show(figures, as_json=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:-1] == ["distinct 2  0.6391  (0.61 to 0.668)", "kl          0.1"]
+    assert json.loads(lines[-1]) == figures
+
+
 def test_one_process_of_a_distributed_run_speaks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from bench.latency import Job, Plan, latency_figures, measure, speed_ratio
 
+COMPARED = [("fast", False), ("slow", True), ("fast", False)]
 FAKE = Path(__file__).with_name("fake_worker.py")
 
 
@@ -32,7 +33,10 @@ def test_models_take_turns_after_a_warm_up_and_memory_is_read_before_scoring(tmp
     ]
     for result in results:
         assert [entry["ids"][0] for entry in result.samples] == [6, 7], "the warm-up is no sample, prompts are shared"
-        assert (result.load_s, result.peak_rss_mb, result.quality) == (0.5, 42.0, {"bits_per_byte": 2.5})
+        assert (result.load_s, result.peak_rss_mb, result.quality) == (
+            *(0.5, 42.0),
+            {"bits_per_byte": 2.5, "teacher": None},
+        )
     figures = [latency_figures(result.samples) for result in results]
     assert figures[0]["tpot_ms_p50"] >= 2
     assert figures[1]["tpot_ms_p50"] >= 6, "a sleep of 6 ms cannot be measured as less"
@@ -80,3 +84,15 @@ def test_the_ratio_is_taken_within_each_round() -> None:
     base = [sample(100, [0]), sample(1000, [0]), sample(110, [0])]
     other = [sample(50, [0]), sample(500, [0]), sample(11, [0])]
     assert speed_ratio(base, other) == 2
+
+
+def test_only_comparable_models_are_compared_and_only_with_a_living_first_one(tmp_path: Path) -> None:
+    """A row was compared with a model of other ids, or loaded the one that had just run out of memory."""
+    jobs = [Job(spec, spec, "bundle", 2, compared=compared) for spec, compared in COMPARED]
+    plan = Plan(warmups=[[5]], prompts=[[6]], new_tokens=4, threads=1, data=tmp_path)
+    command = [sys.executable, str(FAKE), str(tmp_path / "log")]
+    teachers = [result.quality["teacher"] for result in measure(jobs, plan, command)]
+    assert teachers == [None, {"spec": "fast", "kind": "bundle"}, None]
+    lost, after = measure([Job("crash", "crash", "bundle", 2), jobs[1]], plan, command)
+    assert lost.error is not None
+    assert after.quality == {"bits_per_byte": 2.5, "teacher": None}

@@ -1,12 +1,13 @@
 """Quality through the runtime that ships: the same tokens for all forms, and another tokenizer refused."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 from families import tiny_family
 
-from bench.quality import evaluate
+from bench.quality import Quality, Task, evaluate, measure_quality, open_held_out
 from chitchat.errors import BadInput
 
 
@@ -52,3 +53,99 @@ def test_a_folder_that_is_no_data_set_is_refused(family: dict[str, Path], tmp_pa
     """A traceback from datasets."""
     with pytest.raises(BadInput, match="no such data set folder"):
         evaluate(str(family["checkpoint"]), tmp_path / "none")
+
+
+def test_a_model_is_no_worse_than_itself_and_a_bundle_nearly_so(family: dict[str, Path], tiny_data: Path) -> None:
+    """The teacher was scored on other tokens, or answered other prompts: a model differed from itself."""
+    teacher = str(family["checkpoint"])
+    itself = evaluate(teacher, tiny_data, teacher=teacher, samples=12)
+    assert (itself["kl"], itself["kl_p99"], itself["top1"], itself["perplexity_ratio"]) == (0, 0, 1, 1)
+    assert (itself["distinct_2_ratio"], itself["repetition_4_difference"], itself["replies"]) == (1, 0, 12)
+    for name in ("perplexity", "bits_per_byte", "distinct_1", "distinct_2", "repetition_4", "reply_tokens"):
+        assert itself[f"teacher_{name}"] == itself[name], name
+    shipped = evaluate(str(family["bundle-w8"]), tiny_data, teacher=teacher, samples=12)
+    assert 0 < shipped["kl"] < shipped["kl_p99"] < 1e-3
+    low, high = shipped["perplexity_ratio_interval"]
+    assert 0.99 < low <= shipped["perplexity_ratio"] <= high < 1.01
+    wide = shipped["perplexity_interval"]
+    assert wide[1] / wide[0] > high / low, "pairs vary less than conversations do"
+    assert shipped["teacher"] == teacher
+    json.dumps(shipped, allow_nan=False)
+
+
+def test_every_interval_holds_its_figure(family: dict[str, Path], tiny_data: Path) -> None:
+    """Logarithm and figure were mixed up: an interval of perplexity in nats."""
+    found = evaluate(str(family["bundle-w8"]), tiny_data, teacher=str(family["checkpoint"]))
+    intervals = {name: value for name, value in found.items() if name.endswith("_interval")}
+    names = ("perplexity", "bits_per_byte", "token_accuracy", "kl", "top1", "distinct_1", "distinct_2", "repetition_4")
+    for name in (*names, "empty_replies", "reply_tokens", "perplexity_ratio", "distinct_2_ratio"):
+        low, high = intervals.pop(f"{name}_interval")
+        assert low <= found[name] <= high, name
+    assert set(intervals) == {"repetition_4_difference_interval"}
+
+
+def test_the_same_figures_come_each_time_and_through_json(family: dict[str, Path], tiny_data: Path) -> None:
+    """A report could not be computed again from what it had kept; a clock or a global seed changed replies."""
+    from bench.model import open_model
+
+    data = open_held_out(tiny_data)
+    first, second = (
+        measure_quality(open_model(str(family["bundle-fp32"])).load(1), data, Task(64, samples=6)) for _ in range(2)
+    )
+    assert first.figures() == second.figures()
+    read = Quality.from_json(json.loads(json.dumps(first.as_json())))
+    assert read.figures(second) == first.figures(first)
+    assert len(read.replies) == 6
+    assert any(reply.text for reply in read.replies)
+
+
+def test_no_samples_are_no_replies_and_too_many_are_refused(family: dict[str, Path], tiny_data: Path) -> None:
+    """Fewer replies than were asked for gave a distinct-2 that compares with nothing."""
+    path = str(family["bundle-fp32"])
+    assert "distinct_2" not in evaluate(path, tiny_data, samples=0)
+    all_there_are = evaluate(path, tiny_data)["replies"]
+    assert 12 < all_there_are < 200
+    with pytest.raises(BadInput, match=f"--samples 9999: .* has only {all_there_are} held-out turns"):
+        evaluate(path, tiny_data, samples=9999)
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(
+    family: dict[str, Path], tiny_data: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    """KL between ids that mean other words was a number all the same."""
+    from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
+    from chitchat.data.dataset import build_dataset
+    from chitchat.folder import staged_folder
+    from chitchat.lineage import Stage
+
+    build_dataset([str(tiny_corpus)], tmp_path / "data", vocab_size=290)
+    with staged_folder(tmp_path / "other", "checkpoint") as staging:
+        model = load_model(family["checkpoint"])
+        model.resize_token_embeddings(290)
+        save_checkpoint(staging, model, load_tokenizer(tmp_path / "data"), Stage("train", {}, seed=0))
+    for path in (family["checkpoint"], family["bundle-fp32"]):
+        with pytest.raises(BadInput, match=r"--teacher .*other: has another vocabulary \(290 ids\)") as refused:
+            evaluate(str(path), tiny_data, teacher=str(tmp_path / "other"))
+        assert "\n" not in str(refused.value)
+
+
+def test_a_teacher_of_a_shorter_context_sets_the_window(tiny_data: Path, family: dict[str, Path], tmp_path) -> None:
+    """Teacher and student were scored in unlike windows, and their ratio was that of the contexts."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
+    from chitchat.folder import staged_folder
+    from chitchat.lineage import Stage
+
+    full = load_model(family["checkpoint"])
+    config = type(full.config)(**{**full.config.to_dict(), "n_positions": 24})
+    short = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for name, value in short.state_dict().items():
+            value.copy_(full.state_dict()[name][: len(value)])
+    with staged_folder(tmp_path / "short", "checkpoint") as staging:
+        save_checkpoint(staging, short, load_tokenizer(family["checkpoint"]), Stage("prune", {}, seed=0))
+    found = evaluate(str(family["checkpoint"]), tiny_data, teacher=str(tmp_path / "short"), samples=4)
+    assert (found["context"], found["perplexity_ratio"]) == (24, pytest.approx(1))
+    assert found["kl"] == pytest.approx(0, abs=1e-9)

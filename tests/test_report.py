@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from families import tiny_family
 
+from bench.candidates import pruning_candidates
 from bench.latency import Job, Measurement
 from bench.report import as_markdown, build_rows, notes, print_table, read_report
 from bench.stage import bench, make_prompts, unique_names
@@ -64,6 +65,49 @@ def test_a_row_holds_all_figures_and_all_forms_of_one_model_give_the_same_ids(ma
     assert all(len(sample) == 10 and 2 not in sample for sample in float_ids), "all do the same work, to its end"
     assert len({row["eval_tokens"] for row in report["rows"]}) == 1
     assert report["rows"][3]["peak_rss_mb"] < report["rows"][0]["peak_rss_mb"], "the engine's process holds no torch"
+
+
+def test_every_row_is_compared_with_the_first_one(made: tuple[Path, Any]) -> None:
+    """KL was taken against the row before, or the yardstick was compared with itself."""
+    teacher, *others = made[1]["rows"]
+    assert (teacher["kl"], teacher["perplexity_ratio"], teacher["distinct_2_ratio"]) == (None, None, None)
+    assert all(row[name] is not None for row in made[1]["rows"] for name in ("distinct_2", "repetition_4", "replies"))
+    by_name = {row["name"]: row for row in others}
+    assert by_name["bundle-fp32"]["kl"] < 1e-9 < by_name["bundle-w8"]["kl"] < 1e-3
+    assert 1e-9 < by_name["quantized"]["kl"] < 1e-3
+    assert by_name["bundle-fp32"]["distinct_2"] == teacher["distinct_2"], "the same replies through another runtime"
+    assert all(row["perplexity_interval"][0] < row["perplexity"] for row in made[1]["rows"])
+    replies = {name: [reply["text"] for reply in kept["replies"]] for name, kept in made[1]["quality"].items()}
+    assert replies["bundle-fp32"] == replies[teacher["name"]]
+    page = as_markdown(made[1])
+    assert "| KL | top-1 | distinct-2 | repeated |" in page
+    assert f"KL and top-1 against the predictions of {teacher['name']}" in page
+
+
+def test_shapes_that_were_tried_stand_in_the_report_once(made: tuple[Path, Any]) -> None:
+    """The losers of a search vanished with the run, or stood again for every export of the winner."""
+    tried = [
+        {
+            "shape": "2 x 32",
+            "parameters": 20_000,
+            "perplexity": 99.5,
+            "kl": 0.25,
+            "ms_per_token": None,
+            "chosen": False,
+        },
+        {"shape": "1 x 32", "parameters": 30_000, "perplexity": 80.25, "kl": 0.5, "ms_per_token": 0.5, "chosen": True},
+    ]
+    tried = [{**candidate, "steps": 40} for candidate in tried]
+    stages = [{"stage": "train", "metrics": {}}, {"stage": "prune", "metrics": {"candidates": tried}}]
+    none = [{"stage": "prune", "metrics": {"before": {}}}]
+    models = [model(name, lineage=lambda stages=stages: stages) for name in ("pruned", "bundle")]
+    found = pruning_candidates(["teacher", "pruned", "bundle"], [model("teacher", lineage=lambda: none), *models])
+    assert found == {"pruned": tried}
+    page = as_markdown({**made[1], "candidates": found})
+    assert "## Shapes that were tried for pruned" in page
+    assert page.index("| 1 x 32 | 0.03 M | 80.2 | 0.500 | 0.50 | 40 | chosen |") < page.index(
+        "| 2 x 32 | 0.02 M | 99.5 | 0.250 | - | 40 |  |"
+    ), "the largest first"
 
 
 def test_the_folder_holds_table_picture_and_raw_samples(made: tuple[Path, Any]) -> None:
