@@ -1,7 +1,12 @@
-"""Healing: the divergence, its bounded memory, what it brings, and exact resume."""
+"""Healing: the divergences, bounded memory, what it brings, the student's own replies, and exact resume."""
 
 import copy
 import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +14,15 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from chitchat.data.dataset import open_dataset
-from chitchat.errors import BadInput
+from chitchat.errors import BadInput, WorkFailed
 from chitchat.training.objective import Trainable
 from chitchat.training.trainer import _collate, weights_sha256
 from chitchat.training.workfolder import WorkFolder
-from compress.distill.heal import default_rate, heal
-from compress.distill.objective import Distillation, forward_kl
+from compress.distill.heal import heal
+from compress.distill.objective import Distillation, forward_kl, skewed_kl
 from compress.distill.options import HealOptions
+from compress.distill.samples import SampledWindows
+from compress.distill.task import default_rate
 
 from test_trainer import kill_after_checkpoint, start  # isort: skip
 
@@ -41,6 +48,21 @@ def test_forward_kl_is_the_textbook_sum():
     p, q = teacher.softmax(-1), student.softmax(-1)
     torch.testing.assert_close(forward_kl(teacher, student), (p * (p / q).log()).sum(-1), rtol=1e-4, atol=1e-6)
     assert forward_kl(teacher, teacher).abs().max() < 1e-6
+
+
+def test_skewed_kl_is_to_the_mixture_and_bounded():
+    """Stops: the two shares swapped, and a loss that one impossible token of the student's own text explodes."""
+    teacher, student = torch.randn(4, 11), torch.randn(4, 11)
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    expected = (p * (p / (0.1 * p + 0.9 * q)).log()).sum(-1)
+    torch.testing.assert_close(skewed_kl(teacher, student, 0.1), expected, rtol=1e-4, atol=1e-6)
+    assert torch.equal(skewed_kl(teacher, student, 0.0), forward_kl(teacher, student))
+    far = torch.full((1, 11), 0.0).index_fill(1, torch.tensor([3]), 1e4)
+    other = torch.full((1, 11), 0.0).index_fill(1, torch.tensor([5]), 1e4).requires_grad_()
+    loss = skewed_kl(far, other, 0.1)
+    assert loss.item() == pytest.approx(-math.log(0.1))
+    loss.sum().backward()
+    assert other.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("dropped", [False, True])
@@ -86,6 +108,94 @@ def test_healing_brings_the_student_to_the_teacher(data, tmp_path):
     assert same["perplexity"] == pytest.approx(result.teacher_perplexity)
 
 
+def test_cross_entropy_is_the_control(data, tmp_path):
+    """Stops: a control that learns from the teacher, or whose best weights are chosen by the teacher's yardstick."""
+    teachers, students = [model(layers=3), model(layers=3, seed=7)], [model(seed=1), model(seed=1)]
+    options = HealOptions(steps=40, loss_kind="ce", learning_rate=5e-3)
+    results = [
+        heal(student, teacher, data, tmp_path / str(number), options)
+        for number, (student, teacher) in enumerate(zip(students, teachers, strict=True))
+    ]
+    assert weights_sha256(students[0]) == weights_sha256(students[1])
+    assert results[0].after_kl != results[1].after_kl
+    assert results[0].after_perplexity < 0.7 * results[0].before_perplexity
+    losses = [entry["eval_loss"] for entry in results[0].log if "eval_loss" in entry]
+    assert min(losses) == pytest.approx(math.log(results[0].after_perplexity))
+    assert results[0].own_steps == results[0].teacher_tokens == 0
+
+
+def test_the_student_heals_without_dropout_and_keeps_its_own_afterwards(data, tmp_path):
+    """Stops: noise in what little capacity is left; a checkpoint that is fine-tuned without dropout later on."""
+    plain, dropping, asked = model(seed=1), model(seed=1, dropout=0.5), model(seed=1, dropout=0.5)
+    options = HealOptions(steps=4)
+    for student, change in ((plain, {}), (dropping, {}), (asked, {"dropout": None})):
+        heal(student, model(layers=3), data, tmp_path / "work", replace(options, **change))
+    assert weights_sha256(dropping) == weights_sha256(plain) != weights_sha256(asked)
+    assert dropping.transformer.drop.p == dropping.transformer.h[1].attn.attn_dropout.p == 0.5
+    assert dropping.config.resid_pdrop == 0.5
+
+
+def test_steps_are_counted_over_all_parts(data, tmp_path):
+    """Stops: a budget that is spent twice, rounds that are not in the log or begin at step 0 again."""
+    student = model(seed=1)
+    result = heal(student, model(layers=3), data, tmp_path / "work", HealOptions(steps=150, own_replies=0.8))
+    assert (result.steps, result.own_steps) == (150, 120)
+    steps = [entry["step"] for entry in result.log]
+    assert steps == sorted(steps)
+    assert steps[-1] == 150
+    assert sum("eval_loss" in entry and entry["step"] > 30 for entry in result.log) == 6  # two rounds of three
+    assert result.best_step in steps
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
+        "heal.json", "main", "round-1", "round-1.npz", "round-2", "round-2.npz",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(0.2, 2), (1e4, 0)])
+def test_a_round_that_does_not_help_is_taken_back(data, tmp_path, monkeypatch, rate, kept):
+    """Stops: own replies that lead the student away from its teacher, and a good round that is thrown away."""
+    monkeypatch.setattr("compress.distill.rounds.OWN_RATE", rate)
+    teacher, student = model(layers=3), model(seed=1)
+    options = HealOptions(steps=150, own_replies=0.8, learning_rate=1e-3)
+    result = heal(student, teacher, data, tmp_path / "work", options)
+    assert result.own_rounds == kept
+    assert (result.after_kl < result.main_kl) == (kept > 0)
+    assert result.own_steps == (120 if kept else 60)  # after a round in vain there is no other
+    assert (result.best_step > 30) == (kept > 0)
+    found = Distillation(teacher, data.windows("validation", 32), False).evaluate(student, 10**6)
+    assert found["kl"] == pytest.approx(result.after_kl, rel=1e-5)
+
+
+def test_the_teachers_conversations_are_read_beside_the_corpus(data, tmp_path):
+    """Stops: samples that are written and not read, or read in place of the corpus."""
+    students = [model(seed=1), model(seed=1)]
+    for student, samples in zip(students, (True, False), strict=True):
+        options = HealOptions(steps=60, own_replies=0, teacher_samples=samples)
+        result = heal(student, model(layers=3), data, tmp_path / str(samples), options)
+        assert (result.teacher_tokens > 0) == samples
+        assert result.steps == 60
+    assert weights_sha256(students[0]) != weights_sha256(students[1])
+    plan = json.loads((tmp_path / "True/main/plan.json").read_text())
+    corpus = len(data.windows("train", 32))
+    assert plan["key"]["inputs"]["windows"] == corpus + len(SampledWindows.load(tmp_path / "True/teacher.npz"))
+
+
+def test_minutes_are_shared_out_too(data, tmp_path):
+    """Stops: a run by the clock whose parts add up to more, or whose plan is found anew when it goes on."""
+    student, options = model(seed=1), HealOptions(minutes=0.06, own_replies=0.5)
+    first = heal(student, model(layers=3), data, tmp_path / "work", options)
+    assert first.own_steps > 0
+    assert first.teacher_tokens > 0  # seconds are many passes over 48 conversations
+    planned = sum(
+        plan["total_steps"] * plan["step_seconds"]
+        for plan in (json.loads(file.read_text()) for file in (tmp_path / "work").glob("*/plan.json"))
+    )
+    assert planned <= 0.06 * 60
+    again = model(seed=1)
+    second = heal(again, model(layers=3), data, tmp_path / "work", options, resume=True)
+    assert weights_sha256(again) == weights_sha256(student)
+    assert replace(second, minutes=0) == replace(first, minutes=0)
+
+
 HEAL = """
 import sys
 from pathlib import Path
@@ -95,21 +205,116 @@ from test_distill import OPTIONS, model
 data, work = open_dataset(Path(sys.argv[1])), Path(sys.argv[2])
 heal(model(seed=1, dropout=0.1), model(layers=4), data, work, OPTIONS)
 """
-OPTIONS = HealOptions(epochs=6, dropout=None)
+OPTIONS = HealOptions(epochs=30, dropout=None, own_replies=0.6)
 
 
-def test_a_killed_and_resumed_healing_ends_with_the_same_bits(data, tmp_path):
+@pytest.fixture(scope="module")
+def whole(tiny_data, tmp_path_factory):
+    """A run that was left alone: its student's hash, its result, its work folder."""
+    student, work = model(seed=1, dropout=0.1), tmp_path_factory.mktemp("whole") / "work"
+    result = heal(student, model(layers=4), open_dataset(tiny_data), work, OPTIONS)
+    return weights_sha256(student), result, work
+
+
+@pytest.mark.parametrize("part", ["main", "round-1", "round-2"])
+def test_a_killed_and_resumed_healing_ends_with_the_same_bits(whole, data, tmp_path, part):
     """Stops: a pipeline whose pruned model depends on where the power went out."""
-    whole, resumed = model(seed=1, dropout=0.1), model(seed=1, dropout=0.1)
-    teacher = model(layers=4)
-    heal(whole, teacher, data, tmp_path / "whole", OPTIONS)
-    work = WorkFolder(tmp_path / "killed")
-    kill_after_checkpoint(start(HEAL, data.path, work.path), work)
-    result = heal(resumed, teacher, data, work.path, OPTIONS, resume=True)
-    assert weights_sha256(resumed) == weights_sha256(whole)
-    plans = [json.loads((Path(folder) / "plan.json").read_text()) for folder in (tmp_path / "whole", work.path)]
-    assert plans[0]["key"] == plans[1]["key"]
-    assert result.steps == plans[0]["total_steps"]
+    bits, expected, folder = whole
+    assert expected.teacher_tokens > 0
+    assert (folder / "round-2").is_dir()
+    resumed = model(seed=1, dropout=0.1)
+    work = tmp_path / "killed"
+    kill_after_checkpoint(start(HEAL, data.path, work), WorkFolder(work / part))
+    result = heal(resumed, model(layers=4), data, work, OPTIONS, resume=True)
+    assert weights_sha256(resumed) == bits
+    assert result.log == expected.log
+    assert (result.steps, result.best_step, result.own_rounds) == (
+        expected.steps, expected.best_step, expected.own_rounds,
+    )  # fmt: skip
+
+
+def test_a_resume_with_other_values_is_refused(data, tmp_path):
+    """Stops: half a run by one set of options, half by another; an unfinished run that a mistyped option removes."""
+    heal(model(seed=1), model(layers=3), data, tmp_path / "work", HealOptions(steps=4))
+    for change in ({"steps": 5}, {"own_replies": 0.5}, {"seed": 1}):
+        options = replace(HealOptions(steps=4), **change)
+        with pytest.raises(BadInput, match="--resume: the unfinished run"):
+            heal(model(seed=1), model(layers=3), data, tmp_path / "work", options, resume=True)
+    with pytest.raises(BadInput, match="student"):
+        heal(model(seed=2), model(layers=3), data, tmp_path / "work", HealOptions(steps=4), resume=True)
+    assert WorkFolder(tmp_path / "work/main").checkpoints()
+
+
+def test_a_run_that_fails_at_once_leaves_nothing(data, tmp_path):
+    """Stops: a work folder that no one can go on from."""
+    broken = model(layers=3)
+    with torch.no_grad():
+        broken.transformer.wte.weight.fill_(float("nan"))
+    with pytest.raises(WorkFailed, match="diverged"):
+        heal(model(seed=1), broken, data, tmp_path / "work", HealOptions(steps=4))
+    assert not (tmp_path / "work").exists()
+
+
+def test_two_processes_heal_as_one_does(data, tmp_path):
+    """Stops: processes that write replies of their own, take other decisions, or wait for each other for ever."""
+    one = heal(
+        model(seed=1),
+        model(layers=4),
+        data,
+        tmp_path / "one",
+        HealOptions(steps=60, own_replies=0.5, teacher_samples=True),
+    )
+    script = tmp_path / "run.py"
+    script.write_text(TWO, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    here = Path(__file__).parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
+    subprocess.run([*command, str(data.path), str(tmp_path / "two")], env=environment, check=True, timeout=300)
+    two = json.loads((tmp_path / "two.json").read_text())
+    assert (two["steps"], two["own_steps"], two["teacher_tokens"]) == (one.steps, one.own_steps, one.teacher_tokens)
+    assert one.own_steps > 0
+    assert one.teacher_tokens > 0
+    for name in ("main_kl", "after_kl"):
+        assert two[name] == pytest.approx(getattr(one, name), rel=1e-4)
+
+
+TWO = """
+import json, sys
+from dataclasses import asdict
+from pathlib import Path
+from chitchat.data.dataset import open_dataset
+from chitchat.training.processes import Processes
+from compress.distill.heal import heal
+from compress.distill.options import HealOptions
+from test_distill import model
+data, work = open_dataset(Path(sys.argv[1])), Path(sys.argv[2])
+result = heal(model(seed=1), model(layers=4), data, work, HealOptions(steps=60, own_replies=0.5, teacher_samples=True))
+if Processes().first:
+    work.with_suffix(".json").write_text(json.dumps(asdict(result)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"--heal-epochs, --heal-minutes, --heal-steps: none is given"),
+        ({"epochs": 1, "minutes": 2}, r"--heal-epochs and --heal-minutes are given; give one"),
+        ({"minutes": -1}, r"--heal-minutes -1: give a number above 0"),
+        ({"steps": 0}, r"--heal-steps 0"),
+        ({"epochs": math.nan}, r"--heal-epochs nan"),
+        ({"steps": 1, "loss_kind": "mse"}, r"--heal-loss mse: give kl or ce"),
+        ({"steps": 1, "own_replies": 1.0}, r"--own-replies 1.0"),
+        ({"steps": 1, "teacher_samples": "some"}, r"--teacher-samples some"),
+        ({"steps": 1, "dropout": 1.0}, r"--heal-dropout 1.0"),
+        ({"steps": 1, "loss": "some"}, r"--loss some"),
+        ({"steps": 1, "batch_size": 0}, r"--batch-size 0"),
+        ({"steps": 1, "learning_rate": 0.0}, r"--learning-rate 0.0"),
+    ],
+)
+def test_options_that_cannot_be_used_are_named(changes, message):
+    """Stops: a traceback after the knife, or a run that ignores what was asked."""
+    with pytest.raises(BadInput, match=message):
+        HealOptions(**changes)
 
 
 def test_the_default_rate_follows_the_cut():

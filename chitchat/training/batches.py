@@ -6,11 +6,24 @@ the same step however many processes there are, and a resumed run only needs the
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 
 # Windows are sorted by length within a pool of so many batches: little padding, and still a fresh mix in every pass.
 POOL_BATCHES = 32
+
+
+class TrainingWindows(Protocol):
+    """What can be trained on: `chitchat.data.windows.Windows`, and whatever reads like them."""
+
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        """How many windows there are."""
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        """`input_ids` and `labels` (not shifted), lists of `length` ints."""
 
 
 class GlobalBatches:

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 from transformers import GPT2LMHeadModel, PrinterCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
-from chitchat.data.windows import Windows, collate
+from chitchat.data.windows import collate
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import is_disk_full
-from chitchat.training.batches import GlobalBatches, ProcessBatches, share_out
+from chitchat.training.batches import GlobalBatches, ProcessBatches, TrainingWindows, share_out
 from chitchat.training.callbacks import Patience, Progress, Schedule, patience_spent
 from chitchat.training.objective import Objective, Trainable, fused_gelu
 from chitchat.training.planning import make_plan, time_step
@@ -57,7 +57,8 @@ class FitOptions:
 class FitResult:
     """What a run did. `before` and `after` are the objective's figures of the first and of the best model.
 
-    `tokens` are ids read; `log` holds a dict per noted step (`loss`) and per evaluation (`eval_...`), no clock in it.
+    `tokens` are ids read, `eval_tokens` what an evaluation reads at most; `log` holds a dict per noted step (`loss`)
+    and per evaluation (`eval_...`), no clock in it.
     """
 
     before: Mapping[str, float]
@@ -67,27 +68,30 @@ class FitResult:
     tokens: int
     minutes: float
     stopped_early: bool
+    eval_tokens: int
     log: list[dict[str, float]]
 
 
 def fit(
     model: GPT2LMHeadModel,
-    windows: Windows,
+    windows: TrainingWindows,
     objective: Objective,
     options: FitOptions,
     work: WorkFolder,
     inputs: Mapping[str, Any],
     *,
     resume: bool = False,
+    spent_seconds: float = 0.0,
 ) -> FitResult:
     """Train `model` in place; afterwards it holds the weights of the best evaluation, in eval mode, on the CPU.
 
     `inputs` names what the run depends on beside `options` (hashes of data and weights). Without `resume` an earlier
-    work folder is removed; with it the run goes on where the folder says, or begins where there is none. The caller
-    removes the folder once the result is stored. Raises `BadInput` for a resume with other values, `WorkFailed` when
-    the loss is not finite. Ctrl-C leaves the folder only if there is something to go on from.
+    work folder is removed; with it the run goes on where the folder says, or begins where there is none.
+    `spent_seconds` of the minutes are gone already. The caller removes the folder once the result is stored. Raises
+    `BadInput` for a resume with other values, `WorkFailed` when the loss is not finite. Ctrl-C leaves the folder only
+    if there is something to go on from.
     """
-    started = time.monotonic()
+    started = time.monotonic() - spent_seconds
     processes = Processes()
     check_shares(options, processes.count)
     if not len(windows):
@@ -133,7 +137,7 @@ class ExactTrainer(Trainer):
     control: TrainerControl
 
     def __init__(
-        self, model: Trainable, windows: Windows, objective: Objective, batches: GlobalBatches, plan: Plan,
+        self, model: Trainable, windows: TrainingWindows, objective: Objective, batches: GlobalBatches, plan: Plan,
         options: FitOptions, work: WorkFolder, processes: Processes, started: float,
     ) -> None:  # fmt: skip
         arguments = _arguments(options, plan, work, processes.count)
@@ -181,7 +185,7 @@ class ExactTrainer(Trainer):
 
 
 def _trainer(
-    model: GPT2LMHeadModel, windows: Windows, objective: Objective, options: FitOptions, work: WorkFolder,
+    model: GPT2LMHeadModel, windows: TrainingWindows, objective: Objective, options: FitOptions, work: WorkFolder,
     inputs: Mapping[str, Any], processes: Processes, started: float,
 ) -> ExactTrainer:  # fmt: skip
     """The trainer with its plan: the one in the work folder, else a new one, the same in every process."""
@@ -192,38 +196,34 @@ def _trainer(
     if isinstance(plan, BaseException):
         raise plan
     if plan is None:
-        plan = _new_plan(key, view, windows, objective, options, batches, processes, started)
+        seconds = step_seconds(model, windows, objective, options, processes)
+        view.to(processes.device)
         if processes.first:
+            plan = make_plan(
+                key, view, objective, batches, seconds, epochs=options.epochs, max_minutes=options.max_minutes,
+                steps=options.steps, eval_tokens=options.eval_tokens, started=started,
+            )  # fmt: skip
             work.write_plan(plan)
+        plan = processes.from_first(plan)
+    assert plan is not None
     return ExactTrainer(view, windows, objective, batches, plan, options, work, processes, started)
 
 
-def _new_plan(
-    key: Mapping[str, Any], view: Trainable, windows: Windows, objective: Objective, options: FitOptions,
-    batches: GlobalBatches, processes: Processes, started: float,
-) -> Plan:  # fmt: skip
-    """Time all processes at once, as they will run, and plan in the first."""
-    device = processes.device
-    view.to(device)
+def step_seconds(
+    model: GPT2LMHeadModel, windows: TrainingWindows, objective: Objective, options: FitOptions, processes: Processes
+) -> float:
+    """Seconds of an optimizer step, on a copy of `model`, timed in all processes at once, as they will run."""
+    batches = GlobalBatches(windows.lengths, options.batch_size, options.seed)
+    view = Trainable.around(model, objective).to(processes.device)
 
     def load(step: int) -> dict[str, torch.Tensor]:
         mine = share_out(batches[step], processes.count)[processes.index]
         batch = _collate([windows[int(number)] for number in mine])
-        return {name: tensor.to(device) for name, tensor in batch.items()}
+        return {name: tensor.to(processes.device) for name, tensor in batch.items()}
 
     make_optimizer = partial(_trial_optimizer, options=options)
     limit = 3.0 if options.max_minutes is None else 0.03 * 60 * options.max_minutes
-    seconds = time_step(view, batches, load, make_optimizer, processes.count, options.grad_accumulation, limit)
-    plan = None
-    if processes.first:
-        plan = make_plan(
-            key, view, objective, batches, seconds,
-            epochs=options.epochs, max_minutes=options.max_minutes, steps=options.steps,
-            eval_tokens=options.eval_tokens, started=started,
-        )  # fmt: skip
-    plan = processes.from_first(plan)
-    assert plan is not None
-    return plan
+    return time_step(view, batches, load, make_optimizer, processes.count, options.grad_accumulation, limit)
 
 
 def _run(trainer: ExactTrainer) -> None:
@@ -231,8 +231,9 @@ def _run(trainer: ExactTrainer) -> None:
     found = trainer.work.checkpoints()
     if found:
         state = TrainerState.load_from_json(str(found[-1] / "trainer_state.json"))
-        if patience_spent(state.log_history, trainer.options.patience):
-            trainer.state = state  # the run ended here and was killed before it could say so
+        ended = state.global_step >= trainer.plan.total_steps
+        if ended or patience_spent(state.log_history, trainer.options.patience):
+            trainer.state = state  # what came after this run was killed, or the run before it could say that it ended
             trainer._load_best_model()
             return
     trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
@@ -253,6 +254,7 @@ def _result(trainer: ExactTrainer) -> FitResult:
         tokens=trainer.batches.tokens(state.global_step),
         minutes=(time.monotonic() - trainer.started) / 60,
         stopped_early=state.global_step < trainer.plan.total_steps,
+        eval_tokens=trainer.plan.eval_tokens,
         log=log,
     )
 

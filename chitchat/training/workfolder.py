@@ -47,27 +47,12 @@ class WorkFolder:
 
     def read_plan(self, key: Mapping[str, Any]) -> Plan | None:
         """The plan of an earlier run with the same `key`, or None. Raises `BadInput` when the key is another one."""
-        file = self.path / PLAN
-        if not file.is_file():
-            return None
-        try:
-            plan = Plan(**json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise BadInput(f"--resume: {file} cannot be read ({error}); leave --resume out to start anew") from error
-        changed = _differences(plan.key, json.loads(json.dumps(key)))
-        if changed:
-            raise BadInput(
-                f"--resume: the unfinished run in {self.path} was started with other values ({'; '.join(changed)}); "
-                "give the same ones, or leave --resume out to start anew"
-            )
-        return plan
+        values = read_keyed(self.path / PLAN, key)
+        return None if values is None else Plan(**values)
 
     def write_plan(self, plan: Plan) -> None:
         """Write the plan so that it is there whole or not at all."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.path / f"{PLAN}.partial"
-        temporary.write_text(json.dumps(asdict(plan), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / PLAN)
+        write_whole(self.path / PLAN, asdict(plan))
 
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
@@ -106,6 +91,35 @@ class WorkFolder:
             shutil.rmtree(left, ignore_errors=True)
         if self.path.exists():
             _remove(self.path)
+
+
+def read_keyed(file: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The JSON object of an earlier run whose `key` is the same, or None where there is no file.
+
+    Raises `BadInput` when the key is another one, or the file cannot be read.
+    """
+    if not file.is_file():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        old = values["key"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"--resume: {file} cannot be read ({error}); leave --resume out to start anew") from error
+    changed = _differences(old, json.loads(json.dumps(key)))
+    if changed:
+        raise BadInput(
+            f"--resume: the unfinished run in {file.parent} was started with other values ({'; '.join(changed)}); "
+            "give the same ones, or leave --resume out to start anew"
+        )
+    return values
+
+
+def write_whole(file: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object so that the file is there whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.name}.partial")
+    temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, file)
 
 
 def _remove(path: Path) -> None:

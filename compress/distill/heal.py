@@ -1,34 +1,48 @@
 """Healing: a pruned student learns the next-token distribution of its teacher.
 
-What is minimised stands in `compress.distill.objective`, how a run is planned, killed and resumed in
-`chitchat.training.trainer`.
+First it reads the corpus, and conversations of the teacher where the corpus is small; the last part of the budget goes
+to its own replies, written anew every round (`compress.distill.rounds`). What is minimised stands in
+`compress.distill.objective`, how a run is planned, killed and resumed in `chitchat.training.trainer`. The work folder:
+
+    heal.json           what the budget is spent on, decided once
+    teacher.npz         the teacher's conversations
+    main/               the first part, as `chitchat.training.workfolder` keeps it
+    round-1/ …          each round of the last part, round-1.npz its replies
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import GPT2LMHeadModel
 
 from chitchat.data.dataset import ChatData
 from chitchat.errors import BadInput
-from chitchat.training.objective import Objective
-from chitchat.training.train import scratch_rate
-from chitchat.training.trainer import FitOptions, fit, weights_sha256
-from chitchat.training.workfolder import WorkFolder
-from compress.distill.objective import Distillation, next_token
+from chitchat.training.batches import TrainingWindows
+from chitchat.training.processes import Processes
+from chitchat.training.trainer import FitResult, fit, step_seconds, weights_sha256
+from chitchat.training.workfolder import MARKER, WorkFolder, read_keyed, write_whole
+from compress.distill.budget import Budget, share_budget
 from compress.distill.options import HealOptions
+from compress.distill.rounds import OwnPart, heal_on_own_replies
+from compress.distill.samples import Joined, SampledWindows, teacher_conversations
+from compress.distill.task import Task, dropout
 
-BIG_CUT = 0.3  # from this share of removed parameters on, healing runs at the rate of training
-SMALL_CUT_RATE = 0.2  # below it, at this share of that rate
+_SAMPLING_SHARE = 0.25  # of the minutes that the teacher may write, at most
+_USED_SHARE = 0.8  # of the minutes that are steps
 
 
 @dataclass(frozen=True)
 class HealResult:
-    """Held-out figures before and after: `kl` in nats per token, `perplexity` of the student; and what the run did."""
+    """Held-out figures before and after: `kl` in nats per token, `perplexity` of the student; and what the run did.
+
+    `main_kl` is that of the first part, `own_steps` the steps on the student's own replies, and `own_rounds` how many
+    rounds of them lowered the held-out KL (only they count in the weights). `teacher_tokens` are ids that the teacher
+    wrote. `steps`, `best_step`, `tokens` and `log` run over both parts.
+    """
 
     before_kl: float
     after_kl: float
@@ -40,6 +54,10 @@ class HealResult:
     tokens: int
     minutes: float
     stopped_early: bool
+    main_kl: float
+    teacher_tokens: int
+    own_steps: int
+    own_rounds: int
     log: list[dict[str, float]]
 
 
@@ -56,70 +74,42 @@ def heal(
     """Train `student` in place towards `teacher`; afterwards it holds the weights with the best held-out loss.
 
     `work` is the work folder of the run: with `resume` it goes on where the folder says, and the caller removes it once
-    the student is stored (`WorkFolder(work).remove()`). `inputs` are more values that a resumed run must share. Raises
+    the student is stored (`WorkFolder(work).remove()`). `inputs` are more values that a resumed run must share. Under
+    a launcher every process calls this; the first one writes conversations and files, which all must see. Raises
     `BadInput` for models that do not fit together.
     """
-    context = _check(student, teacher, options.context)
-    replies = options.loss == "replies"
-    held_out = data.windows("validation", context, replies_only=replies)
-    windows = data.windows("train", context, replies_only=replies)
-    dropped = student.config.n_layer < teacher.config.n_layer and student.config.n_embd == teacher.config.n_embd
-    ce = options.loss_kind == "ce"
-    objective: Objective = next_token(teacher, held_out) if ce else Distillation(teacher, held_out, dropped)
-    weights = {"student": weights_sha256(student), "teacher": weights_sha256(teacher)}
-    key = {"data": data.identity, **weights, "context": context, "loss": options.loss, "kind": options.loss_kind,
-           "dropout": options.dropout, **(inputs or {})}  # fmt: skip
-    fit_options = FitOptions(
-        learning_rate=options.learning_rate or default_rate(student, teacher),
-        batch_size=options.batch_size,
-        grad_accumulation=options.grad_accumulation,
-        epochs=options.epochs,
-        max_minutes=options.minutes,
-        steps=options.steps,
-        patience=options.patience,
-        eval_tokens=options.eval_tokens,
-        seed=options.seed,
-    )
-    with dropout(student, options.dropout):
-        result = fit(student, windows, objective, fit_options, WorkFolder(work), key, resume=resume)
-    teacher.to("cpu")
-    return HealResult(
-        before_kl=result.before["kl"],
-        after_kl=result.after["kl"],
-        before_perplexity=result.before["perplexity"],
-        after_perplexity=result.after["perplexity"],
-        teacher_perplexity=result.after["teacher_perplexity"],
-        steps=result.steps,
-        best_step=result.best_step,
-        tokens=result.tokens,
-        minutes=result.minutes,
-        stopped_early=result.stopped_early,
-        log=result.log,
-    )
-
-
-def default_rate(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel) -> float:
-    """The peak rate: that of training at the student's width when much was cut, a fifth of it otherwise."""
-    removed = 1 - student.num_parameters() / teacher.num_parameters()
-    peak = scratch_rate(student.config.n_embd)
-    return peak if removed >= BIG_CUT else SMALL_CUT_RATE * peak
-
-
-@contextmanager
-def dropout(model: GPT2LMHeadModel, share: float | None) -> Iterator[None]:
-    """Within, `model` drops `share` of its activations in training; its configuration and the rest after stay."""
-    layers = [] if share is None else [layer for layer in model.modules() if isinstance(layer, torch.nn.Dropout)]
-    own = [layer.p for layer in layers]
+    started, processes = time.monotonic(), Processes()
+    context = _context(student, teacher, options.context)
+    windows, held_out = (data.windows(split, context, options.loss == "replies") for split in ("train", "validation"))
+    key = {
+        "options": asdict(options),
+        "data": data.identity,
+        "student": weights_sha256(student),
+        "teacher": weights_sha256(teacher),
+        "context": context,
+        **(inputs or {}),
+    }
+    task = Task(student, teacher, data, windows, held_out, context, options, Path(work), key, resume, processes)
+    if not resume and processes.first:
+        WorkFolder(task.work).remove()
+    processes.wait()
     try:
-        for layer in layers:
-            layer.p = share
-        yield
+        with dropout(student, options.dropout):
+            budget = _decide(task)
+            sampled = _teacher_windows(task, budget) if budget.teacher_tokens else None
+            joined = windows if sampled is None else Joined(windows, sampled)
+            main = _main_part(task, budget, joined, time.monotonic() - started)
+            own = heal_on_own_replies(task, budget, joined, main) if budget.rounds else OwnPart([], 0)
+    except BaseException as error:
+        _tidy(task, error)
+        raise
     finally:
-        for layer, p in zip(layers, own, strict=True):
-            layer.p = p
+        student.to("cpu")
+        teacher.to("cpu")
+    return _result(main, own, 0 if sampled is None else int(sampled.lengths.sum()))
 
 
-def _check(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, context: int | None) -> int:
+def _context(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, context: int | None) -> int:
     """The window length. Raises `BadInput` where the models do not fit together."""
     if student.config.vocab_size != teacher.config.vocab_size:
         raise BadInput(
@@ -132,3 +122,95 @@ def _check(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, context: int | No
             f"--context {context}: teacher and student have {longest} positions in common; give at most {longest}"
         )
     return context or longest
+
+
+def _decide(task: Task) -> Budget:
+    """The budget in the work folder, else a new one, the same in every process."""
+    file = task.work / "heal.json"
+    stored = task.in_first(lambda: read_keyed(file, task.key))
+    if stored is not None:
+        return Budget(**stored["budget"])
+    steps = _steps(task)
+    if steps is None:
+        assert task.options.minutes is not None
+        seconds = step_seconds(
+            task.student, task.windows, task.objective(), task.fit_options(max_minutes=task.options.minutes),
+            task.processes,
+        )  # fmt: skip
+        steps = task.processes.from_first(int(_USED_SHARE * 60 * task.options.minutes / seconds))
+    budget = share_budget(steps, int(task.windows.lengths.sum()), len(task.windows), task.options)
+    task.in_first(lambda: write_whole(file, {"key": task.key, "budget": asdict(budget)}))
+    return budget
+
+
+def _steps(task: Task) -> int | None:
+    """The optimizer steps of the whole budget; None where it is given in minutes."""
+    options = task.options
+    if options.epochs is None:
+        return options.steps
+    return math.ceil(options.epochs * len(task.windows) / options.batch_size)
+
+
+def _teacher_windows(task: Task, budget: Budget) -> SampledWindows:
+    """The teacher's conversations of an earlier run, else new ones."""
+    minutes = task.options.minutes
+
+    def write() -> SampledWindows:
+        task.teacher.to(task.processes.device)
+        return teacher_conversations(
+            task.teacher, task.data, task.context, budget.teacher_tokens, seed=task.options.seed,
+            replies_only=task.options.loss == "replies",
+            seconds=None if minutes is None else _SAMPLING_SHARE * 60 * minutes,
+        )  # fmt: skip
+
+    return task.stored_windows(task.work / "teacher.npz", write)
+
+
+def _main_part(task: Task, budget: Budget, windows: TrainingWindows, spent_seconds: float) -> FitResult:
+    steps, minutes = _steps(task), task.options.minutes
+    options = task.fit_options(
+        steps=None if steps is None else max(1, steps - budget.rounds * budget.round_steps),
+        max_minutes=None if minutes is None else minutes * (1 - budget.own_share),
+        patience=task.options.patience,
+        eval_tokens=task.options.eval_tokens,
+    )
+    key = {**task.key, "windows": len(windows)}
+    work = WorkFolder(task.work / "main")
+    return fit(
+        task.student, windows, task.objective(), options, work, key, resume=task.resume, spent_seconds=spent_seconds
+    )
+
+
+def _result(main: FitResult, own: OwnPart, teacher_tokens: int) -> HealResult:
+    kept = [main, *own.kept]
+    before_best = sum(part.steps for part in kept[:-1])
+    log, steps = [], 0
+    for part in (main, *own.rounds):
+        log += [{**entry, "step": entry["step"] + steps} for entry in part.log]
+        steps += part.steps
+    parts = [main, *own.rounds]
+    return HealResult(
+        before_kl=main.before["kl"],
+        after_kl=kept[-1].after["kl"],
+        before_perplexity=main.before["perplexity"],
+        after_perplexity=kept[-1].after["perplexity"],
+        teacher_perplexity=main.after["teacher_perplexity"],
+        steps=steps,
+        best_step=before_best + kept[-1].best_step,
+        tokens=sum(part.tokens for part in parts),
+        minutes=sum(part.minutes for part in parts),
+        stopped_early=main.stopped_early,
+        main_kl=main.after["kl"],
+        teacher_tokens=teacher_tokens,
+        own_steps=steps - main.steps,
+        own_rounds=len(own.kept),
+        log=log,
+    )
+
+
+def _tidy(task: Task, error: BaseException) -> None:
+    """Leave a work folder only if there is something in it to go on from."""
+    if not task.processes.first or isinstance(error, BadInput):  # the folder of another run is not ours to remove
+        return
+    if not any(task.work.rglob(MARKER)) and not any(task.work.glob("*.npz")):
+        WorkFolder(task.work).remove()

@@ -1,0 +1,77 @@
+"""The last part of healing: the student answers prompts of the training split and learns what its teacher thinks of it.
+
+A model that only ever reads other people's text never learns to go on after words of its own (exposure bias; GKD,
+arXiv 2306.13649, DistiLLM, arXiv 2402.03898). Each round the student writes replies, then learns on them with the
+skewed divergence, mixed with windows that it read before, at a low rate. A round that does not lower the held-out loss
+is taken back, and the part ends.
+"""
+
+import copy
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from chitchat.training.batches import TrainingWindows
+from chitchat.training.trainer import FitResult, fit
+from chitchat.training.workfolder import WorkFolder
+from compress.distill.budget import Budget
+from compress.distill.objective import SKEW
+from compress.distill.samples import Chosen, Joined, SampledWindows, own_replies
+from compress.distill.task import Task
+
+OWN_ROWS = 0.5  # of the windows of a round; the others are read before ones
+OWN_RATE = 0.2  # of the first part's peak learning rate
+
+
+@dataclass(frozen=True)
+class OwnPart:
+    """All rounds that were run, and how many of them, from the first on, were kept."""
+
+    rounds: list[FitResult] = field(default_factory=list)
+    count: int = 0
+
+    @property
+    def kept(self) -> list[FitResult]:
+        return self.rounds[: self.count]
+
+
+def heal_on_own_replies(task: Task, budget: Budget, windows: TrainingWindows, main: FitResult) -> OwnPart:
+    """Run the rounds after the first part `main`; the student holds the best weights of all afterwards."""
+    rounds: list[FitResult] = []
+    best = main.after["loss"]
+    for number in range(1, budget.rounds + 1):
+        weights = copy.deepcopy(task.student.state_dict())
+        rounds.append(_round(task, budget, windows, number, main.eval_tokens))
+        if rounds[-1].after["loss"] > best:
+            task.student.load_state_dict(weights)
+            return OwnPart(rounds, number - 1)
+        best = rounds[-1].after["loss"]
+    return OwnPart(rounds, budget.rounds)
+
+
+def _round(task: Task, budget: Budget, windows: TrainingWindows, number: int, eval_tokens: int) -> FitResult:
+    started = time.monotonic()
+    reads = budget.round_steps * task.options.batch_size
+    count = max(1, round(OWN_ROWS * reads))
+
+    def write() -> SampledWindows:
+        task.student.to(task.processes.device)
+        seed = task.options.seed + 1000 * number
+        return own_replies(task.student, task.data, task.context, count, seed=seed)
+
+    replies = task.stored_windows(task.work / f"round-{number}.npz", write)
+    random = np.random.default_rng([task.options.seed, 5, number])
+    others = random.permutation(len(windows))[: max(1, reads - count)]
+    minutes = task.options.minutes
+    options = task.fit_options(
+        OWN_RATE,
+        steps=budget.round_steps if minutes is None else None,
+        max_minutes=None if minutes is None else minutes * budget.own_share / budget.rounds,
+        eval_tokens=eval_tokens,
+    )
+    return fit(
+        task.student, Joined(replies, Chosen(windows, others)), task.objective(SKEW), options,
+        WorkFolder(task.work / f"round-{number}"), task.key, resume=task.resume,
+        spent_seconds=time.monotonic() - started,
+    )  # fmt: skip

@@ -1,0 +1,240 @@
+"""Conversations that a model writes itself, as windows to heal on.
+
+The teacher goes on with conversations of the training split until a window is full; the student answers prompts of the
+training split. Both are drawn by nucleus sampling in batches over a KV cache. It is no `generate` of transformers,
+which fills what it is not told from the checkpoint's generation settings.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+from transformers import DynamicCache, GPT2LMHeadModel, TopPLogitsWarper
+
+from chitchat.data.dataset import ChatData
+from chitchat.data.windows import IGNORED, RaggedColumn
+from chitchat.training.batches import TrainingWindows
+from chitchat.training.objective import fused_gelu
+
+TOP_P = 0.95  # of the nucleus: text from the whole tail leads a small model where no conversation goes
+# Of the student's own replies, less where the context is short: a reply of 20 ids behind 200 would pay for 200.
+PROMPT_TOKENS, REPLY_TOKENS = 64, 64
+BATCH_ROWS = 64  # conversations that are written at once
+
+
+class SampledWindows(TorchDataset[dict[str, Any]]):
+    """Windows of token ids in memory: `ids` is a list of windows, `labelled_from[i]` where the labels of one begin.
+
+    `lengths` int64 [windows]. A window reads as one of `chitchat.data.windows.Windows` does.
+    """
+
+    def __init__(self, ids: Sequence[Sequence[int]], labelled_from: Sequence[int]) -> None:
+        self.ids = [list(row) for row in ids]
+        self.labelled_from = list(labelled_from)
+        self.lengths: NDArray[np.int64] = np.array([len(row) for row in self.ids], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`input_ids` and `labels` (not shifted), lists of `length` ints."""
+        ids, begin = self.ids[index], self.labelled_from[index]
+        return {"input_ids": ids, "labels": [IGNORED] * begin + ids[begin:], "length": len(ids)}
+
+    def save(self, file: Path) -> None:
+        """Write the windows so that the file is there whole or not at all."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".partial.npz")
+        flat = np.array([token for row in self.ids for token in row], dtype=np.int32)
+        np.savez(temporary, ids=flat, lengths=self.lengths, labelled_from=np.array(self.labelled_from, dtype=np.int64))
+        os.replace(temporary, file)
+
+    @classmethod
+    def load(cls, file: Path) -> "SampledWindows":
+        """The windows that `save` wrote."""
+        with np.load(file, allow_pickle=False) as stored:
+            rows = np.split(stored["ids"], np.cumsum(stored["lengths"])[:-1])
+            return cls([row.tolist() for row in rows], stored["labelled_from"].tolist())
+
+
+class Joined(TorchDataset[dict[str, Any]]):
+    """The windows of several sets, one after the other; `lengths` int64 [windows]."""
+
+    def __init__(self, *parts: TrainingWindows) -> None:
+        self.parts = parts
+        self.lengths: NDArray[np.int64] = np.concatenate([part.lengths for part in parts])
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The window, as its own set gives it."""
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[part][int(index) - int(self._ends[part] - len(self.parts[part]))]
+
+
+class Chosen(TorchDataset[dict[str, Any]]):
+    """Some windows of a set, by their numbers; `lengths` int64 [windows]."""
+
+    def __init__(self, windows: TrainingWindows, numbers: NDArray[np.int64]) -> None:
+        self.windows, self.numbers = windows, numbers
+        self.lengths: NDArray[np.int64] = windows.lengths[numbers]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The window, as its own set gives it."""
+        return self.windows[int(self.numbers[index])]
+
+
+def teacher_conversations(
+    teacher: GPT2LMHeadModel,
+    data: ChatData,
+    context: int,
+    tokens: int,
+    *,
+    seed: int,
+    replies_only: bool = False,
+    seconds: float | None = None,
+) -> SampledWindows:
+    """Conversations of `context` ids that the teacher wrote after first turns of the training split, `tokens` ids at
+    least in all; fewer when `seconds` are over.
+
+    Every id has a label, with `replies_only` those alone that the teacher wrote.
+    """
+    begun = time.monotonic()
+    random = np.random.default_rng([seed, 3])
+    turns = RaggedColumn(data.train, "turn_lengths")
+    start = len(data.dialogue.start_ids)
+    ids = RaggedColumn(data.train, "input_ids")
+    prompts: list[list[int]] = []
+    for row in random.integers(len(turns.lengths), size=max(1, -(-tokens // context))):
+        first = start + int(turns.slice(int(row), 0, 1)[0])
+        prompts.append(ids.slice(int(row), 0, min(first, max(start + 1, context // 2))).tolist())
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    batches = [[prompts[number] for number in order[i : i + BATCH_ROWS]] for i in range(0, len(order), BATCH_ROWS)]
+    # Long prompts and short ones in any order: a limit of time must not leave the long ones out.
+    sampler = Sampler(teacher, data.dialogue.banned_ids, seed=int(random.integers(2**31)))
+    written: list[list[int]] = []
+    labelled: list[int] = []
+    for number in random.permutation(len(batches)):
+        batch = batches[number]
+        written += sampler.continue_all(batch, context)
+        labelled += [len(prompt) if replies_only else 0 for prompt in batch]
+        if seconds is not None and time.monotonic() - begun > seconds:
+            break
+    return SampledWindows(written, labelled)
+
+
+def own_replies(student: GPT2LMHeadModel, data: ChatData, context: int, count: int, *, seed: int) -> SampledWindows:
+    """`count` prompts of the training split with the student's replies; only these have labels, their end included."""
+    random = np.random.default_rng([seed, 4])
+    room = min(REPLY_TOKENS, context // 2)
+    prompts = sorted(draw_prompts(data, count, min(PROMPT_TOKENS, context - room), random), key=len)
+    sampler = Sampler(student, data.dialogue.banned_ids, seed=int(random.integers(2**31)))
+    written: list[list[int]] = []
+    for begin in range(0, count, BATCH_ROWS):
+        batch = prompts[begin : begin + BATCH_ROWS]
+        written += sampler.continue_all(batch, context, end_id=data.dialogue.end_of_turn_id, most=room)
+    return SampledWindows(written, [len(prompt) for prompt in prompts])
+
+
+def draw_prompts(data: ChatData, count: int, max_tokens: int, random: np.random.Generator) -> Iterator[list[int]]:
+    """`count` prompts from random conversations of the training split, each ending with a random whole turn.
+
+    Older turns that do not fit into `max_tokens` ids are left out whole; of a longer last turn the end stays.
+    """
+    turns, ids = RaggedColumn(data.train, "turn_lengths"), RaggedColumn(data.train, "input_ids")
+    start = list(data.dialogue.start_ids)
+    for row in random.integers(len(turns.lengths), size=count):
+        lengths = turns.slice(int(row), 0, int(turns.lengths[row])).astype(np.int64)
+        lengths = lengths[: int(random.integers(len(lengths))) + 1]
+        fits = np.cumsum(lengths[::-1]) + len(start) <= max_tokens
+        end = len(start) + int(lengths.sum())
+        size = int(lengths[::-1][fits].sum()) or max_tokens - len(start)
+        yield start + ids.slice(int(row), end - size, end).tolist()
+
+
+@dataclass
+class Sampler:
+    """Draws text of `model` by nucleus sampling, many rows at once; the same calls after one `seed` give the same ids.
+
+    `banned_ids` are never drawn. The model is left in eval mode.
+    """
+
+    model: GPT2LMHeadModel
+    banned_ids: Sequence[int]
+    seed: int
+    top_p: float = TOP_P
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        self._generator = torch.Generator(self.model.device).manual_seed(self.seed)
+        self._nucleus = TopPLogitsWarper(self.top_p)
+
+    @torch.inference_mode()
+    def continue_all(
+        self, prompts: Sequence[Sequence[int]], context: int, *, end_id: int | None = None, most: int | None = None
+    ) -> list[list[int]]:
+        """Each prompt with what follows, at most `context` ids together, and at most `most` new ones.
+
+        With `end_id` a row ends with that id; without, it goes on until it is full.
+        """
+        longest = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):  # padded on the left, so that all rows end where they are continued
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        rooms = [min(context - len(prompt), most or context) for prompt in prompts]
+        with fused_gelu(self.model):
+            new = self._draw(ids.to(self.model.device), mask.to(self.model.device), max(rooms), end_id)
+        continued = []
+        for prompt, drawn, room in zip(prompts, new, rooms, strict=True):
+            continued.append([*prompt, *drawn[:room]])
+        return continued
+
+    def _draw(self, ids: Tensor, mask: Tensor, count: int, end_id: int | None) -> list[list[int]]:
+        """The next `count` ids of each row of `ids` and `mask` int64 [rows, length], or those up to its `end_id`."""
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        last = self.model.config.n_positions - 1
+        cache, rows = DynamicCache(), torch.arange(len(ids), device=ids.device)
+        drawn: list[list[int]] = [[] for _ in ids]
+        ended = torch.zeros_like(rows, dtype=torch.bool)
+        for _ in range(count):
+            ids = self._next(ids, mask, positions, cache)
+            for row, token, done in zip(rows.tolist(), ids[:, 0].tolist(), ended.tolist(), strict=True):
+                if not done:
+                    drawn[row].append(token)
+            ended |= ids[:, 0] == (-1 if end_id is None else end_id)
+            mask = torch.cat([mask, torch.ones_like(ids)], dim=-1)
+            # Rows that are full are drawn on beside those that are not, and cut afterwards.
+            positions = (positions[:, -1:] + 1).clamp(max=last)
+            if ended.all():
+                break
+            if 2 * int(ended.sum()) >= len(ended):  # a finished row costs as much as another
+                left = (~ended).nonzero()[:, 0]
+                cache.batch_select_indices(left)
+                ids, mask, positions, rows, ended = (one[left] for one in (ids, mask, positions, rows, ended))
+        return drawn
+
+    def _next(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """One id more for each row, int64 [rows, 1]; `ids` are those that the cache has not seen."""
+        output = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        logits = output.logits[:, -1].float()
+        logits[:, list(self.banned_ids)] = -torch.inf
+        probabilities = self._nucleus(ids, logits).softmax(-1)
+        return torch.multinomial(probabilities, 1, generator=self._generator)

@@ -1,0 +1,47 @@
+"""What a healing spends its budget on."""
+
+import pytest
+
+from compress.distill.budget import Budget, share_budget
+from compress.distill.options import HealOptions
+
+
+def shared(steps, **options):
+    """The budget over a training split of 1,000 windows and 100,000 ids, 8 windows a step."""
+    return share_budget(steps, 100_000, 1000, HealOptions(steps=steps, **options))
+
+
+@pytest.mark.parametrize(
+    ("steps", "teacher_tokens"),
+    [
+        (400, 0),  # 3.2 passes
+        (500, 0),  # 4
+        (1000, 100_000),  # 8: as much again
+        (1500, 200_000),  # 12
+        (100_000, 300_000),  # never more than three times the split
+    ],
+)
+def test_the_teacher_writes_when_the_corpus_would_be_read_more_than_four_times(steps, teacher_tokens):
+    """Stops: hours over a small corpus that is learnt by heart, and minutes of writing that nobody needs."""
+    assert shared(steps, own_replies=0.0).teacher_tokens == teacher_tokens
+    assert shared(steps, own_replies=0.0, teacher_samples=False).teacher_tokens == 0
+
+
+def test_a_teacher_that_is_told_to_write_writes_no_more_than_is_read():
+    """Stops: a corpus of millions written anew for a run of a few hundred steps."""
+    assert shared(10, own_replies=0.0, teacher_samples=True).teacher_tokens == 4_000  # half of what 80 windows hold
+    assert shared(400, own_replies=0.0, teacher_samples=True).teacher_tokens == 100_000
+    assert shared(1500, own_replies=0.0, teacher_samples=True).teacher_tokens == 200_000
+
+
+def test_the_share_of_own_replies_is_cut_into_rounds():
+    """Stops: rounds that add up to more than the share, a round too short to learn in, replies that grow stale."""
+    assert shared(100) == Budget(0, 0.0, 0, 0)
+    assert shared(200) == Budget(0, 0.15, 1, 30)
+    assert shared(400, own_replies=0.5) == Budget(0, 0.5, 3, 66)
+    assert shared(400, own_replies=0.0) == Budget(0, 0.0, 0, 0)
+
+
+def test_the_control_reads_the_corpus_alone():
+    """Stops: cross-entropy that is compared with the help of the teacher's text."""
+    assert shared(100_000, loss_kind="ce", teacher_samples=True, own_replies=0.5) == Budget(0, 0.0, 0, 0)
