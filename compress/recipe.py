@@ -63,7 +63,7 @@ VERBS = {
         options=(
             *("data", "keep", "max-mb", "max-ms-per-token", "layers", "width", "ffn", "vocab", "context"),
             *("heal-epochs", "heal-minutes", "heal-loss", "own-replies", "teacher"),
-            *("importance", "candidates", "no-refit"),
+            *("scheme", "candidates", "importance", "no-refit"),
         ),
         takes={"from": _MODEL, "data": ("data",), "teacher": _MODEL},
         makes="checkpoint",
