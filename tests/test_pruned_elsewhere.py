@@ -30,8 +30,8 @@ PEERS_PYTHON = os.environ.get("PEERS_PYTHON", str(ROOT / ".venv-peers" / "bin" /
 PROMPTS = [[1, 40, 41, 42, 2], [1, 255, 7, 99, 180, 23, 2], [1, 77, 2, 130, 131, 131, 2], [1, 260, 2]]
 NEW_TOKENS = 16
 END = 2  # [SEP]; it is never taken, so that every runtime gives as many tokens
-# Between the likeliest token and the next: a reply is compared up to the first choice that is closer. llama.cpp keeps its
-# cache in float16, which moves logits by some 1e-3.
+# Between the likeliest token and the next: a reply is compared up to the first choice that is closer. llama.cpp keeps
+# its cache in float16, which moves logits by some 1e-3.
 LEAST_GAP = 0.02
 # Every axis alone, and all of them at once.
 CUTS: dict[str, dict[str, Any]] = {
