@@ -19,8 +19,9 @@ from compress.distill.objective import Distillation, next_token
 from compress.distill.options import HealOptions
 from compress.distill.samples import SampledWindows
 
-BIG_CUT = 0.3  # from this share of removed parameters on, healing runs at the rate of training
-SMALL_CUT_RATE = 0.2  # below it, at this share of that rate
+# Shares of the rate of training. A refitted start is good already: at the full rate the loss first grows by a half.
+BIG_CUT = 0.3  # from this share of removed parameters on
+BIG_CUT_RATE, SMALL_CUT_RATE = 0.4, 0.2
 
 T = TypeVar("T")
 
@@ -87,10 +88,9 @@ class Task:
 
 
 def default_rate(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel) -> float:
-    """The peak rate: that of training at the student's width when much was cut, a fifth of it otherwise."""
+    """The peak rate: a share of that of training at the student's width, the larger one when much was cut."""
     removed = 1 - student.num_parameters() / teacher.num_parameters()
-    peak = scratch_rate(student.config.n_embd)
-    return peak if removed >= BIG_CUT else SMALL_CUT_RATE * peak
+    return (BIG_CUT_RATE if removed >= BIG_CUT else SMALL_CUT_RATE) * scratch_rate(student.config.n_embd)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ finished lies in the work folder beside OUT (`.NAME.healing/`), so that a run th
 The result is an ordinary GPT-2 checkpoint.
 """
 
+import copy
 import os
 import shutil
 import time
@@ -105,7 +106,9 @@ def plan(checkpoint: str, data: Path, options: PruneOptions, clock: Clock | None
     """
     came = _open(checkpoint, data)
     _check(came.model, options)
-    full = _shape(came.model)
+    full, counts = _shape(came.model), used_ids(came.data)
+    if options.vocab is not None:
+        choose_vocabulary(came.tokenizer, counts, options.vocab)
     trimmed = explicit_shape(full, vocab=options.vocab, context=options.context)
     found = _candidates(full, trimmed, options, clock)
     if not options.has_budget and clock is not None:
@@ -115,7 +118,7 @@ def plan(checkpoint: str, data: Path, options: PruneOptions, clock: Clock | None
         "parameters": full.parameters,
         "candidates": [{**each.as_json(), "expected_loss": each.expected_loss} for each in found],
         "vocabulary": full.vocab,
-        "used_tokens": int(np.count_nonzero(used_ids(came.data))),
+        "used_tokens": int(np.count_nonzero(counts)),
     }
 
 
@@ -196,6 +199,8 @@ def _trim(
     if options.context is not None:
         model = trim_positions(model, options.context)
         teacher = model if own else trim_positions(teacher, options.context)
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.model_max_length = options.context
     return Subject(model, tokenizer, data), teacher
 
 
