@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from transformers import GPT2LMHeadModel
 
 from chitchat.data.dataset import ChatData
+from chitchat.training.objective import fused_gelu
 from compress.calibration import Batch, calibration_batches
 from compress.prune.importance import Scores, score_units
 from compress.prune.layers import keep_layers, removal_order
@@ -18,7 +19,7 @@ from compress.prune.shape import Shape
 from compress.prune.slicing import slice_model
 
 # Units are ranked and refitted on more tokens than layers are tried on, since every trial of a layer is a run.
-RANKING_TOKENS, LAYER_TOKENS, REFIT_TOKENS = 16_384, 4_096, 32_768
+RANKING_TOKENS, LAYER_TOKENS, REFIT_TOKENS, TRIAL_TOKENS = 16_384, 4_096, 32_768, 12_288
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,16 @@ class Knife:
         kept = self.scores().of_layers(layers).keep(shape)
         student = slice_model(keep_layers(self.model, layers), kept)
         if self.refits:
-            refit(student, self.model, layers, kept, self.calibration(refit_tokens))
+            with fused_gelu(student), fused_gelu(self.model):
+                refit(student, self.model, layers, kept, self.calibration(refit_tokens))
         return Cut(student, layers)
 
     def layers(self, keep: int) -> list[int]:
         """The `keep` layers that stay, ascending. Fewer layers are a part of more."""
         every = range(len(self.model.transformer.h))
         if len(self._order) < len(every) - keep:
-            self._order = removal_order(self.model, self.calibration(LAYER_TOKENS), len(every) - keep)
+            with fused_gelu(self.model):
+                self._order = removal_order(self.model, self.calibration(LAYER_TOKENS), len(every) - keep)
         gone = self._order[: len(every) - keep]
         return [layer for layer in every if layer not in gone]
 
@@ -63,7 +66,8 @@ class Knife:
         """The ranking of the units of all layers."""
         if self._scores is None:
             batches = self.calibration(RANKING_TOKENS)
-            self._scores = score_units(self.model, batches, self.importance, self.seed)
+            with fused_gelu(self.model):
+                self._scores = score_units(self.model, batches, self.importance, self.seed)
         return self._scores
 
     def calibration(self, tokens: int, seed: int | None = None) -> Sequence[Batch]:

@@ -18,7 +18,7 @@ from chitchat.data.dataset import ChatData
 from compress.calibration import Batch, calibration_batches, divergence, mean_loss
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
-from compress.prune.cut import Knife
+from compress.prune.cut import TRIAL_TOKENS, Knife
 from compress.prune.plan import Candidate
 
 SEARCH_SHARE = 0.2  # of the healing budget goes to trials
@@ -66,13 +66,13 @@ def try_candidates(
     windows = data.windows("validation", knife.model.config.n_positions)
     held_out = calibration_batches(windows, data.dialogue.pad_id, COMPARED_TOKENS, seed)
     tried = [
-        _measured(each, knife.cut(each.shape).student, knife.model, held_out)
+        _measured(each, knife.cut(each.shape, TRIAL_TOKENS).student, knife.model, held_out)
         for each in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
     ]
     if trial.heals:
         order = sorted(range(len(tried)), key=lambda place: tried[place].kl or 0.0)
         for place in tqdm(order[: finalists(len(tried))], desc="healing candidates", unit="shape", disable=None):
-            student = knife.cut(tried[place].shape).student
+            student = knife.cut(tried[place].shape, TRIAL_TOKENS).student
             options = HealOptions(
                 minutes=trial.minutes, steps=trial.steps, loss_kind=heal_loss, own_replies=0.0, teacher_samples=False,
                 patience=None, seed=seed, eval_tokens=COMPARED_TOKENS,
