@@ -255,6 +255,18 @@ def test_a_run_that_fails_at_once_leaves_nothing(data, tmp_path):
     assert not (tmp_path / "work").exists()
 
 
+def test_ctrl_c_between_parts_says_how_to_go_on(data, tmp_path, monkeypatch):
+    """Stops: somebody who starts an hour of healing anew, since nothing told that it was kept."""
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compress.distill.rounds.own_replies", interrupt)
+    with pytest.raises(KeyboardInterrupt, match="--resume goes on from here"):
+        heal(model(seed=1), model(layers=3), data, tmp_path / "work", HealOptions(steps=40, own_replies=0.5))
+    assert WorkFolder(tmp_path / "work/main").checkpoints()
+
+
 def test_two_processes_heal_as_one_does(data, tmp_path):
     """Stops: processes that write replies of their own, take other decisions, or wait for each other for ever."""
     one = heal(

@@ -116,6 +116,25 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(task, tmp_path):
         assert one.get("eval_loss", 0) == pytest.approx(four.get("eval_loss", 0), rel=1e-5)
 
 
+def test_labels_weigh_the_same_in_every_step_where_that_is_asked(task, tmp_path):
+    """Stops: steps of a few labels that pull as hard as steps of thousands."""
+    model, windows, objective = task
+    first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    logs = []
+    for number, labels in enumerate((None, 50.0, 100.0)):
+        model.load_state_dict(first)
+        options = FitOptions(learning_rate=1e-9, batch_size=8, steps=3, labels_per_step=labels)
+        log = fit(model, windows, objective, options, WorkFolder(tmp_path / str(number)), {}).log
+        logs.append([entry["loss"] for entry in log if "loss" in entry])
+    batches = GlobalBatches(windows.lengths, 8, 0)
+    labels_read = [windows.lengths[batches[step]].sum() - 8 for step in range(3)]
+    assert len(set(labels_read)) > 1
+    assert logs[1] == pytest.approx(
+        [loss * count / 50 for loss, count in zip(logs[0], labels_read, strict=True)], rel=1e-3
+    )
+    assert logs[2] == pytest.approx([loss / 2 for loss in logs[1]], abs=2e-4)
+
+
 def test_the_best_model_is_kept_and_patience_ends_the_run_also_after_a_kill(task, tmp_path):
     """Stops: the last model instead of the best, and a resumed run that trains past its early stop."""
     model, windows, _ = task

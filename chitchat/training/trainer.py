@@ -36,7 +36,8 @@ class FitOptions:
 
     Exactly one of `epochs`, `max_minutes` and `steps` is set. `warmup` is a share of the steps (see `warmup_steps`),
     `patience` a number of evaluations without a better loss (None: never stop early), `eval_tokens` how many validation
-    tokens an evaluation reads (None: as many as the budget allows).
+    tokens an evaluation reads (None: as many as the budget allows). `labels_per_step` is what the summed loss of a step
+    is divided by, so that every label of the run weighs the same (None: by the labels of the step, so every step does).
     """
 
     learning_rate: float
@@ -47,6 +48,7 @@ class FitOptions:
     steps: int | None = None
     patience: int | None = None
     eval_tokens: int | None = None
+    labels_per_step: float | None = None
     warmup: float = 0.05
     clip: float = 1.0
     weight_decay: float = 0.01
@@ -169,7 +171,7 @@ class ExactTrainer(Trainer):
     ) -> torch.Tensor:
         """The loss per label of the whole global batch; gradients are averaged over processes, hence the factor."""
         loss = model(input_ids=inputs["input_ids"], labels=inputs["labels"])
-        return loss * (self.processes.count / num_items_in_batch)
+        return loss * (self.processes.count / (self.options.labels_per_step or num_items_in_batch))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate in the first process and tell the others, so that all take the same decisions."""

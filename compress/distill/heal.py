@@ -209,8 +209,10 @@ def _result(main: FitResult, own: OwnPart, teacher_tokens: int) -> HealResult:
 
 
 def _tidy(task: Task, error: BaseException) -> None:
-    """Leave a work folder only if there is something in it to go on from."""
+    """Leave a work folder only if there is something in it to go on from, and say so."""
     if not task.processes.first or isinstance(error, BadInput):  # the folder of another run is not ours to remove
         return
     if not any(task.work.rglob(MARKER)) and not any(task.work.glob("*.npz")):
         WorkFolder(task.work).remove()
+    elif isinstance(error, KeyboardInterrupt) and not error.args:
+        raise KeyboardInterrupt("stopped; the same command with --resume goes on from here") from error
