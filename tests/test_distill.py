@@ -165,6 +165,17 @@ def test_a_round_that_does_not_help_is_taken_back(data, tmp_path, monkeypatch, r
     assert found["kl"] == pytest.approx(result.after_kl, rel=1e-5)
 
 
+def test_a_start_that_healing_does_not_better_is_kept(data, tmp_path):
+    """Stops: a refitted student that leaves healing farther from its teacher than it came."""
+    teacher = model(layers=3)
+    student = copy.deepcopy(teacher)
+    result = heal(student, teacher, data, tmp_path / "work", HealOptions(steps=6, learning_rate=1e-2))
+    assert weights_sha256(student) == weights_sha256(teacher)
+    assert (result.best_step, result.after_kl) == (0, result.before_kl)
+    assert result.main_kl > result.after_kl
+    assert result.after_perplexity == result.before_perplexity == result.teacher_perplexity
+
+
 def test_the_teachers_conversations_are_read_beside_the_corpus(data, tmp_path):
     """Stops: samples that are written and not read, or read in place of the corpus."""
     students = [model(seed=1), model(seed=1)]
@@ -179,17 +190,16 @@ def test_the_teachers_conversations_are_read_beside_the_corpus(data, tmp_path):
     assert plan["key"]["inputs"]["windows"] == corpus + len(SampledWindows.load(tmp_path / "True/teacher.npz"))
 
 
-def test_minutes_are_shared_out_too(data, tmp_path):
+def test_minutes_are_shared_out_too(data, tmp_path, monkeypatch):
     """Stops: a run by the clock whose parts add up to more, or whose plan is found anew when it goes on."""
-    student, options = model(seed=1), HealOptions(minutes=0.06, own_replies=0.5)
+    monkeypatch.setattr("compress.distill.budget.STEPS_PER_ROUND", 1)  # a loaded machine has few steps in seconds
+    student, options = model(seed=1), HealOptions(minutes=0.08, own_replies=0.5, teacher_samples=True)
     first = heal(student, model(layers=3), data, tmp_path / "work", options)
     assert first.own_steps > 0
-    assert first.teacher_tokens > 0  # seconds are many passes over 48 conversations
-    planned = sum(
-        plan["total_steps"] * plan["step_seconds"]
-        for plan in (json.loads(file.read_text()) for file in (tmp_path / "work").glob("*/plan.json"))
-    )
-    assert planned <= 0.06 * 60
+    assert first.teacher_tokens > 0
+    plans = [json.loads(file.read_text()) for file in (tmp_path / "work").glob("*/plan.json")]
+    planned = [plan["total_steps"] * plan["step_seconds"] for plan in plans if plan["total_steps"] > 1]
+    assert sum(planned) <= 0.08 * 60
     again = model(seed=1)
     second = heal(again, model(layers=3), data, tmp_path / "work", options, resume=True)
     assert weights_sha256(again) == weights_sha256(student)
@@ -263,7 +273,7 @@ def test_ctrl_c_between_parts_says_how_to_go_on(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr("compress.distill.rounds.own_replies", interrupt)
     with pytest.raises(KeyboardInterrupt, match="--resume goes on from here"):
-        heal(model(seed=1), model(layers=3), data, tmp_path / "work", HealOptions(steps=40, own_replies=0.5))
+        heal(model(seed=1), model(layers=3), data, tmp_path / "work", HealOptions(steps=64, own_replies=0.95))
     assert WorkFolder(tmp_path / "work/main").checkpoints()
 
 
@@ -274,7 +284,7 @@ def test_two_processes_heal_as_one_does(data, tmp_path):
         model(layers=4),
         data,
         tmp_path / "one",
-        HealOptions(steps=60, own_replies=0.5, teacher_samples=True),
+        HealOptions(steps=120, own_replies=0.5, teacher_samples=True),
     )
     script = tmp_path / "run.py"
     script.write_text(TWO, encoding="utf-8")
@@ -300,7 +310,7 @@ from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from test_distill import model
 data, work = open_dataset(Path(sys.argv[1])), Path(sys.argv[2])
-result = heal(model(seed=1), model(layers=4), data, work, HealOptions(steps=60, own_replies=0.5, teacher_samples=True))
+result = heal(model(seed=1), model(layers=4), data, work, HealOptions(steps=120, own_replies=0.5, teacher_samples=True))
 if Processes().first:
     work.with_suffix(".json").write_text(json.dumps(asdict(result)))
 """

@@ -11,9 +11,7 @@ from compress.distill.options import HealOptions
 # Text that is read up to four times teaches almost as much as new text, and little after that (arXiv 2305.16264).
 PASSES = 4
 MOST_SAMPLED = 3  # times the training split: more takes longer to write than it is worth
-# Of the steps that go to the student's own replies:
-LEAST_OWN_STEPS = 20  # fewer teach nothing, and the corpus gets them
-STEPS_PER_ROUND = 60  # at least, before the student writes anew
+STEPS_PER_ROUND = 60  # on own replies, at least; where the share has fewer, the corpus gets them
 MOST_ROUNDS = 3
 
 
@@ -38,9 +36,9 @@ def share_budget(steps: int, corpus_tokens: int, corpus_windows: int, options: H
     if options.loss_kind == "ce":
         return Budget(0, 0.0, 0, 0)
     own = math.floor(options.own_replies * steps)
-    rounds = min(MOST_ROUNDS, own // STEPS_PER_ROUND) or 1
-    if own < LEAST_OWN_STEPS:
-        own = rounds = 0
+    rounds = min(MOST_ROUNDS, own // STEPS_PER_ROUND)
+    if not rounds:
+        own = 0
     passes = (steps - own) * options.batch_size / corpus_windows
     wanted = min(max(0.0, passes / PASSES - 1), MOST_SAMPLED)
     if options.teacher_samples is True:

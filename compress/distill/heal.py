@@ -10,6 +10,7 @@ to its own replies, written anew every round (`compress.distill.rounds`). What i
     round-1/ …          each round of the last part, round-1.npz its replies
 """
 
+import copy
 import math
 import time
 from collections.abc import Mapping
@@ -39,9 +40,10 @@ _USED_SHARE = 0.8  # of the minutes that are steps
 class HealResult:
     """Held-out figures before and after: `kl` in nats per token, `perplexity` of the student; and what the run did.
 
-    `main_kl` is that of the first part, `own_steps` the steps on the student's own replies, and `own_rounds` how many
-    rounds of them lowered the held-out KL (only they count in the weights). `teacher_tokens` are ids that the teacher
-    wrote. `steps`, `best_step`, `tokens` and `log` run over both parts.
+    `best_step` 0: nothing was better than the start, and the student holds that. `main_kl` is that of the first part,
+    `own_steps` the steps on the student's own replies, and `own_rounds` how many rounds of them lowered the held-out KL
+    (only they count in the weights). `teacher_tokens` are ids that the teacher wrote. `steps`, `best_step`, `tokens`
+    and `log` run over both parts.
     """
 
     before_kl: float
@@ -98,8 +100,12 @@ def heal(
             budget = _decide(task)
             sampled = _teacher_windows(task, budget) if budget.teacher_tokens else None
             joined = windows if sampled is None else Joined(windows, sampled)
+            start = copy.deepcopy(student.state_dict())
             main = _main_part(task, budget, joined, time.monotonic() - started)
-            own = heal_on_own_replies(task, budget, joined, main) if budget.rounds else OwnPart([], 0)
+            if main.before["loss"] <= main.after["loss"]:  # a refitted student has come far without a step
+                student.load_state_dict(start)
+            best = min(main.before["loss"], main.after["loss"])
+            own = heal_on_own_replies(task, budget, joined, best, main.eval_tokens)
     except BaseException as error:
         _tidy(task, error)
         raise
@@ -182,28 +188,28 @@ def _main_part(task: Task, budget: Budget, windows: TrainingWindows, spent_secon
 
 
 def _result(main: FitResult, own: OwnPart, teacher_tokens: int) -> HealResult:
-    kept = [main, *own.kept]
-    before_best = sum(part.steps for part in kept[:-1])
-    log, steps = [], 0
-    for part in (main, *own.rounds):
+    parts, log, steps = [main, *own.rounds], [], 0
+    after, best_step = (main.before, 0) if main.before["loss"] <= main.after["loss"] else (main.after, main.best_step)
+    for number, part in enumerate(parts):
         log += [{**entry, "step": entry["step"] + steps} for entry in part.log]
+        if 1 <= number <= own.count:
+            after, best_step = part.after, steps + part.best_step
         steps += part.steps
-    parts = [main, *own.rounds]
     return HealResult(
         before_kl=main.before["kl"],
-        after_kl=kept[-1].after["kl"],
+        after_kl=after["kl"],
         before_perplexity=main.before["perplexity"],
-        after_perplexity=kept[-1].after["perplexity"],
+        after_perplexity=after["perplexity"],
         teacher_perplexity=main.after["teacher_perplexity"],
         steps=steps,
-        best_step=before_best + kept[-1].best_step,
+        best_step=best_step,
         tokens=sum(part.tokens for part in parts),
         minutes=sum(part.minutes for part in parts),
         stopped_early=main.stopped_early,
         main_kl=main.after["kl"],
         teacher_tokens=teacher_tokens,
         own_steps=steps - main.steps,
-        own_rounds=len(own.kept),
+        own_rounds=own.count,
         log=log,
     )
 

@@ -36,18 +36,13 @@ class OwnPart:
     rounds: list[FitResult] = field(default_factory=list)
     count: int = 0
 
-    @property
-    def kept(self) -> list[FitResult]:
-        return self.rounds[: self.count]
 
-
-def heal_on_own_replies(task: Task, budget: Budget, windows: TrainingWindows, main: FitResult) -> OwnPart:
-    """Run the rounds after the first part `main`; the student holds the best weights of all afterwards."""
+def heal_on_own_replies(task: Task, budget: Budget, windows: TrainingWindows, best: float, eval_tokens: int) -> OwnPart:
+    """Run the rounds; the student holds the best weights of all afterwards. `best` is its held-out loss so far."""
     rounds: list[FitResult] = []
-    best = main.after["loss"]
     for number in range(1, budget.rounds + 1):
         weights = copy.deepcopy(task.student.state_dict())
-        rounds.append(_round(task, budget, windows, number, main.eval_tokens))
+        rounds.append(_round(task, budget, windows, number, eval_tokens))
         if rounds[-1].after["loss"] > best:
             task.student.load_state_dict(weights)
             return OwnPart(rounds, number - 1)
