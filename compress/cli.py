@@ -166,7 +166,6 @@ def prune(
 ) -> None:
     """Checkpoint → smaller checkpoint: cut, refitted, and healed by distillation from the unpruned one."""
     from bench.probe import Clock
-
     from chitchat.errors import BadInput
     from compress.prune.options import PruneOptions
     from compress.prune.stage import plan as run_plan

@@ -7,7 +7,14 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from compress.prune.elimination import DAMPING, Covariance, elimination_scores, unit_scores
+from compress.prune.elimination import (
+    DAMPING,
+    METRIC_DAMPING,
+    Covariance,
+    elimination_scores,
+    stream_metrics,
+    unit_scores,
+)
 
 
 def problem(inputs: int, outputs: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -79,8 +86,31 @@ def test_an_idle_unit_of_a_model_leaves_first() -> None:
     ids = torch.randint(0, 50, (6, 12))
     mask = torch.ones_like(ids)
     mask[3:, 8:] = 0
-    heads, neurons = unit_scores(model, [{"input_ids": ids, "attention_mask": mask}])
+    labels = ids.masked_fill(mask == 0, -100)
+    heads, neurons = unit_scores(model, [{"input_ids": ids, "attention_mask": mask, "labels": labels}])
     assert (np.argmin(neurons[1]), np.argmin(heads[0])) == (7, 1)
     ids[3:, 8:] = 0
-    again, _ = unit_scores(model, [{"input_ids": ids, "attention_mask": mask}])
+    again, _ = unit_scores(model, [{"input_ids": ids, "attention_mask": mask, "labels": labels}])
     np.testing.assert_array_equal(again[0], heads[0])
+
+
+def test_the_metric_is_the_covariance_of_the_gradient() -> None:
+    """Stops gradients of the wrong place, of padding, and a root that does not square to what was damped."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=40, n_layer=2, n_embd=16, n_head=2, n_inner=24, n_positions=16)
+    ).eval()
+    ids = torch.randint(0, 40, (3, 9))
+    mask = torch.ones_like(ids)
+    mask[2, 6:] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    root = stream_metrics(model, [{"input_ids": ids, "attention_mask": mask, "labels": labels}])[3]
+    shift = torch.zeros(3, 9, 16, requires_grad=True)
+    hook = model.transformer.h[1].mlp.c_proj.register_forward_hook(lambda _module, _inputs, output: output + shift)
+    logits = model(ids).logits[:, :-1]
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum").backward()
+    hook.remove()
+    rows = shift.grad[mask.bool()].double()
+    expected = rows.T @ rows
+    expected = expected / expected.diagonal().mean() + METRIC_DAMPING * torch.eye(16)
+    np.testing.assert_allclose(root @ root, expected.numpy(), atol=1e-4)

@@ -1,6 +1,9 @@
 """`compress prune`: an ordinary smaller checkpoint, resumable healing, and every refusal."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +159,24 @@ def test_resuming_with_other_options_is_refused(
             prune(str(tiny_checkpoint), tiny_data, tmp_path / "small", PruneOptions(layers=1, heal_epochs=1))
     with pytest.raises(BadInput, match=r"--resume: .*heal_epochs 1, now 2"):
         prune(str(tiny_checkpoint), tiny_data, tmp_path / "small", PruneOptions(layers=1, heal_epochs=2), resume=True)
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_checkpoint(tmp_path: Path, deep_checkpoint: Path, tiny_data: Path) -> None:
+    """Stops a launcher whose processes choose different shapes, wait for each other for ever, or write twice."""
+    options = ["--keep", "0.4", "--candidates", "2", "--heal-epochs", "2", "--json"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "compress"]
+    arguments = ["prune", str(deep_checkpoint), "--data", str(tiny_data), "--out", str(tmp_path / "two"), *options]
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    ran = subprocess.run(
+        [*command, *arguments], env=environment, check=True, timeout=300, capture_output=True, text=True
+    )
+    two = json.loads(ran.stdout.splitlines()[-1])
+    one = prune(str(deep_checkpoint), tiny_data, tmp_path / "one", PruneOptions(keep=0.4, candidates=2, heal_epochs=2))
+    assert two["shape"] == one["shape"]
+    assert two["kl"] == pytest.approx(one["kl"], rel=1e-3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
 def test_resuming_nothing_starts_anew(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path) -> None:

@@ -1,7 +1,7 @@
 """Healing: a pruned student learns the next-token distribution of its teacher.
 
 First it reads the corpus, and conversations of the teacher where the corpus is small; the last part of the budget goes
-to its own replies, written anew every round (`compress.distill.rounds`). What is minimised stands in
+to its own replies, written anew every round (`compress.distill.own_replies`). What is minimised stands in
 `compress.distill.objective`, how a run is planned, killed and resumed in `chitchat.training.trainer`. The work folder:
 
     heal.json           what the budget is spent on, decided once
@@ -28,7 +28,7 @@ from chitchat.training.trainer import FitResult, fit, step_seconds, weights_sha2
 from chitchat.training.workfolder import MARKER, WorkFolder, read_keyed, write_whole
 from compress.distill.budget import Budget, share_budget
 from compress.distill.options import HealOptions
-from compress.distill.rounds import OwnPart, heal_on_own_replies
+from compress.distill.own_replies import OwnPart, heal_on_own_replies
 from compress.distill.samples import Joined, SampledWindows, teacher_conversations
 from compress.distill.task import Task, dropout
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from chitchat.errors import BadInput
-from chitchat.training.objective import label_positions, last_hidden
+from chitchat.training.objective import last_hidden
 from compress.calibration import Batch
-from compress.prune.elimination import unit_scores
+from compress.prune.elimination import next_token_loss, unit_scores
 from compress.prune.shape import Shape
 from compress.prune.slicing import Kept
 
@@ -213,7 +213,7 @@ def taylor_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Scores:
     try:
         with torch.enable_grad():
             for batch in batches:
-                loss = _next_token_loss(model, batch)
+                loss = next_token_loss(model, batch)
                 gradients = torch.autograd.grad(loss, list(seen.values()))
                 slopes = {
                     place: (output.detach() * gradient).sum(dim=1).double().cpu().numpy()  # [batch, columns]
@@ -230,12 +230,6 @@ def taylor_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Scores:
         for hook in hooks:
             hook.remove()
     return Scores(channels=found[-1], heads=found[:-1:2], neurons=found[1:-1:2])
-
-
-def _next_token_loss(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
-    wanted, targets = label_positions(batch["labels"].to(model.device))
-    states = last_hidden(model, batch["input_ids"].to(model.device))[:, :-1][wanted]
-    return nn.functional.cross_entropy(model.lm_head(states).float(), targets, reduction="sum")
 
 
 def magnitude_scores(model: GPT2LMHeadModel) -> Scores:

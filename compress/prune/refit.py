@@ -5,7 +5,7 @@ are run beside the teacher's on calibration conversations, and the weights that 
 (`attn.c_proj`, `mlp.c_proj`) are solved for, so that the stream after them comes as near to the teacher's as least
 squares can bring it: what earlier layers got wrong is corrected by later ones. Where the width was cut or layers are
 gone, what reads the stream (`attn.c_attn`, `mlp.c_fc`) is fitted first, towards the teacher's queries, keys, values and
-pre-activations, and at the end the gain and bias of `ln_f` towards the teacher's logits.
+pre-activations. At the end the gain and bias of `ln_f` are fitted towards the teacher's logits.
 
 Least squares with the inputs of the pruned model is how channel pruning has been repaired since He et al. (arXiv
 1707.06168); the penalty pulls towards the sliced weights, not towards 0. No gradients, no labels; seconds on a CPU.
@@ -80,8 +80,7 @@ def refit(
         streams.feed_forward(pair, readers_too, damping)
     for skipped in range(previous + 1, len(teacher.transformer.h)):
         streams.skip(teacher.transformer.h[skipped])
-    if len(kept.channels) < teacher.config.n_embd:
-        streams.final_norm(student, teacher, damping)
+    streams.final_norm(student, teacher, damping)
 
 
 class _Pair:

@@ -66,14 +66,14 @@ def run_rounds(
     """Run the rounds in `work`; finished ones are not run again. Under a launcher every process calls this."""
     layers = list(range(len(knife.model.transformer.h)))
     healings: list[dict[str, Any]] = []
-    first = Processes().first
+    processes = Processes()
     student: GPT2LMHeadModel = knife.model
     sliced: dict[str, Any] = {}
     for number, each in enumerate(rounds, 1):
         folder = work / f"round-{number}"
-        stored = _stored(folder / "healed")
+        stored = _stored(folder / "healed", processes)
         if stored is None:
-            cut, sliced = _cut(each, knife, data, tokenizer, folder, first)
+            cut, sliced = _cut(each, knife, data, tokenizer, folder, processes)
             student = cut.student
             if each.healing is not None:
                 inputs = {"round": number, **key}
@@ -82,7 +82,7 @@ def run_rounds(
             layers = [layers[place] for place in cut.layers]
             if number < len(rounds):
                 noted: dict[str, Any] = {"sliced": sliced, "layers": layers, "healings": healings}
-                _store(folder / "healed", student, tokenizer, noted, first)
+                _store(folder / "healed", student, tokenizer, noted, processes)
         else:
             student, noted = stored
             sliced, layers, healings = noted["sliced"], noted["layers"], noted["healings"]
@@ -92,32 +92,35 @@ def run_rounds(
 
 
 def _cut(
-    each: Round, knife: Knife, data: ChatData, tokenizer: PreTrainedTokenizerFast, folder: Path, first: bool
+    each: Round, knife: Knife, data: ChatData, tokenizer: PreTrainedTokenizerFast, folder: Path, processes: Processes
 ) -> tuple[Cut, dict[str, Any]]:
     """The model after the knife, and its figures; stored before it is healed: floating point may differ in the last bit
     when a resumed run has other threads."""
-    stored = _stored(folder / "sliced")
+    stored = _stored(folder / "sliced", processes)
     if stored is not None:
         return Cut(stored[0], stored[1]["layers"]), stored[1]["figures"]
-    shutil.rmtree(folder, ignore_errors=True)
+    if processes.first:
+        shutil.rmtree(folder, ignore_errors=True)
     cut = knife.cut(each.shape)
     figures = measure(cut.student, knife.model, data)
     if each.healing is not None:
-        _store(folder / "sliced", cut.student, tokenizer, {"layers": cut.layers, "figures": figures}, first)
+        _store(folder / "sliced", cut.student, tokenizer, {"layers": cut.layers, "figures": figures}, processes)
     return cut, figures
 
 
 def _store(
-    folder: Path, model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, metrics: dict[str, Any], first: bool
-) -> None:
-    if first:
+    folder: Path, model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, metrics: dict[str, Any],
+    processes: Processes,
+) -> None:  # fmt: skip
+    if processes.first:
         with staged_folder(folder, "checkpoint") as staging:
             save_checkpoint(staging, model, tokenizer, Stage("round", {}, 0, metrics=metrics))
-    Processes().wait()
+    processes.wait()
 
 
-def _stored(folder: Path) -> tuple[GPT2LMHeadModel, dict[str, Any]] | None:
-    if not (folder / LINEAGE).is_file():
+def _stored(folder: Path, processes: Processes) -> tuple[GPT2LMHeadModel, dict[str, Any]] | None:
+    """What `_store` left; all processes see the same, also when one of them comes late."""
+    if not processes.from_first((folder / LINEAGE).is_file()):
         return None
     return load_model(folder), dict(read_lineage(folder)[-1]["metrics"])
 

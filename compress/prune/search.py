@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from chitchat.data.dataset import ChatData
+from chitchat.training.processes import Processes
 from compress.calibration import Batch, calibration_batches, divergence, mean_loss
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
@@ -70,7 +71,7 @@ def try_candidates(
         for each in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
     ]
     if trial.heals:
-        order = sorted(range(len(tried)), key=lambda place: tried[place].kl or 0.0)
+        order = Processes().from_first(sorted(range(len(tried)), key=lambda place: tried[place].kl or 0.0))
         for place in tqdm(order[: finalists(len(tried))], desc="healing candidates", unit="shape", disable=None):
             student = knife.cut(tried[place].shape, TRIAL_TOKENS).student
             options = HealOptions(

@@ -212,16 +212,17 @@ def _choose(
     processes = Processes()
     full = _shape(trimmed.model)
     knife = Knife(trimmed.model, trimmed.data, options.importance, options.refit, options.seed)
-    choice = read_keyed(work / "choice.json", {}) if resume else None
+    choice = processes.from_first(read_keyed(work / "choice.json", {}) if resume and processes.first else None)
     if choice is not None:
         candidates = [Candidate.from_json(row, full) for row in choice["candidates"]]
     else:
         found = _candidates(_shape(came), full, options, clock) if processes.first else []
         candidates = processes.from_first(found)
         trial = _trial(options, trimmed, len(candidates))
-        candidates = try_candidates(
+        tried = try_candidates(
             candidates, knife, teacher, trimmed.data, trial, work / "trials", options.heal_loss, options.seed
         )
+        candidates = processes.from_first(tried)
         if processes.first:
             write_whole(work / "choice.json", {"key": {}, "candidates": [each.as_json() for each in candidates]})
     shape = next(each.shape for each in candidates if each.chosen)
