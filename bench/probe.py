@@ -57,6 +57,14 @@ class Clock:
         self._prompt_tokens, self._new_tokens = prompt_tokens, new_tokens
         self._known: dict[Shape, float] = {}
 
+    @classmethod
+    def of(cls, checkpoint: str, scheme: str) -> "Clock":
+        """A clock for shapes that are cut out of `checkpoint`, whose tokenizer they ship with."""
+        from chitchat.checkpoint import load_tokenizer
+
+        text = load_tokenizer(checkpoint).backend_tokenizer.to_str(pretty=True)
+        return cls(scheme, tokenizer_bytes=len(text.encode()))
+
     def ms_per_token(self, shape: Shape) -> float:
         """Decode time in ms of a further token, as measured here; once measured it is remembered."""
         if shape not in self._known:

@@ -21,7 +21,8 @@ class HealOptions:
     `dropout` is the student's while it heals: none by default, since a pruned model has no capacity to spare and the
     teacher's whole distribution regularizes; None takes the checkpoint's own.
     `context` is the window length (None: the shorter context of the two models), `loss` counts "all" turns or
-    "replies". `batch_size` counts windows of one optimizer step over all processes. `learning_rate` None:
+    "replies". `batch_size` counts windows of one optimizer step over all processes: few, since a
+    teacher's whole distribution is a signal with little noise. `learning_rate` None:
     `default_rate`. `patience` counts evaluations without a better loss (None: never stop early), `eval_tokens` the
     held-out tokens of one evaluation (None: as many as the budget allows).
     """
@@ -35,7 +36,7 @@ class HealOptions:
     dropout: float | None = 0.0
     context: int | None = None
     loss: str = "all"
-    batch_size: int = 8
+    batch_size: int = 4
     grad_accumulation: int = 1
     learning_rate: float | None = None
     patience: int | None = 4

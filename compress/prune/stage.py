@@ -42,7 +42,7 @@ from compress.prune.search import SEARCH_SHARE, Trial, finalists, try_candidates
 from compress.prune.shape import Shape, explicit_shape
 from compress.prune.vocabulary import choose_vocabulary, trim_positions, trim_tokenizer, trim_vocabulary, used_ids
 
-HEALING_BATCH = 8  # windows of an optimizer step
+HEALING_BATCH = 4  # windows of an optimizer step
 
 
 @dataclass(frozen=True)
