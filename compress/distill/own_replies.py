@@ -5,9 +5,9 @@ arXiv 2306.13649, DistiLLM, arXiv 2402.03898). Each round the student writes rep
 skewed divergence, mixed with windows that it read before, at a low rate. A round that does not lower the held-out loss
 is taken back, and the part ends.
 
-A row with a reply has a tenth of the labels of another. So every label weighs the same here, not every step: steps of
-replies alone are so noisy at equal weight that they lead away from the teacher (measured on a halved 9 M model, 40
-steps: KL on the student's own replies 0.0475 to 0.0498, on held-out text 0.0454 to 0.0484).
+A row with a reply has a tenth of the labels of another, so every label weighs the same here, not every step. With
+equal steps, 40 of them at 1e-4 led a halved 9 M model away from its teacher (held-out KL 0.0454; 0.0484 after replies
+alone, 0.0462 after replies and windows, 0.0434 after windows alone).
 """
 
 import copy
