@@ -8,7 +8,7 @@ from compress.distill.options import HealOptions
 
 def shared(steps, **options):
     """The budget over a training split of 1,000 windows and 100,000 ids, 8 windows a step."""
-    return share_budget(steps, 100_000, 1000, HealOptions(steps=steps, **options))
+    return share_budget(steps, 100_000, 1000, HealOptions(steps=steps, batch_size=8, **options))
 
 
 @pytest.mark.parametrize(

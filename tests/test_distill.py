@@ -215,7 +215,7 @@ from test_distill import OPTIONS, model
 data, work = open_dataset(Path(sys.argv[1])), Path(sys.argv[2])
 heal(model(seed=1, dropout=0.1), model(layers=4), data, work, OPTIONS)
 """
-OPTIONS = HealOptions(epochs=30, dropout=None, own_replies=0.6)
+OPTIONS = HealOptions(epochs=30, batch_size=8, dropout=None, own_replies=0.6)
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +284,7 @@ def test_two_processes_heal_as_one_does(data, tmp_path):
         model(layers=4),
         data,
         tmp_path / "one",
-        HealOptions(steps=120, own_replies=0.5, teacher_samples=True),
+        HealOptions(steps=66, own_replies=0.95, teacher_samples=True),
     )
     script = tmp_path / "run.py"
     script.write_text(TWO, encoding="utf-8")
@@ -310,7 +310,7 @@ from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from test_distill import model
 data, work = open_dataset(Path(sys.argv[1])), Path(sys.argv[2])
-result = heal(model(seed=1), model(layers=4), data, work, HealOptions(steps=120, own_replies=0.5, teacher_samples=True))
+result = heal(model(seed=1), model(layers=4), data, work, HealOptions(steps=66, own_replies=0.95, teacher_samples=True))
 if Processes().first:
     work.with_suffix(".json").write_text(json.dumps(asdict(result)))
 """
