@@ -156,7 +156,7 @@ def prune(
     heal_loss: Annotated[str, typer.Option(help="kl (from the teacher) or ce (from the text alone).")] = "kl",
     own_replies: Annotated[
         float, typer.Option(help="Share of the healing that goes to the student's own replies.")
-    ] = 0.15,
+    ] = 0.1,
     teacher: Annotated[str | None, typer.Option(help="Heal from this checkpoint (default: the unpruned one).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run of the same options stopped.")] = (
         False

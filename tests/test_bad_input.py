@@ -89,7 +89,7 @@ CASES: dict[str, tuple[Callable[[Files], list[object]], str]] = {
     "not UTF-8": (lambda f: ["data", f.text(b"a\nb\n\xff\xfe\n"), "--out", "out"], "talk.txt, line 3: is not UTF-8"),
     "unknown corpus": (lambda f: ["data", "reddit", "--out", "out"], "byu, chatterbot:<language>"),
     "unknown language": (lambda f: ["data", "chatterbot:elvish", "--out", "out"], "there are bengali, chinese"),
-    "no share held out": (lambda f: ["data", "byu", "--out", "out", "--validation", 1], "--validation 1.0"),
+    "no share held out": (lambda f: ["data", "byu", "--out", "out", "--validation", 1], "--validation 1: must lie"),
     "width and heads": (
         lambda f: ["train", f.data, "--out", "out", "--width", 50, "--heads", 4, "--epochs", 1],
         "--width 50",

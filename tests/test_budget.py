@@ -36,8 +36,8 @@ def test_a_teacher_that_is_told_to_write_writes_no_more_than_is_read():
 
 def test_the_share_of_own_replies_is_cut_into_rounds():
     """Stops: rounds that add up to more than the share, a round too short to learn in, replies that grow stale."""
-    assert shared(390) == Budget(0, 0.0, 0, 0)
-    assert shared(410) == Budget(0, 0.15, 1, 61)
+    assert shared(390, own_replies=0.15) == Budget(0, 0.0, 0, 0)
+    assert shared(410, own_replies=0.15) == Budget(0, 0.15, 1, 61)
     assert shared(400, own_replies=0.5) == Budget(0, 0.5, 3, 66)
     assert shared(400, own_replies=0.0) == Budget(0, 0.0, 0, 0)
 

@@ -31,7 +31,7 @@ class HealOptions:
     minutes: float | None = None
     steps: int | None = None
     loss_kind: str = "kl"
-    own_replies: float = 0.15
+    own_replies: float = 0.1
     teacher_samples: str | bool = "auto"
     dropout: float | None = 0.0
     context: int | None = None

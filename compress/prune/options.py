@@ -38,7 +38,7 @@ class PruneOptions:
     heal_epochs: float | None = None
     heal_minutes: float | None = None
     heal_loss: str = "kl"
-    own_replies: float = 0.15
+    own_replies: float = 0.1
     teacher: str | None = None
     seed: int = 0
 

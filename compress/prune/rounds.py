@@ -56,7 +56,8 @@ def plan_rounds(full: Shape, shape: Shape, healing: HealOptions | None) -> list[
     half_way = _half_way(full, shape)
     if half_way in (full, shape):
         return [Round(shape, healing)]
-    return [Round(half_way, _share(healing, FIRST_SHARE)), Round(shape, _share(healing, 1 - FIRST_SHARE))]
+    first = replace(_share(healing, FIRST_SHARE), own_replies=0.0)  # what is cut again need not know how it speaks
+    return [Round(half_way, first), Round(shape, _share(healing, 1 - FIRST_SHARE))]
 
 
 def run_rounds(

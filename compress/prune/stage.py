@@ -16,7 +16,8 @@ import copy
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, save_checkpoint
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput
-from chitchat.folder import check_output, staged_folder
+from chitchat.folder import check_output, is_disk_full, staged_folder
 from chitchat.lineage import Stage, identity
 from chitchat.training.processes import Processes
 from chitchat.training.workfolder import read_keyed, write_whole
@@ -73,28 +74,26 @@ def prune(
     key = {**asdict(options), "checkpoint": parent or checkpoint, "data": came.data.identity}
     work = Path(os.path.abspath(out)).parent / f".{out.name}.healing"
     processes = Processes()
-    if processes.first:
-        _begin(work, key, resume)
-    processes.wait()
-    try:
+    resume = processes.from_first(_goes_on(work, key, resume) if processes.first else False)
+    with _tidied(work):
+        if processes.first and not resume:
+            _begin(work, key)
+        processes.wait()
         trimmed, teacher = _trim(came, teacher, options, work)
         shape, candidates, knife, left = _choose(came.model, trimmed, teacher, options, clock, work, resume)
         rounds = plan_rounds(_shape(trimmed.model), shape, left)
         healed = run_rounds(rounds, knife, teacher, trimmed.data, trimmed.tokenizer, work, resume, key)
-    except BaseException as error:
-        _tidy(work, error)
-        raise
-    metrics = {"before": measure(came.model, came.model, came.data), **healed.metrics}
-    metrics["after"] = measure(healed.student, trimmed.model, trimmed.data) if left else healed.metrics["sliced"]
-    recorded = {**asdict(options), "shape": shape.as_json(), "kept_layers": healed.layers}
-    if candidates:
-        metrics["candidates"] = [each.as_json() for each in candidates]
-    record = Stage("prune", recorded, options.seed, parent, came.data.identity, metrics)
-    if processes.first:
-        with staged_folder(out, "checkpoint") as staging:
-            save_checkpoint(staging, healed.student, trimmed.tokenizer, record, parent=checkpoint)
-        shutil.rmtree(work, ignore_errors=True)
-    processes.wait()
+        metrics = {"before": measure(came.model, came.model, came.data), **healed.metrics}
+        metrics["after"] = measure(healed.student, trimmed.model, trimmed.data) if left else healed.metrics["sliced"]
+        if candidates:
+            metrics["candidates"] = [each.as_json() for each in candidates]
+        recorded = {**asdict(options), "shape": shape.as_json(), "kept_layers": healed.layers}
+        record = Stage("prune", recorded, options.seed, parent, came.data.identity, metrics)
+        if processes.first:
+            with staged_folder(out, "checkpoint") as staging:
+                save_checkpoint(staging, healed.student, trimmed.tokenizer, record, parent=checkpoint)
+            shutil.rmtree(work, ignore_errors=True)
+        processes.wait()
     return _figures(shape, metrics, (time.monotonic() - started) / 60)
 
 
@@ -164,20 +163,28 @@ def _open_teacher(options: PruneOptions, came: Subject) -> GPT2LMHeadModel:
     return teacher
 
 
-def _begin(work: Path, key: Mapping[str, Any], resume: bool) -> None:
-    """Note what was asked for; without `resume` an earlier work folder goes. Raises `BadInput` for a resume with other
-    values."""
-    request = work / "request.json"
-    if resume and read_keyed(request, key) is not None:
-        return
+def _goes_on(work: Path, key: Mapping[str, Any], resume: bool) -> bool:
+    """Whether there is a run to go on with. Raises `BadInput` for one of other values."""
+    return resume and read_keyed(work / "request.json", key) is not None
+
+
+def _begin(work: Path, key: Mapping[str, Any]) -> None:
+    """An empty work folder that notes what was asked for."""
     shutil.rmtree(work, ignore_errors=True)
-    write_whole(request, {"key": key})
+    write_whole(work / "request.json", {"key": key})
 
 
-def _tidy(work: Path, error: BaseException) -> None:
-    """Leave the work folder only where a resume would save anything."""
-    if not any(work.glob("round-*")) or (isinstance(error, BadInput) and not any(work.glob("round-*/distill/*"))):
-        shutil.rmtree(work, ignore_errors=True)
+@contextmanager
+def _tidied(work: Path) -> Iterator[None]:
+    """After an error, leave the work folder only where a resume would save anything; a full disk is told in a line."""
+    try:
+        yield
+    except BaseException as error:
+        if not any(work.glob("round-*")) or (isinstance(error, BadInput) and not any(work.glob("round-*/distill/*"))):
+            shutil.rmtree(work, ignore_errors=True)
+        if is_disk_full(error) and not isinstance(error, BadInput):
+            raise BadInput(f"--out: the disk is full ({work}); free some space or choose another disk") from error
+        raise
 
 
 def _trim(
