@@ -26,7 +26,8 @@ def pruning_candidates(names: Sequence[str], models: Sequence[MeasuredModel]) ->
 
 
 def candidate_table(tried: Sequence[dict[str, Any]]) -> list[str]:
-    """A line a shape, the largest first; figures are those of the choice, before the chosen one was healed in full."""
+    """A line a shape, the largest first; figures are those of the choice, before the chosen one was healed in full, and
+    perplexity is that against the uncut model."""
     titles = ["shape", "parameters", "perplexity", "KL", "ms/token", "healing steps", ""]
     lines = [table_line(titles), table_line(["---", *["---:"] * 5, "---"])]
     for candidate in sorted(tried, key=lambda candidate: -candidate["parameters"]):
@@ -34,7 +35,7 @@ def candidate_table(tried: Sequence[dict[str, Any]]) -> list[str]:
         cells = [
             str(candidate["shape"]),
             f"{candidate['parameters'] / 1e6:.2f} M",
-            f"{candidate['perplexity']:.1f}",
+            f"x {candidate['perplexity_ratio']:.3f}",
             f"{candidate['kl']:.3f}",
             "-" if time is None else f"{time:.2f}",
             str(candidate["steps"]),

@@ -84,7 +84,7 @@ def build_figure(rows: Sequence[Row], candidates: Candidates | None = None) -> F
     colours = {row["name"]: COLOURS[place % len(COLOURS)] for place, row in enumerate(rows)}
     for place, (across, up) in enumerate(panels):
         axes = figure.add_subplot(lines, wide, place + 1)
-        tried = _tried(candidates or {}, across, up)
+        tried = _tried(candidates or {}, across, scored[0]["perplexity"]) if up is PERPLEXITY else []
         _draw_panel(axes, across, up, scored or alive, colours, tried)
     _explain_markers(figure, [row["kind"] for row in alive], bool(scored and candidates))
     figure.canvas.draw()  # the layout is known only after a first drawing
@@ -93,14 +93,18 @@ def build_figure(rows: Sequence[Row], candidates: Candidates | None = None) -> F
     return figure
 
 
-def _tried(candidates: Candidates, across: Axis, up: Axis) -> list[_Point]:
-    """The shapes that have both measures, as points: their row, where they stand, whether they were chosen."""
+def _tried(candidates: Candidates, across: Axis, uncut: float) -> list[_Point]:
+    """The shapes that have the measure across, as points: their row, where they stand, whether they were chosen.
+
+    They were scored on other tokens than the rows: they stand as far above the first row, whose perplexity is `uncut`,
+    as they did above the uncut model.
+    """
     key = _OF_CANDIDATE.get(across.key, across.key)
     return [
-        (name, float(shape[key]) / across.unit, float(shape[up.key]), bool(shape["chosen"]))
+        (name, float(shape[key]) / across.unit, uncut * float(shape["perplexity_ratio"]), bool(shape["chosen"]))
         for name, shapes in candidates.items()
         for shape in shapes
-        if shape.get(key) is not None and shape.get(up.key) is not None
+        if shape.get(key) is not None and shape.get("perplexity_ratio") is not None
     ]
 
 

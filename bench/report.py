@@ -138,9 +138,35 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = ["# Bench", "", table_line(head), table_line("---" if key in _WORDS else "---:" for _, key, _ in columns)]
     lines += [table_line(_cells(row, columns)) for row in report["rows"]]
     lines += ["", *[f"- {line}" for line in notes(report)], "", "![quality against size and speed](report.png)", ""]
+    lines += _against_first(report["rows"])
     for name, tried in (report.get("candidates") or {}).items():
         lines += [f"## Shapes that were tried for {name}", "", *candidate_table(tried), ""]
     return "\n".join(lines)
+
+
+def _against_first(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A table of what each row costs against the first one, paired by conversation; none without quality."""
+    compared = [row for row in rows[1:] if row["perplexity_ratio"] is not None]
+    if not compared:
+        return []
+    whole = rows[0]["parameters"]
+    head = ["model", "parameters", "perplexity", "KL", "distinct-2", "repeated 4-grams"]
+    lines = [f"## Against {rows[0]['name']}", "", table_line(head), table_line(["---", *["---:"] * 5])]
+    for row in compared:
+        kl = "-" if row["kl"] is None else f"{row['kl']:.2g}"
+        ratios = [_with_interval(row, name, "x {:.3f}", "{:.3f}") for name in ("perplexity_ratio", "distinct_2_ratio")]
+        repeated = _with_interval(row, "repetition_4_difference", "{:+.2%}", "{:+.2%}")
+        cells = [row["name"], f"{row['parameters'] / whole:.3f}", ratios[0], kl, ratios[1], repeated]
+        lines.append(table_line(cells))
+    return [*lines, "", "In brackets: 95 % intervals over conversations.", ""]
+
+
+def _with_interval(row: dict[str, Any], name: str, form: str, end: str) -> str:
+    if row[name] is None:
+        return "-"
+    interval = row[f"{name}_interval"]
+    said = form.format(row[name])
+    return said if interval is None else f"{said} ({end.format(interval[0])} to {end.format(interval[1])})"
 
 
 def notes(report: dict[str, Any]) -> list[str]:

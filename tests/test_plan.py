@@ -101,5 +101,5 @@ def test_a_fit_has_no_negative_cost() -> None:
 def test_a_stored_candidate_comes_back() -> None:
     """Stops a resumed run from going on with another shape."""
     shape = Shape(9, 10, 64, 1536, 13317, 1024)
-    candidate = Candidate(shape, Candidate.of(shape, FULL).expected_loss, 60.5, 3.25, 20.1, 0.03, 40, True)
+    candidate = Candidate(shape, Candidate.of(shape, FULL).expected_loss, 60.5, 3.25, 20.1, 1.04, 0.03, 40, True)
     assert Candidate.from_json(candidate.as_json(), FULL) == candidate

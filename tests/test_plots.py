@@ -70,20 +70,21 @@ def test_a_lost_row_is_left_out_and_keeps_the_colours_of_the_others() -> None:
 def test_shapes_that_were_tried_are_small_points_beside_the_models() -> None:
     """The losers of a search were drawn as models, or stretched beyond the axes, or hid without a latency."""
     shapes = [
-        {"parameters": 500_000, "perplexity": 160.0, "ms_per_token": 0.2, "chosen": True},
-        {"parameters": 9_000_000, "perplexity": 400.0, "ms_per_token": None, "chosen": False},
+        {"parameters": 500_000, "perplexity_ratio": 1.6, "ms_per_token": 0.2, "chosen": True},
+        {"parameters": 9_000_000, "perplexity_ratio": 4.0, "ms_per_token": None, "chosen": False},
     ]
     without, figure = build_figure(CLOSE), build_figure(CLOSE, {"pruned": shapes})
     figure.canvas.draw()
     size, speed, parameters, step = figure.axes
     points = [line.get_xydata().tolist()[0] for line in parameters.lines if line.get_marker() == "."]
-    assert points == [[0.5, 160.0], [9.0, 400.0]]
-    assert [line.get_xydata().tolist()[0] for line in step.lines if line.get_marker() == "."] == [[0.2, 160.0]]
+    uncut = CLOSE[0]["perplexity"]
+    assert points == [[0.5, 1.6 * uncut], [9.0, 4 * uncut]]
+    assert [line.get_xydata().tolist()[0] for line in step.lines if line.get_marker() == "."] == [[0.2, 1.6 * uncut]]
     (low, high), (bottom, top) = parameters.get_xlim(), parameters.get_ylim()
     assert low < 0.5
     assert high > 9
-    assert bottom < 100
-    assert top > 400
+    assert bottom < uncut
+    assert top > 4 * uncut
     chosen, loser = [line for line in parameters.lines if line.get_marker() == "."]
     assert chosen.get_color() == parameters.lines[3].get_color(), "the colour of the row that it became"
     assert chosen.get_markeredgecolor() != loser.get_markeredgecolor()

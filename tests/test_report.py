@@ -84,18 +84,38 @@ def test_every_row_is_compared_with_the_first_one(made: tuple[Path, Any]) -> Non
     assert f"KL and top-1 against the predictions of {teacher['name']}" in page
 
 
+def test_the_page_says_what_each_row_costs_against_the_first(made: tuple[Path, Any]) -> None:
+    """Stops a ratio without its interval, and one to another row than the first."""
+    folder, report = made
+    page = (folder / "report.md").read_text(encoding="utf-8")
+    first, *others = report["rows"]
+    table = page.split(f"## Against {first['name']}")[1]
+    for row in others:
+        line = next(line for line in table.splitlines() if line.startswith(f"| {row['name']} |"))
+        low, high = row["perplexity_ratio_interval"]
+        assert f"x {row['perplexity_ratio']:.3f} ({low:.3f} to {high:.3f})" in line
+        assert f"| {row['parameters'] / first['parameters']:.3f} |" in line
+
+
 def test_shapes_that_were_tried_stand_in_the_report_once(made: tuple[Path, Any]) -> None:
     """The losers of a search vanished with the run, or stood again for every export of the winner."""
     tried = [
         {
             "shape": "2 x 32",
             "parameters": 20_000,
-            "perplexity": 99.5,
+            "perplexity_ratio": 1.25,
             "kl": 0.25,
             "ms_per_token": None,
             "chosen": False,
         },
-        {"shape": "1 x 32", "parameters": 30_000, "perplexity": 80.25, "kl": 0.5, "ms_per_token": 0.5, "chosen": True},
+        {
+            "shape": "1 x 32",
+            "parameters": 30_000,
+            "perplexity_ratio": 1.0625,
+            "kl": 0.5,
+            "ms_per_token": 0.5,
+            "chosen": True,
+        },
     ]
     tried = [{**candidate, "steps": 40} for candidate in tried]
     stages = [{"stage": "train", "metrics": {}}, {"stage": "prune", "metrics": {"candidates": tried}}]
@@ -105,8 +125,8 @@ def test_shapes_that_were_tried_stand_in_the_report_once(made: tuple[Path, Any])
     assert found == {"pruned": tried}
     page = as_markdown({**made[1], "candidates": found})
     assert "## Shapes that were tried for pruned" in page
-    assert page.index("| 1 x 32 | 0.03 M | 80.2 | 0.500 | 0.50 | 40 | chosen |") < page.index(
-        "| 2 x 32 | 0.02 M | 99.5 | 0.250 | - | 40 |  |"
+    assert page.index("| 1 x 32 | 0.03 M | x 1.062 | 0.500 | 0.50 | 40 | chosen |") < page.index(
+        "| 2 x 32 | 0.02 M | x 1.250 | 0.250 | - | 40 |  |"
     ), "the largest first"
 
 

@@ -18,7 +18,7 @@ from compress.prune.shape import Shape, candidate_shapes, quality_cost, smallest
 
 Floats = NDArray[np.float64]
 
-_FIGURES = ("file_mb", "ms_per_token", "perplexity", "kl", "steps", "chosen")
+_FIGURES = ("file_mb", "ms_per_token", "perplexity", "perplexity_ratio", "kl", "steps", "chosen")
 _SLACK = 1.02  # a shape that is measured this much slower than asked still fits: the next measurement may be faster
 
 
@@ -34,14 +34,15 @@ class Clock(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A shape that the budget buys. `perplexity` and `kl` are filled in when it has been tried, after `steps` of
-    healing; `chosen` says which one was taken."""
+    """A shape that the budget buys. `perplexity`, its ratio to the uncut model's on the same tokens, and `kl` are
+    filled in when it has been tried, after `steps` of healing; `chosen` says which one was taken."""
 
     shape: Shape
     expected_loss: float
     file_mb: float | None = None
     ms_per_token: float | None = None
     perplexity: float | None = None
+    perplexity_ratio: float | None = None
     kl: float | None = None
     steps: int = 0
     chosen: bool = False

@@ -89,5 +89,6 @@ def try_candidates(
 def _measured(
     candidate: Candidate, student: GPT2LMHeadModel, reference: GPT2LMHeadModel, held_out: Sequence[Batch]
 ) -> Candidate:
-    kl = divergence(reference, student, held_out).kl
-    return replace(candidate, kl=kl, perplexity=math.exp(mean_loss(student, held_out)))
+    kl, loss = divergence(reference, student, held_out).kl, mean_loss(student, held_out)
+    ratio = math.exp(loss - mean_loss(reference, held_out))
+    return replace(candidate, kl=kl, perplexity=math.exp(loss), perplexity_ratio=ratio)
