@@ -61,17 +61,22 @@ class NextToken:
 
     def loss_sum(self, model: GPT2LMHeadModel, input_ids: Tensor, labels: Tensor) -> Tensor:
         """See `Objective`."""
-        wanted, targets = label_positions(labels)
-        hidden = last_hidden(model, input_ids)[:, :-1][wanted]  # [labels, width]
-
-        def part(hidden: Tensor, targets: Tensor) -> Tensor:
-            return nn.functional.cross_entropy(model.lm_head(hidden).float(), targets, reduction="sum")
-
-        return sum_by_parts(part, model.config.vocab_size, hidden, targets)
+        return next_token_loss(model, input_ids, labels)
 
     def evaluate(self, model: GPT2LMHeadModel, max_tokens: int) -> dict[str, float]:
         """See `Objective`."""
         return self._evaluate(model, max_tokens)
+
+
+def next_token_loss(model: GPT2LMHeadModel, input_ids: Tensor, labels: Tensor) -> Tensor:
+    """The negative log-likelihood of all labels in nats, summed, a float32 scalar; int64 [batch, length] both."""
+    wanted, targets = label_positions(labels)
+    hidden = last_hidden(model, input_ids)[:, :-1][wanted]  # [labels, width]
+
+    def part(hidden: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(model.lm_head(hidden).float(), targets, reduction="sum")
+
+    return sum_by_parts(part, model.config.vocab_size, hidden, targets)
 
 
 def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:

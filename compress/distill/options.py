@@ -1,7 +1,7 @@
 """What healing is asked for."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chitchat.errors import BadInput
@@ -62,6 +62,13 @@ class HealOptions:
             _require(value is None or value >= 1, name, value, "give a whole number from 1 up")
         rate = self.learning_rate
         _require(rate is None or 0 < rate < math.inf, "learning_rate", rate, "give a number above 0")
+
+    def part(self, share: float) -> "HealOptions":
+        """The same healing with a share of its budget."""
+        if self.steps is not None:
+            return replace(self, steps=max(1, round(share * self.steps)))
+        name = "epochs" if self.minutes is None else "minutes"
+        return replace(self, **{name: share * getattr(self, name)})
 
 
 def _require(good: bool, name: str, value: Any, remedy: str) -> None:

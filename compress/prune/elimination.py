@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-from chitchat.training.objective import label_positions, last_hidden
+from chitchat.training.objective import next_token_loss
 from compress.calibration import Batch
 
 Floats = NDArray[np.float64]
@@ -98,8 +98,9 @@ def stream_metrics(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> list[Flo
     try:
         for batch in batches:
             written.clear()
+            ids, labels = (batch[name].to(model.device) for name in ("input_ids", "labels"))
             with torch.enable_grad():
-                gradients = torch.autograd.grad(next_token_loss(model, batch), written)
+                gradients = torch.autograd.grad(next_token_loss(model, ids, labels), written)
             mask = batch["attention_mask"].bool().to(model.device)
             for total, gradient in zip(sums, gradients, strict=True):
                 rows = gradient[mask]
@@ -115,13 +116,6 @@ def _root(covariance: Tensor) -> Floats:
     values, vectors = torch.linalg.eigh(scaled + METRIC_DAMPING * torch.eye(len(scaled), dtype=scaled.dtype))
     root: Floats = ((vectors * values.clamp(min=0).sqrt()) @ vectors.T).numpy()
     return root
-
-
-def next_token_loss(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
-    """The negative log likelihood of a batch's labels in nats, summed."""
-    wanted, targets = label_positions(batch["labels"].to(model.device))
-    states = last_hidden(model, batch["input_ids"].to(model.device))[:, :-1][wanted]
-    return nn.functional.cross_entropy(model.lm_head(states).float(), targets, reduction="sum")
 
 
 def unit_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> tuple[list[Floats], list[Floats]]:

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from chitchat.errors import BadInput
-from chitchat.training.objective import last_hidden
+from chitchat.training.objective import last_hidden, next_token_loss
 from compress.calibration import Batch
-from compress.prune.elimination import next_token_loss, unit_scores
+from compress.prune.elimination import unit_scores
 from compress.prune.shape import Shape
 from compress.prune.slicing import Kept
 
@@ -213,7 +213,8 @@ def taylor_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Scores:
     try:
         with torch.enable_grad():
             for batch in batches:
-                loss = next_token_loss(model, batch)
+                ids, labels = (batch[name].to(model.device) for name in ("input_ids", "labels"))
+                loss = next_token_loss(model, ids, labels)
                 gradients = torch.autograd.grad(loss, list(seen.values()))
                 slopes = {
                     place: (output.detach() * gradient).sum(dim=1).double().cpu().numpy()  # [batch, columns]

@@ -56,8 +56,8 @@ def plan_rounds(full: Shape, shape: Shape, healing: HealOptions | None) -> list[
     half_way = _half_way(full, shape)
     if half_way in (full, shape):
         return [Round(shape, healing)]
-    first = replace(_share(healing, FIRST_SHARE), own_replies=0.0)  # what is cut again need not know how it speaks
-    return [Round(half_way, first), Round(shape, _share(healing, 1 - FIRST_SHARE))]
+    first = replace(healing.part(FIRST_SHARE), own_replies=0.0)  # what is cut again need not know how it speaks
+    return [Round(half_way, first), Round(shape, healing.part(1 - FIRST_SHARE))]
 
 
 def run_rounds(
@@ -135,11 +135,3 @@ def _half_way(full: Shape, shape: Shape) -> Shape:
         if each.layers >= shape.layers and each.heads >= shape.heads and each.ffn >= shape.ffn
     ]
     return between[0] if between else shape
-
-
-def _share(healing: HealOptions, share: float) -> HealOptions:
-    if healing.minutes is not None:
-        return replace(healing, minutes=share * healing.minutes)
-    if healing.epochs is not None:
-        return replace(healing, epochs=share * healing.epochs)
-    return replace(healing, steps=max(1, round(share * (healing.steps or 1))))

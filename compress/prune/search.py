@@ -16,7 +16,7 @@ from transformers import GPT2LMHeadModel
 
 from chitchat.data.dataset import ChatData
 from chitchat.training.processes import Processes
-from compress.calibration import Batch, calibration_batches, divergence, mean_loss
+from compress.calibration import calibration_batches, divergence, mean_loss
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from compress.prune.cut import TRIAL_TOKENS, Knife
@@ -66,8 +66,14 @@ def try_candidates(
         return [replace(candidates[0], chosen=True)]
     windows = data.windows("validation", knife.model.config.n_positions)
     held_out = calibration_batches(windows, data.dialogue.pad_id, COMPARED_TOKENS, seed)
+    uncut = mean_loss(knife.model, held_out)
+
+    def measured(candidate: Candidate, student: GPT2LMHeadModel) -> Candidate:
+        kl, loss = divergence(knife.model, student, held_out).kl, mean_loss(student, held_out)
+        return replace(candidate, kl=kl, perplexity=math.exp(loss), perplexity_ratio=math.exp(loss - uncut))
+
     tried = [
-        _measured(each, knife.cut(each.shape, TRIAL_TOKENS).student, knife.model, held_out)
+        measured(each, knife.cut(each.shape, TRIAL_TOKENS).student)
         for each in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
     ]
     if trial.heals:
@@ -79,16 +85,7 @@ def try_candidates(
                 patience=None, seed=seed, eval_tokens=COMPARED_TOKENS,
             )  # fmt: skip
             result = heal(student, teacher, data, work / f"trial-{place}", options)
-            healed = replace(tried[place], steps=result.steps)
-            tried[place] = _measured(healed, student, knife.model, held_out)
+            tried[place] = measured(replace(tried[place], steps=result.steps), student)
         shutil.rmtree(work, ignore_errors=True)
     best = min(tried, key=lambda each: (-min(each.steps, 1), each.kl))
     return [replace(each, chosen=each is best) for each in tried]
-
-
-def _measured(
-    candidate: Candidate, student: GPT2LMHeadModel, reference: GPT2LMHeadModel, held_out: Sequence[Batch]
-) -> Candidate:
-    kl, loss = divergence(reference, student, held_out).kl, mean_loss(student, held_out)
-    ratio = math.exp(loss - mean_loss(reference, held_out))
-    return replace(candidate, kl=kl, perplexity=math.exp(loss), perplexity_ratio=ratio)

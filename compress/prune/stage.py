@@ -234,7 +234,7 @@ def _choose(
             write_whole(work / "choice.json", {"key": {}, "candidates": [each.as_json() for each in candidates]})
     shape = next(each.shape for each in candidates if each.chosen)
     spent = any(each.steps for each in candidates)
-    left = _healing(options, trimmed, spent) if options.heals else None
+    left = _healing(options, spent) if options.heals else None
     return shape, candidates if options.has_budget else [], knife, left
 
 
@@ -261,18 +261,18 @@ def _budget(options: PruneOptions) -> tuple[float | None, float | None]:
     return None, 1.0 if options.heal_epochs is None else options.heal_epochs
 
 
-def _healing(options: PruneOptions, subject: Subject, trials_spent: bool) -> HealOptions:
+def _healing(options: PruneOptions, trials_spent: bool) -> HealOptions:
     """What is left to heal with, after the trials."""
     minutes, epochs = _budget(options)
-    left = 1 - SEARCH_SHARE if trials_spent else 1.0
-    return HealOptions(
-        minutes=None if minutes is None else left * minutes,
-        epochs=None if epochs is None else left * epochs,
+    whole = HealOptions(
+        minutes=minutes,
+        epochs=epochs,
         loss_kind=options.heal_loss,
         own_replies=options.own_replies,
         batch_size=HEALING_BATCH,
         seed=options.seed,
     )
+    return whole.part(1 - SEARCH_SHARE) if trials_spent else whole
 
 
 def _shape(model: GPT2LMHeadModel) -> Shape:
