@@ -16,11 +16,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from chitchat.training.objective import next_token_loss
 from compress.calibration import Batch
+from compress.prune.halves import embed, halves
 
 Floats = NDArray[np.float64]
 
@@ -88,7 +89,7 @@ class Covariance:
 def stream_metrics(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> list[Floats]:
     """Square roots of the covariance of the next-token loss's gradient at the output of every `attn.c_proj` and
     `mlp.c_proj`, in the order in which they run: float64 [width, width] each, scaled to a mean square of 1."""
-    writers = [writer for block in model.transformer.h for writer in (block.attn.c_proj, block.mlp.c_proj)]
+    writers = [half.writer for block in model.transformer.h for half in halves(block)]
     width = model.config.n_embd
     sums = [torch.zeros(width, width, dtype=torch.float64) for _ in writers]
     written: list[Tensor] = []
@@ -135,34 +136,15 @@ def _walk(
 ) -> tuple[list[Floats], list[Floats]]:
     """Move all streams through the model, half a layer after another, and score the units of each."""
     masks = [batch["attention_mask"].bool().to(model.device) for batch in batches]
-    streams = [
-        model.transformer.wte(ids) + model.transformer.wpe.weight[: ids.shape[1]]
-        for ids in (batch["input_ids"].to(model.device) for batch in batches)
-    ]
-    heads: list[Floats] = []
-    neurons: list[Floats] = []
+    streams = embed(model, batches)
+    found: tuple[list[Floats], list[Floats]] = ([], [])
     for layer, block in enumerate(model.transformer.h):
-        for norm, half, scores, size, metric in (
-            (block.ln_1, block.attn, heads, block.attn.head_dim, metrics[2 * layer]),
-            (block.ln_2, block.mlp, neurons, 1, metrics[2 * layer + 1]),
-        ):
-            writer = half.c_proj
-            covariance = Covariance(writer.weight.shape[0])
+        for number, (half, size) in enumerate(zip(halves(block), (block.attn.head_dim, 1), strict=True)):
+            covariance = Covariance(half.writer.weight.shape[0])
             for place, (stream, mask) in enumerate(zip(streams, masks, strict=True)):
-                written, inputs = _run(half, norm(stream), writer)
+                added, inputs = half.with_inputs(stream)
                 covariance.add(inputs[mask])
-                streams[place] = stream + written
-            way_out = writer.weight.double().cpu().numpy() @ metric
-            scores.append(elimination_scores(covariance.array(), way_out, size))
-    return heads, neurons
-
-
-def _run(half: nn.Module, stream: Tensor, writer: nn.Module) -> tuple[Tensor, Tensor]:
-    """The output of half a layer and the inputs of its `writer`."""
-    seen: list[Tensor] = []
-    hook = writer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    try:
-        output = half(stream)
-    finally:
-        hook.remove()
-    return (output[0] if isinstance(output, tuple) else output), seen[0]
+                streams[place] = stream + added
+            way_out = half.writer.weight.double().cpu().numpy() @ metrics[2 * layer + number]
+            found[number].append(elimination_scores(covariance.array(), way_out, size))
+    return found

@@ -11,8 +11,7 @@ Least squares with the inputs of the pruned model is how channel pruning has bee
 1707.06168); the penalty pulls towards the sliced weights, not towards 0. No gradients, no labels; seconds on a CPU.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from compress.calibration import Batch
+from compress.prune.halves import Half, embed, halves
 from compress.prune.slicing import Kept
 
 DAMPING = 1e-2  # penalty on leaving the sliced weights, as a share of the mean squared input
@@ -75,23 +75,20 @@ def refit(
         for skipped in range(previous + 1, layer):
             streams.skip(teacher.transformer.h[skipped])
         previous = layer
-        pair = _Pair(student.transformer.h[index], teacher.transformer.h[layer], kept, index)
-        streams.attention(pair, readers_too, damping)
-        streams.feed_forward(pair, readers_too, damping)
+        ours, theirs = (halves(model.transformer.h[at]) for model, at in ((student, index), (teacher, layer)))
+        for our_half, their_half, columns in zip(ours, theirs, _read_columns(teacher, kept, index), strict=True):
+            streams.advance(our_half, their_half, columns if readers_too else None, damping)
     for skipped in range(previous + 1, len(teacher.transformer.h)):
         streams.skip(teacher.transformer.h[skipped])
     streams.final_norm(student, teacher, damping)
 
 
-class _Pair:
-    """A layer of the student, the teacher's layer that it was cut out of, and the units of it that stayed."""
-
-    def __init__(self, ours: nn.Module, theirs: nn.Module, kept: Kept, index: int) -> None:
-        self.ours, self.theirs = ours, theirs
-        head_dim, width = theirs.attn.head_dim, theirs.attn.embed_dim
-        columns = torch.tensor([head * head_dim + i for head in kept.heads[index] for i in range(head_dim)])
-        self.qkv = torch.cat([columns, columns + width, columns + 2 * width])
-        self.neurons = torch.tensor(kept.neurons[index])
+def _read_columns(teacher: GPT2LMHeadModel, kept: Kept, index: int) -> tuple[Tensor, Tensor]:
+    """The columns of the teacher's `c_attn` and `c_fc` that stayed in a layer."""
+    width = teacher.config.n_embd
+    head_dim = width // teacher.config.n_head
+    columns = torch.tensor([head * head_dim + i for head in kept.heads[index] for i in range(head_dim)])
+    return torch.cat([columns, columns + width, columns + 2 * width]), torch.tensor(kept.neurons[index])
 
 
 class _Streams:
@@ -102,54 +99,37 @@ class _Streams:
     ) -> None:
         self.channels = torch.tensor(kept.channels)
         self.masks = [batch["attention_mask"].bool() for batch in batches]
-        self.ours, self.theirs = ([_embed(model, batch) for batch in batches] for model in (student, teacher))
+        self.ours, self.theirs = (embed(model, batches) for model in (student, teacher))
 
     def skip(self, theirs: nn.Module) -> None:
         """Move the teacher's stream through a layer that the student does not have."""
-        for place, stream in enumerate(self.theirs):
-            stream = stream + theirs.attn(theirs.ln_1(stream))[0]
-            self.theirs[place] = stream + theirs.mlp(theirs.ln_2(stream))
+        for half in halves(theirs):
+            self.theirs = [stream + half(stream) for stream in self.theirs]
 
-    def attention(self, pair: _Pair, reader_too: bool, damping: float) -> None:
-        """Fit the attention half of a layer and move both streams over it."""
-        ours, theirs = pair.ours, pair.theirs
-        if reader_too:
-            self._fit_reader(ours.ln_1, ours.attn.c_attn, theirs.ln_1, theirs.attn.c_attn, pair.qkv, damping)
-        after = [stream + theirs.attn(theirs.ln_1(stream))[0] for stream in self.theirs]
-        self._fit_writer(ours.ln_1, ours.attn, ours.attn.c_proj, after, damping)
-        self.ours = [stream + ours.attn(ours.ln_1(stream))[0] for stream in self.ours]
+    def advance(self, ours: Half, theirs: Half, columns: Tensor | None, damping: float) -> None:
+        """Fit half a layer and move both streams over it; its reader too, to those `columns` of the teacher's."""
+        if columns is not None:
+            self._fit_reader(ours, theirs, columns, damping)
+        after = [stream + theirs(stream) for stream in self.theirs]
+        self._fit_writer(ours, after, damping)
+        self.ours = [stream + ours(stream) for stream in self.ours]
         self.theirs = after
 
-    def feed_forward(self, pair: _Pair, reader_too: bool, damping: float) -> None:
-        """Fit the feed-forward half of a layer and move both streams over it."""
-        ours, theirs = pair.ours, pair.theirs
-        if reader_too:
-            self._fit_reader(ours.ln_2, ours.mlp.c_fc, theirs.ln_2, theirs.mlp.c_fc, pair.neurons, damping)
-        after = [stream + theirs.mlp(theirs.ln_2(stream)) for stream in self.theirs]
-        self._fit_writer(ours.ln_2, ours.mlp, ours.mlp.c_proj, after, damping)
-        self.ours = [stream + ours.mlp(ours.ln_2(stream)) for stream in self.ours]
-        self.theirs = after
-
-    def _fit_reader(
-        self, our_norm: nn.Module, ours: nn.Module, their_norm: nn.Module, theirs: nn.Module, columns: Tensor,
-        damping: float,
-    ) -> None:  # fmt: skip
+    def _fit_reader(self, ours: Half, theirs: Half, columns: Tensor, damping: float) -> None:
         """Fit what reads the stream to the kept columns of what the teacher's reads out of its own."""
-        ridge = Ridge(*ours.weight.shape)
+        ridge = Ridge(*ours.reader.weight.shape)
         for mask, our_stream, their_stream in zip(self.masks, self.ours, self.theirs, strict=True):
-            ridge.add(our_norm(our_stream)[mask], theirs(their_norm(their_stream))[mask][:, columns])
-        _store(ours, ridge, damping)
+            target = theirs.reader(theirs.norm(their_stream))[mask][:, columns]
+            ridge.add(ours.norm(our_stream)[mask], target)
+        _store(ours.reader, ridge, damping)
 
-    def _fit_writer(
-        self, norm: nn.Module, half: nn.Module, writer: nn.Module, after: Sequence[Tensor], damping: float
-    ) -> None:
+    def _fit_writer(self, ours: Half, after: Sequence[Tensor], damping: float) -> None:
         """Fit what writes to the stream, so that the stream after it is the teacher's."""
-        ridge = Ridge(*writer.weight.shape)
-        with _inputs_of(writer) as seen:
-            for mask, stream, target in zip(self.masks, self.ours, after, strict=True):
-                half(norm(stream))
-                ridge.add(seen.pop()[mask], target[mask][:, self.channels] - stream[mask])
-        _store(writer, ridge, damping)
+        ridge = Ridge(*ours.writer.weight.shape)
+        for mask, stream, target in zip(self.masks, self.ours, after, strict=True):
+            _, inputs = ours.with_inputs(stream)
+            ridge.add(inputs[mask], target[mask][:, self.channels] - stream[mask])
+        _store(ours.writer, ridge, damping)
 
     def final_norm(self, student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, damping: float) -> None:
         """Fit gain and bias of `ln_f`, the only weights before a tied head that are the head's alone.
@@ -177,24 +157,7 @@ class _Streams:
         norm.bias.copy_(after[width:])
 
 
-def _embed(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
-    """Token and position embeddings of a batch, [batch, tokens, width]."""
-    ids = batch["input_ids"].to(model.device)
-    return model.transformer.wte(ids) + model.transformer.wpe.weight[: ids.shape[1]]
-
-
 def _store(module: nn.Module, ridge: Ridge, damping: float) -> None:
     weight, bias = ridge.solve(module.weight, module.bias, damping)
     module.weight.copy_(weight)
     module.bias.copy_(bias)
-
-
-@contextmanager
-def _inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The inputs of `module`, appended at every call inside the block."""
-    seen: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    try:
-        yield seen
-    finally:
-        hook.remove()
