@@ -58,8 +58,7 @@ def score_units(model: GPT2LMHeadModel, batches: Sequence[Batch], importance: st
     """Rank all units of `model`. `batches` are calibration windows, not read by `magnitude` and `random`. Raises
     `BadInput` for a ranking that does not exist."""
     if importance == "obs":
-        channels = activation_scores(model, batches).channels
-        return Scores(channels, *unit_scores(model, batches))
+        return Scores(channel_scores(model, batches), *unit_scores(model, batches))
     if importance == "activation":
         return activation_scores(model, batches)
     if importance == "taylor":
@@ -134,8 +133,11 @@ class Activations:
 
 
 @contextmanager
-def watch(model: GPT2LMHeadModel) -> Iterator[Activations]:
-    """Collect statistics of every forward run inside the block; `mask` must be set to its attention mask before it."""
+def watch(model: GPT2LMHeadModel, units: bool = True) -> Iterator[Activations]:
+    """Collect statistics of every forward run inside the block; `mask` must be set to its attention mask before it.
+
+    Without `units` those of the channels alone.
+    """
     blocks = model.transformer.h
     norms = [norm for block in blocks for norm in (block.ln_1, block.ln_2)] + [model.transformer.ln_f]
     seen = Activations(
@@ -145,7 +147,7 @@ def watch(model: GPT2LMHeadModel) -> Iterator[Activations]:
     )
     hooks: list[Any] = []
     try:
-        for layer, block in enumerate(blocks):
+        for layer, block in enumerate(blocks if units else ()):
             hooks.append(block.mlp.c_proj.register_forward_pre_hook(_variance_hook(seen, seen.neurons[layer])))
             hooks.append(block.attn.c_proj.register_forward_pre_hook(_variance_hook(seen, seen.contexts[layer])))
         hooks += [norm.register_forward_hook(_norm_hook(seen, index)) for index, norm in enumerate(norms)]
@@ -174,17 +176,31 @@ def _norm_hook(seen: Activations, index: int) -> Callable[..., None]:
 @torch.no_grad()
 def activation_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Scores:
     """Scores from one forward run over the calibration windows; padding is left out."""
-    model.eval()
-    with watch(model) as seen:
-        for batch in batches:
-            seen.mask = batch["attention_mask"].to(model.device)
-            last_hidden(model, batch["input_ids"].to(model.device))
+    seen = _run_watched(model, batches, units=True)
     heads, neurons = [], []
     for block, context, neuron in zip(model.transformer.h, seen.contexts, seen.neurons, strict=True):
         heads.append(by_head(outflow_scores(context.variance, _array(block.attn.c_proj.weight)), model.config.n_head))
         neurons.append(outflow_scores(neuron.variance, _array(block.mlp.c_proj.weight)))
-    channels = np.sum([np.sqrt(squares) for squares in seen.channels], axis=0)
-    return Scores(channels, heads, neurons)
+    return Scores(_channels(seen), heads, neurons)
+
+
+@torch.no_grad()
+def channel_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Floats:
+    """The channels' part of `activation_scores`, [width]."""
+    return _channels(_run_watched(model, batches, units=False))
+
+
+def _run_watched(model: GPT2LMHeadModel, batches: Sequence[Batch], units: bool) -> Activations:
+    model.eval()
+    with watch(model, units) as seen:
+        for batch in batches:
+            seen.mask = batch["attention_mask"].to(model.device)
+            last_hidden(model, batch["input_ids"].to(model.device))
+    return seen
+
+
+def _channels(seen: Activations) -> Floats:
+    return np.sum([np.sqrt(squares) for squares in seen.channels], axis=0)
 
 
 def taylor_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Scores:
