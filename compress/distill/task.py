@@ -19,9 +19,10 @@ from compress.distill.objective import Distillation, next_token
 from compress.distill.options import HealOptions
 from compress.distill.samples import SampledWindows
 
-# Shares of the rate of training: a refitted start is good already, and higher rates first make it worse (LOG.md).
-BIG_CUT = 0.3  # from this share of removed parameters on
-BIG_CUT_RATE, SMALL_CUT_RATE = 0.25, 0.08
+# Shares of the rate of training, by the share of removed parameters; between the two they grow evenly. A refitted start
+# is good already, and higher rates first make it worse (LOG.md).
+SMALL_CUT, SMALL_CUT_RATE = 0.3, 0.08
+BIG_CUT, BIG_CUT_RATE = 0.5, 0.25
 
 T = TypeVar("T")
 
@@ -88,9 +89,10 @@ class Task:
 
 
 def default_rate(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel) -> float:
-    """The peak rate: a share of that of training at the student's width, the larger one when much was cut."""
+    """The peak rate: a share of that of training at the student's width, the larger the more was cut."""
     removed = 1 - student.num_parameters() / teacher.num_parameters()
-    return (BIG_CUT_RATE if removed >= BIG_CUT else SMALL_CUT_RATE) * scratch_rate(student.config.n_embd)
+    way = min(max((removed - SMALL_CUT) / (BIG_CUT - SMALL_CUT), 0.0), 1.0)
+    return SMALL_CUT_RATE * (BIG_CUT_RATE / SMALL_CUT_RATE) ** way * scratch_rate(student.config.n_embd)
 
 
 @contextmanager
