@@ -154,6 +154,9 @@ def prune(
     heal_epochs: Annotated[float | None, typer.Option(help="Heal for these passes over the conversations.")] = None,
     heal_minutes: Annotated[float | None, typer.Option(help="Heal for these minutes; 0: not at all.")] = None,
     heal_loss: Annotated[str, typer.Option(help="kl (from the teacher) or ce (from the text alone).")] = "kl",
+    heal_labels: Annotated[
+        float, typer.Option(help="Share of the text's own cross-entropy beside the KL, 0 to below 1.")
+    ] = 0.0,
     own_replies: Annotated[
         float, typer.Option(help="Share of the healing that goes to the student's own replies.")
     ] = 0.1,
@@ -187,6 +190,7 @@ def prune(
         heal_epochs=heal_epochs,
         heal_minutes=heal_minutes,
         heal_loss=heal_loss,
+        heal_labels=heal_labels,
         own_replies=own_replies,
         teacher=teacher,
         seed=seed,

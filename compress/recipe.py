@@ -62,7 +62,7 @@ VERBS = {
         argument="from",
         options=(
             *("data", "keep", "max-mb", "max-ms-per-token", "layers", "width", "ffn", "vocab", "context"),
-            *("heal-epochs", "heal-minutes", "heal-loss", "own-replies", "teacher"),
+            *("heal-epochs", "heal-minutes", "heal-loss", "heal-labels", "own-replies", "teacher"),
             *("scheme", "candidates", "importance", "no-refit"),
         ),
         takes={"from": _MODEL, "data": ("data",), "teacher": _MODEL},

@@ -65,18 +65,20 @@ def test_skewed_kl_is_to_the_mixture_and_bounded():
     assert other.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
 @pytest.mark.parametrize("dropped", [False, True])
-def test_the_loss_reads_label_positions_only_and_in_pieces_alike(data, dropped, monkeypatch):
+def test_the_loss_reads_label_positions_only_and_in_pieces_alike(data, dropped, share, monkeypatch):
     """Stops: padding in the loss, a teacher that is trained, pieces that lose their gradient."""
     teacher, student = model(layers=4), model(seed=1)
     windows = data.windows("train", 32, replies_only=True)
     batch = _collate([windows[number] for number in range(5)])
-    view = Trainable.around(student, Distillation(teacher, windows, dropped))
+    view = Trainable.around(student, Distillation(teacher, windows, dropped, label_share=share))
     with torch.no_grad():
         hidden = [one(input_ids=batch["input_ids"], output_hidden_states=True) for one in (teacher, student)]
         wanted = batch["labels"][:, 1:] != -100
         logits = [one.logits[:, :-1][wanted] for one in hidden]
-        expected = forward_kl(*logits).sum()
+        labels = torch.nn.functional.cross_entropy(logits[1], batch["labels"][:, 1:][wanted], reduction="sum")
+        expected = (1 - share) * forward_kl(*logits).sum() + share * labels
         if dropped:
             middle = [one.hidden_states[-3][:, :-1][wanted] for one in hidden]
             expected += (1 - torch.cosine_similarity(*middle, dim=-1)).sum()
@@ -106,6 +108,20 @@ def test_healing_brings_the_student_to_the_teacher(data, tmp_path):
     same = Distillation(teacher, windows, False).evaluate(copy.deepcopy(teacher), 10**6)
     assert same["loss"] == pytest.approx(0, abs=1e-6)
     assert same["perplexity"] == pytest.approx(result.teacher_perplexity)
+
+
+def test_a_share_of_labels_decides_as_it_teaches(data):
+    """Stops: best weights that are chosen by another yardstick than the loss, labels that the student made up."""
+    teacher, student, windows = model(layers=3), model(layers=2, seed=1), data.windows("validation", 32)
+    pure, mixed = (Distillation(teacher, windows, False, label_share=share) for share in (0.0, 0.25))
+    kl, found = pure.evaluate(student, 10**6), mixed.evaluate(student, 10**6)
+    assert found["loss"] == pytest.approx(0.75 * kl["loss"] + 0.25 * math.log(kl["perplexity"]))
+    batch = _collate([windows[number] for number in range(3)])
+    own = [
+        Distillation(teacher, windows, False, skew=0.1, label_share=share).loss_sum(student, **batch).item()
+        for share in (0.0, 0.25)
+    ]
+    assert own[0] == own[1]
 
 
 def test_cross_entropy_is_the_control(data, tmp_path):
@@ -325,6 +341,7 @@ if Processes().first:
         ({"steps": 0}, r"--heal-steps 0"),
         ({"epochs": math.nan}, r"--heal-epochs nan"),
         ({"steps": 1, "loss_kind": "mse"}, r"--heal-loss mse: give kl or ce"),
+        ({"steps": 1, "label_share": 1.0}, r"--heal-labels 1.0"),
         ({"steps": 1, "own_replies": 1.0}, r"--own-replies 1.0"),
         ({"steps": 1, "teacher_samples": "some"}, r"--teacher-samples some"),
         ({"steps": 1, "dropout": 1.0}, r"--heal-dropout 1.0"),

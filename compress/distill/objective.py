@@ -1,8 +1,10 @@
 """What a healing student minimises, and the held-out figures that choose its best weights.
 
-The loss is the forward KL divergence KL(teacher || student) at temperature 1 over all positions with a label, which
-pruning studies find better than mixing in cross-entropy (Minitron, arXiv 2407.14679, tables 15 and 16). Where layers
-were dropped and the width was kept, a cosine loss draws the student's hidden states to the teacher's (table 17).
+The loss is the forward KL divergence KL(teacher || student) at temperature 1 over all positions with a label. A share
+of the corpus's own cross-entropy can be mixed in, as Hinton's distillation does (arXiv 1503.02531): pruning studies
+with strong teachers find that worse (Minitron, arXiv 2407.14679, tables 15 and 16); a teacher that has not learnt all
+that the corpus tells is overtaken with it (LOG.md). Where layers were dropped and the width was kept, a cosine loss
+draws the student's hidden states to the teacher's (Minitron's table 17).
 Teacher and student read the same windows.
 """
 
@@ -25,38 +27,53 @@ _TOKENS_AT_ONCE = 2048
 class Distillation:
     """The objective of healing: see `chitchat.training.objective.Objective`.
 
-    With `skew` above 0 the divergence is `skewed_kl`, for text that the student wrote itself.
+    With `skew` above 0 the divergence is `skewed_kl`, for text that the student wrote itself. `label_share` is that of
+    the labels' own negative log-likelihood in the loss, beside the divergence.
     """
 
-    def __init__(self, teacher: GPT2LMHeadModel, held_out: Windows, layers_dropped: bool, skew: float = 0.0) -> None:
+    def __init__(
+        self,
+        teacher: GPT2LMHeadModel,
+        held_out: Windows,
+        layers_dropped: bool,
+        skew: float = 0.0,
+        label_share: float = 0.0,
+    ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.held_out = held_out
         self.hidden = layers_dropped
         self.skew = skew
+        self.label_share = label_share
 
     def loss_sum(self, model: GPT2LMHeadModel, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """KL summed over all labels, plus the cosine loss where layers were dropped."""
+        """KL (and the labels' share) summed over all labels, plus the cosine loss where layers were dropped."""
         self.teacher.to(input_ids.device)
-        wanted, _ = label_positions(labels)
+        wanted, targets = label_positions(labels)
         with torch.no_grad():
             of_teacher, middle_of_teacher = self._states(self.teacher, input_ids, wanted)
         of_student, middle_of_student = self._states(model, input_ids, wanted)
 
-        def part(student: Tensor, teacher: Tensor) -> Tensor:
+        def part(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
             with torch.no_grad():
                 target = self.teacher.lm_head(teacher).float()
-            return skewed_kl(target, model.lm_head(student).float(), self.skew).sum()
+            logits = model.lm_head(student).float()
+            divergence = skewed_kl(target, logits, self.skew).sum()
+            if not self.label_share or self.skew:  # its own words are no labels
+                return divergence
+            likelihood = nn.functional.cross_entropy(logits, targets, reduction="sum")
+            return torch.lerp(divergence, likelihood, self.label_share)
 
-        loss = sum_by_parts(part, model.config.vocab_size, of_student, of_teacher)
+        loss = sum_by_parts(part, model.config.vocab_size, of_student, of_teacher, targets)
         if middle_of_student is not None and middle_of_teacher is not None:
             cosine = nn.functional.cosine_similarity(middle_of_student.float(), middle_of_teacher.float(), dim=-1)
             loss = loss + HIDDEN_WEIGHT * (1 - cosine).sum()
         return loss
 
     def evaluate(self, model: GPT2LMHeadModel, max_tokens: int) -> dict[str, float]:
-        """`held_out_figures`, and as `loss` the held-out KL."""
+        """`held_out_figures`, and as `loss` what is minimised: the held-out KL, with the labels' share."""
         figures = held_out_figures(model, self.teacher, self.held_out, max_tokens)
-        return {"loss": figures["kl"], **figures}
+        share = self.label_share
+        return {"loss": (1 - share) * figures["kl"] + share * math.log(figures["perplexity"]), **figures}
 
     def _states(self, model: GPT2LMHeadModel, input_ids: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
         """Final hidden states at the wanted positions, [labels, width]; and those two layers before, if they count."""

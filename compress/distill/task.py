@@ -49,7 +49,7 @@ class Task:
             return next_token(self.teacher, self.held_out)
         ours, theirs = self.student.config, self.teacher.config
         dropped = ours.n_layer < theirs.n_layer and ours.n_embd == theirs.n_embd
-        return Distillation(self.teacher, self.held_out, dropped, skew)
+        return Distillation(self.teacher, self.held_out, dropped, skew, self.options.label_share)
 
     def fit_options(self, rate: float = 1.0, **budget: Any) -> FitOptions:
         """Options of one part with that share of the learning rate; `budget` are more fields of `FitOptions`."""

@@ -19,8 +19,9 @@ class PruneOptions:
     `vocab` and `context` go with either. `importance` ranks the units, `refit` repairs in closed form, and of the
     shapes that a budget buys `candidates` are tried.
 
-    Healing takes `heal_epochs` or `heal_minutes` (none: one epoch; 0: no healing); `heal_loss`, `own_replies`: see
-    `compress.distill.options`. `teacher` is a checkpoint to heal from, the unpruned one when None.
+    Healing takes `heal_epochs` or `heal_minutes` (none: one epoch; 0: no healing); `heal_loss`, `heal_labels` (there
+    `label_share`) and `own_replies`: see `compress.distill.options`. `teacher` is a checkpoint to heal from, the
+    unpruned one when None.
     """
 
     keep: float | None = None
@@ -38,6 +39,7 @@ class PruneOptions:
     heal_epochs: float | None = None
     heal_minutes: float | None = None
     heal_loss: str = "kl"
+    heal_labels: float = 0.0
     own_replies: float = 0.1
     teacher: str | None = None
     seed: int = 0

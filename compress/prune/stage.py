@@ -268,6 +268,7 @@ def _healing(options: PruneOptions, trials_spent: bool) -> HealOptions:
         minutes=minutes,
         epochs=epochs,
         loss_kind=options.heal_loss,
+        label_share=options.heal_labels,
         own_replies=options.own_replies,
         batch_size=HEALING_BATCH,
         seed=options.seed,
