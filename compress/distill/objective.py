@@ -4,8 +4,7 @@ The loss is the forward KL divergence KL(teacher || student) at temperature 1 ov
 of the corpus's own cross-entropy can be mixed in, as Hinton's distillation does (arXiv 1503.02531): pruning studies
 with strong teachers find that worse (Minitron, arXiv 2407.14679, tables 15 and 16); a teacher that has not learnt all
 that the corpus tells is overtaken with it (LOG.md). Where layers were dropped and the width was kept, a cosine loss
-draws the student's hidden states to the teacher's (Minitron's table 17).
-Teacher and student read the same windows.
+draws the student's hidden states to the teacher's (Minitron's table 17). Teacher and student read the same windows.
 """
 
 import math

@@ -27,8 +27,8 @@ from compress.distill.options import HealOptions
 from compress.prune.cut import Cut, Knife
 from compress.prune.shape import Shape, candidate_shapes
 
-# Of the parameters that stay. A budget of a half buys shapes a little below it, which two rounds do not help: the first
-# one takes steps away from the second (LOG.md).
+# Of the parameters that stay. A budget of a half buys shapes a little below it, and there the first of two rounds took
+# more steps away from the second than it seemed to give (LOG.md; not in equal minutes).
 TWO_ROUNDS_BELOW = 0.48
 FIRST_SHARE = 0.4  # of the healing budget for the first of two rounds
 
