@@ -342,6 +342,7 @@ if Processes().first:
         ({"epochs": math.nan}, r"--heal-epochs nan"),
         ({"steps": 1, "loss_kind": "mse"}, r"--heal-loss mse: give kl or ce"),
         ({"steps": 1, "label_share": 1.0}, r"--heal-labels 1.0"),
+        ({"steps": 1, "label_share": 0.2, "loss_kind": "ce"}, r"--heal-labels 0.2: goes with --heal-loss kl"),
         ({"steps": 1, "own_replies": 1.0}, r"--own-replies 1.0"),
         ({"steps": 1, "teacher_samples": "some"}, r"--teacher-samples some"),
         ({"steps": 1, "dropout": 1.0}, r"--heal-dropout 1.0"),

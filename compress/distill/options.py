@@ -16,7 +16,7 @@ class HealOptions:
     Exactly one of `epochs` (passes over the training split), `minutes` and `steps` (optimizer steps) is the budget.
     `loss_kind` is "kl" (forward KL to the teacher) or "ce", the control: the next token of the corpus alone, without a
     teacher, chosen by its own held-out loss. `label_share` is that of the corpus's cross-entropy beside the KL, 0 to
-    below 1; "ce" has no use for it. `own_replies` is the share of the budget, at its end, that is spent on the
+    below 1, and 0 with "ce", which is nothing else. `own_replies` is the share of the budget, at its end, that is spent on the
     student's own replies; 0 for none. `teacher_samples` says whether conversations that the teacher wrote are mixed
     in; "auto" does so when the corpus is small for the budget. Both are the teacher's teaching, so "ce" has neither.
     `dropout` is the student's while it heals: none by default, since a pruned model has no capacity to spare and the
@@ -55,6 +55,8 @@ class HealOptions:
         _require(self.loss_kind in LOSSES, "heal-loss", self.loss_kind, f"give {' or '.join(LOSSES)}")
         _require(0 <= self.own_replies < 1, "own-replies", self.own_replies, "a share of the budget, 0 to below 1")
         _require(0 <= self.label_share < 1, "heal-labels", self.label_share, "a share of the loss, 0 to below 1")
+        mixed = self.loss_kind == "kl" or not self.label_share
+        _require(mixed, "heal-labels", self.label_share, "goes with --heal-loss kl; ce is nothing but labels")
         samples = self.teacher_samples in ("auto", True, False)
         _require(samples, "teacher-samples", self.teacher_samples, "give auto, true or false")
         dropout = self.dropout is None or 0 <= self.dropout < 1

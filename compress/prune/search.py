@@ -8,7 +8,7 @@ so the worse half goes by its held-out KL after the refit, and the rest is heale
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -28,25 +28,18 @@ MOST_STEPS = 300
 COMPARED_TOKENS = 8_192  # held-out
 
 
-@dataclass(frozen=True)
-class Trial:
-    """How long each of the better half is healed: minutes or steps; neither when the budget is too small for it."""
+def trial_of(healing: HealOptions, windows: int, candidates: int) -> HealOptions | None:
+    """The healing of each finalist among so many candidates; None where the budget is too small to tell them apart.
 
-    minutes: float | None = None
-    steps: int | None = None
-
-    @classmethod
-    def within(cls, minutes: float | None, epochs: float | None, steps_of_epoch: int, count: int) -> "Trial":
-        """A trial of each of `count` candidates within the share of the healing budget that is for trials."""
-        if minutes is not None:
-            each = SEARCH_SHARE * minutes / max(1, count)
-            return cls(minutes=each) if each >= LEAST_MINUTES else cls()
-        steps = math.floor(SEARCH_SHARE * (epochs or 0) * steps_of_epoch / max(1, count))
-        return cls(steps=min(steps, MOST_STEPS)) if steps >= LEAST_STEPS else cls()
-
-    @property
-    def heals(self) -> bool:
-        return self.minutes is not None or self.steps is not None
+    `healing` is the whole healing, its budget minutes or epochs; `windows` are those of the training split.
+    """
+    short = replace(healing, own_replies=0.0, teacher_samples=False, patience=None, eval_tokens=COMPARED_TOKENS)
+    share = SEARCH_SHARE / finalists(candidates)
+    if healing.minutes is not None:
+        minutes = share * healing.minutes
+        return replace(short, minutes=minutes) if minutes >= LEAST_MINUTES else None
+    steps = math.floor(share * (healing.epochs or 0) * (windows // healing.batch_size))
+    return replace(short, epochs=None, steps=min(steps, MOST_STEPS)) if steps >= LEAST_STEPS else None
 
 
 def finalists(candidates: int) -> int:
@@ -55,12 +48,13 @@ def finalists(candidates: int) -> int:
 
 
 def try_candidates(
-    candidates: Sequence[Candidate], knife: Knife, teacher: GPT2LMHeadModel, data: ChatData, trial: Trial, work: Path,
-    heal_loss: str = "kl", seed: int = 0,
+    candidates: Sequence[Candidate], knife: Knife, teacher: GPT2LMHeadModel, data: ChatData, trial: HealOptions | None,
+    work: Path, seed: int = 0,
 ) -> list[Candidate]:  # fmt: skip
     """The candidates with what was measured of them, in the order given; the one with the least KL is `chosen`.
 
-    `work` is a folder for the trials, removed at the end. Under a launcher every process calls this.
+    `trial` heals the better half of them; None for none. `work` is a folder for the trials, removed at the end. Under a
+    launcher every process calls this.
     """
     if len(candidates) == 1:
         return [replace(candidates[0], chosen=True)]
@@ -76,15 +70,11 @@ def try_candidates(
         measured(each, knife.cut(each.shape, TRIAL_TOKENS).student)
         for each in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
     ]
-    if trial.heals:
+    if trial is not None:
         order = Processes().from_first(sorted(range(len(tried)), key=lambda place: tried[place].kl or 0.0))
         for place in tqdm(order[: finalists(len(tried))], desc="healing candidates", unit="shape", disable=None):
             student = knife.cut(tried[place].shape, TRIAL_TOKENS).student
-            options = HealOptions(
-                minutes=trial.minutes, steps=trial.steps, loss_kind=heal_loss, own_replies=0.0, teacher_samples=False,
-                patience=None, seed=seed, eval_tokens=COMPARED_TOKENS,
-            )  # fmt: skip
-            result = heal(student, teacher, data, work / f"trial-{place}", options)
+            result = heal(student, teacher, data, work / f"trial-{place}", trial)
             tried[place] = measured(replace(tried[place], steps=result.steps), student)
         shutil.rmtree(work, ignore_errors=True)
     best = min(tried, key=lambda each: (-min(each.steps, 1), each.kl))

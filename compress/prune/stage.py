@@ -39,7 +39,7 @@ from compress.prune.options import PruneOptions
 from compress.prune.plan import Candidate, Clock, plan_candidates
 from compress.prune.retokenize import retokenize
 from compress.prune.rounds import plan_rounds, run_rounds
-from compress.prune.search import SEARCH_SHARE, Trial, finalists, try_candidates
+from compress.prune.search import SEARCH_SHARE, trial_of, try_candidates
 from compress.prune.shape import Shape, explicit_shape
 from compress.prune.vocabulary import choose_vocabulary, trim_positions, trim_tokenizer, trim_vocabulary, used_ids
 
@@ -218,6 +218,7 @@ def _choose(
     """The shape, the candidates that were tried for it, the knife, and the healing that the trials left."""
     processes = Processes()
     full = _shape(trimmed.model)
+    healing = _healing(options) if options.heals else None
     knife = Knife(trimmed.model, trimmed.data, options.importance, options.refit, options.seed)
     choice = processes.from_first(read_keyed(work / "choice.json", {}) if resume and processes.first else None)
     if choice is not None:
@@ -225,17 +226,18 @@ def _choose(
     else:
         found = _candidates(_shape(came), full, options, clock) if processes.first else []
         candidates = processes.from_first(found)
-        trial = _trial(options, trimmed, len(candidates))
-        tried = try_candidates(
-            candidates, knife, teacher, trimmed.data, trial, work / "trials", options.heal_loss, options.seed
-        )
+        trial = None
+        if healing is not None and len(candidates) > 1:
+            windows = trimmed.data.windows("train", trimmed.model.config.n_positions)
+            trial = trial_of(healing, len(windows), len(candidates))
+        tried = try_candidates(candidates, knife, teacher, trimmed.data, trial, work / "trials", options.seed)
         candidates = processes.from_first(tried)
         if processes.first:
             write_whole(work / "choice.json", {"key": {}, "candidates": [each.as_json() for each in candidates]})
     shape = next(each.shape for each in candidates if each.chosen)
-    spent = any(each.steps for each in candidates)
-    left = _healing(options, spent) if options.heals else None
-    return shape, candidates if options.has_budget else [], knife, left
+    if healing is not None and any(each.steps for each in candidates):
+        healing = healing.part(1 - SEARCH_SHARE)
+    return shape, candidates if options.has_budget else [], knife, healing
 
 
 def _candidates(full: Shape, trimmed: Shape, options: PruneOptions, clock: Clock | None) -> list[Candidate]:
@@ -246,26 +248,13 @@ def _candidates(full: Shape, trimmed: Shape, options: PruneOptions, clock: Clock
     return [Candidate.of(shape, trimmed)]
 
 
-def _trial(options: PruneOptions, subject: Subject, candidates: int) -> Trial:
-    if not options.heals or candidates == 1:
-        return Trial()
-    windows = subject.data.windows("train", subject.model.config.n_positions)
-    minutes, epochs = _budget(options)
-    return Trial.within(minutes, epochs, len(windows) // HEALING_BATCH, finalists(candidates))
-
-
-def _budget(options: PruneOptions) -> tuple[float | None, float | None]:
-    """Minutes or epochs; one epoch where neither is asked for."""
-    if options.heal_minutes is not None:
-        return options.heal_minutes, None
-    return None, 1.0 if options.heal_epochs is None else options.heal_epochs
-
-
-def _healing(options: PruneOptions, trials_spent: bool) -> HealOptions:
-    """What is left to heal with, after the trials."""
-    minutes, epochs = _budget(options)
-    whole = HealOptions(
-        minutes=minutes,
+def _healing(options: PruneOptions) -> HealOptions:
+    """The whole healing; one epoch where neither minutes nor epochs are asked for."""
+    epochs = options.heal_epochs
+    if epochs is None and options.heal_minutes is None:
+        epochs = 1.0
+    return HealOptions(
+        minutes=options.heal_minutes,
         epochs=epochs,
         loss_kind=options.heal_loss,
         label_share=options.heal_labels,
@@ -273,7 +262,6 @@ def _healing(options: PruneOptions, trials_spent: bool) -> HealOptions:
         batch_size=HEALING_BATCH,
         seed=options.seed,
     )
-    return whole.part(1 - SEARCH_SHARE) if trials_spent else whole
 
 
 def _shape(model: GPT2LMHeadModel) -> Shape:
