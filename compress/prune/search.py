@@ -23,7 +23,7 @@ from compress.prune.cut import TRIAL_TOKENS, Knife
 from compress.prune.plan import Candidate
 
 SEARCH_SHARE = 0.2  # of the healing budget goes to trials
-LEAST_MINUTES, LEAST_STEPS = 0.5, 30  # of a trial: less says no more than the refit does
+LEAST_MINUTES, LEAST_STEPS = 1.0, 30  # of a trial: less says no more than the refit does
 MOST_STEPS = 300
 COMPARED_TOKENS = 8_192  # held-out
 
