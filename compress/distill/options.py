@@ -17,8 +17,9 @@ class HealOptions:
     `loss_kind` is "kl" (forward KL to the teacher) or "ce", the control: the next token of the corpus alone, without a
     teacher, chosen by its own held-out loss. `label_share` is that of the corpus's cross-entropy beside the KL, 0 to
     below 1, and 0 with "ce", which is nothing else. `own_replies` is the share of the budget, at its end, that is spent
-    on the student's own replies; 0 for none. `teacher_samples` says whether conversations that the teacher wrote are mixed
-    in; "auto" does so when the corpus is small for the budget. Both are the teacher's teaching, so "ce" has neither.
+    on the student's own replies; 0 for none. `teacher_samples` says whether conversations that the teacher wrote are
+    mixed in; "auto" does so when the corpus is small for the budget. Both are the teacher's teaching, so "ce" has
+    neither.
     `dropout` is the student's while it heals: none by default, since a pruned model has no capacity to spare and the
     teacher's whole distribution regularizes; None takes the checkpoint's own.
     `context` is the window length (None: the shorter context of the two models), `loss` counts "all" turns or
