@@ -21,7 +21,7 @@ from transformers import GPT2LMHeadModel
 
 from chitchat.training.objective import next_token_loss
 from compress.calibration import Batch
-from compress.prune.halves import embed, halves
+from compress.halves import embed, halves
 
 Floats = NDArray[np.float64]
 

@@ -19,37 +19,9 @@ from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from compress.calibration import Batch
-from compress.prune.halves import Half, embed, halves
+from compress.halves import Half, embed, halves
 from compress.prune.slicing import Kept
-
-DAMPING = 1e-2  # penalty on leaving the sliced weights, as a share of the mean squared input
-
-
-class Ridge:
-    """Normal equations of y = x W + b: products of a batch in its own dtype, summed over batches in float64.
-
-    x float [rows, inputs], y float [rows, outputs]. The penalty is `damping` times the mean of x^2 over all inputs,
-    on the distance of W from a given weight; the bias is free.
-    """
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        self.xx = torch.zeros(inputs + 1, inputs + 1, dtype=torch.float64)
-        self.xy = torch.zeros(inputs + 1, outputs, dtype=torch.float64)
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add rows."""
-        x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-        self.xx += (x.T @ x).double().cpu()
-        self.xy += (x.T @ y).double().cpu()
-
-    def solve(self, weight: Tensor, bias: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-        """The best `(weight [inputs, outputs], bias [outputs])`, in the dtype and on the device of `weight`."""
-        before = torch.cat([weight, bias[None]]).detach().double().cpu()
-        penalty = torch.full((len(self.xx),), damping * float(self.xx.diagonal()[:-1].mean()), dtype=torch.float64)
-        penalty[-1] = 1e-9 * self.xx[-1, -1]
-        change = torch.linalg.solve(self.xx + penalty.diag(), self.xy - self.xx @ before, left=True)
-        after = (before + change).to(weight.device, weight.dtype)
-        return after[:-1], after[-1]
+from compress.ridge import DAMPING, Ridge, fit_final_norm
 
 
 @torch.no_grad()
@@ -132,29 +104,9 @@ class _Streams:
         _store(ours.writer, ridge, damping)
 
     def final_norm(self, student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, damping: float) -> None:
-        """Fit gain and bias of `ln_f`, the only weights before a tied head that are the head's alone.
-
-        With logits (g * x + b) E^T the normal equations in (g, b) need x^T x and E^T E only, never a logit.
-        """
-        norm, table = student.transformer.ln_f, student.lm_head.weight.double()
-        gram, cross = table.T @ table, teacher.lm_head.weight.double().T @ table  # [ours, ours], [theirs, ours]
-        width = len(gram)
-        xx = torch.zeros(width + 1, width + 1, dtype=torch.float64)
-        xy = torch.zeros(width + 1, width, dtype=torch.float64)
-        for mask, ours, theirs in zip(self.masks, self.ours, self.theirs, strict=True):
-            x = nn.functional.layer_norm(ours[mask], (width,), eps=norm.eps).double()
-            x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-            xx += x.T @ x
-            xy += x.T @ (teacher.transformer.ln_f(theirs[mask]).double() @ cross)
-        square = torch.block_diag(xx[:-1, :-1] * gram, xx[-1, -1] * gram)
-        square[:width, width:] = xx[:-1, -1:] * gram
-        square[width:, :width] = square[:width, width:].T
-        right = torch.cat([xy[:-1].diagonal(), xy[-1]])
-        before = torch.cat([norm.weight, norm.bias]).double()
-        penalty = damping * square.diagonal().mean() * torch.eye(2 * width, dtype=torch.float64)
-        after = before + torch.linalg.solve(square + penalty, right - square @ before)
-        norm.weight.copy_(after[:width])
-        norm.bias.copy_(after[width:])
+        """Fit `ln_f` to the teacher's logits."""
+        pairs = zip(self.masks, self.ours, self.theirs, strict=True)
+        fit_final_norm(student, teacher, [(ours[mask], theirs[mask]) for mask, ours, theirs in pairs], damping)
 
 
 def _store(module: nn.Module, ridge: Ridge, damping: float) -> None:

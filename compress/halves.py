@@ -1,4 +1,4 @@
-"""The halves of GPT-2's layers, attention and feed-forward, as what ranks and refits units walks over them.
+"""The halves of GPT-2's layers, attention and feed-forward, as pruning and quantization walk over them.
 
 A half reads the residual stream through a LayerNorm and a `reader`, and adds what its `writer` gives.
 """
