@@ -20,7 +20,7 @@ from compress.prune.shape import Shape
 from compress.quantize.blockwise import BlockTensor
 from compress.quantize.channelwise import ChannelTensor
 from compress.quantize.checkpoint import QuantizedTensor, is_conv1d, matrix_shapes
-from compress.quantize.stage import SCHEMES, fitting_blocks
+from compress.quantize.schemes import SCHEMES, Grid, grids
 from export.bundle import write_graph, write_manifest
 from export.graph import build_graph, graph_names, graph_spec
 from export.weights import GraphWeights, quantized_weights
@@ -66,7 +66,11 @@ def bundle_bytes(shape: Shape, scheme: str, tokenizer_bytes: int) -> int:
 
 def write_phantom(shape: Shape, scheme: str, folder: Path, seed: int = 0) -> None:
     """Write a bundle of random weights into an empty folder; its tokenizer is empty."""
-    weights = random_weights(shape, scheme, np.random.default_rng(seed))
+    write_weights(shape, scheme, random_weights(shape, scheme, np.random.default_rng(seed)), folder)
+
+
+def write_weights(shape: Shape, scheme: str, weights: GraphWeights, folder: Path) -> None:
+    """Write a bundle of `weights` into an empty folder, to be timed and not to be talked to; its tokenizer is empty."""
     spec = graph_spec(_config(shape), weights.formats)
     write_graph(build_graph(spec, weights), folder)
     (folder / TOKENIZER).write_text("{}", encoding="utf-8")
@@ -102,18 +106,12 @@ def _config(shape: Shape) -> GPT2Config:
 
 
 def _matrices(shape: Shape, scheme: str) -> Iterator[_Matrix]:
-    """Every weight matrix and table, as `compress.quantize.stage.round_model` would store it."""
+    """Every weight matrix and table, as `compress quantize` would store it."""
     config = _config(shape).to_dict()
-    known = SCHEMES.get(scheme)
-    sizes = fitting_blocks(config, known.block_size) if known else {}
+    chosen = grids(config, scheme) if scheme in SCHEMES else {}
     for module, (rows, columns) in matrix_shapes(config):
-        if known is None:
-            yield _Matrix(module, rows, columns, 32, 0)
-        elif is_conv1d(module) and known.static_inputs:
-            yield _Matrix(module, rows, columns, 8, 0)
-        else:
-            bits = known.bits if is_conv1d(module) else known.table_bits
-            yield _Matrix(module, rows, columns, bits, sizes.get(module, known.block_size))
+        grid = chosen.get(module, Grid(32, 0))
+        yield _Matrix(module, rows, columns, grid.bits, 0 if grid.static_inputs else grid.block_size)
 
 
 def _vectors(shape: Shape) -> Iterator[tuple[str, int]]:

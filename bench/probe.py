@@ -19,7 +19,7 @@ from bench.phantom import END_OF_TURN_ID, bundle_bytes, write_phantom
 from bench.sample import Sample
 from chitchat.errors import BadInput
 from compress.prune.shape import Shape
-from compress.quantize.stage import SCHEMES
+from compress.quantize.schemes import SCHEMES
 from serve.processors import physical_cores
 
 PROMPT_TOKENS = 64

@@ -20,6 +20,7 @@ from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import staged_folder
 from chitchat.lineage import Stage
 from chitchat.tokenizer import read_vocab_txt
+from compress.quantize.options import QuantizeOptions
 from compress.quantize.stage import quantize
 from export.stage import export
 
@@ -99,7 +100,7 @@ def _make_bundle(folder: Path, form: str) -> None:
     if scheme != "fp32":
         source = folder / f"checkpoint-{scheme}"
         if not source.is_dir():
-            quantize(str(checkpoint), data, source, scheme=scheme)
+            quantize(str(checkpoint), data, source, QuantizeOptions(scheme, "rtn"))
     export(str(source), bundle_path(folder, form), data=data, kv="int8" if cache else "float32")
 
 

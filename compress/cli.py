@@ -4,6 +4,7 @@ Nothing imports this module. Rooms are imported inside the verbs, so that `--hel
 serve a bundle without torch.
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -210,19 +211,26 @@ def quantize(
     checkpoint: Checkpoint,
     data: DataOption,
     out: Annotated[Path, Out("the quantized checkpoint")],
-    scheme: Annotated[str, typer.Option(help="Integers: w8, w8a8 or w4.")],
-    method: Annotated[str, typer.Option(help="How the integers are decided: rtn (round to nearest).")] = "rtn",
+    scheme: Annotated[str, typer.Option(help="Integers: w8, w8a8, w4, or auto (4 and 8 bits within --max-kl).")],
+    method: Annotated[
+        str, typer.Option(help="How the integers are decided: rtn, mse (scales searched), gptq, kd (gptq, fine-tuned).")
+    ] = "gptq",
     block_size: Annotated[
         int | None, typer.Option(help="Weights that share a scale (default: 128 for w8 and w8a8, 64 for w4).")
     ] = None,
+    max_kl: Annotated[float | None, typer.Option(help="What auto may lose, nats per held-out token.")] = None,
+    kd_minutes: Annotated[float, typer.Option(help="Budget of method kd.")] = 4.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a fine-tune (kd) that was stopped.")] = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Checkpoint → checkpoint of blockwise integers, checked on held-out conversations."""
+    from compress.quantize.options import QuantizeOptions
     from compress.quantize.stage import quantize as run_quantization
 
-    figures = run_quantization(checkpoint, data, out, scheme=scheme, method=method, block_size=block_size, seed=seed)
-    show(figures, as_json)
+    options = QuantizeOptions(scheme, method, block_size, max_kl, kd_minutes, seed)
+    figures = run_quantization(checkpoint, data, out, options, resume=resume)
+    show(figures | _pace(out), as_json)
 
 
 @app.command()
@@ -245,6 +253,8 @@ def export(
     from export.stage import export as run_export
 
     figures = run_export(checkpoint, out, target=target, data=data, seed=seed, dialogue=dialogue, kv=kv, genai=genai)
+    if figures["scheme"] != "fp32" and "cpu" in target:
+        figures |= _pace(Path(checkpoint))
     show(figures, as_json)
 
 
@@ -431,6 +441,16 @@ def run(
     from compress.pipeline import run as run_pipeline
 
     show(run_pipeline(recipe, out, seed=seed, show_report=print_table), as_json)
+
+
+def _pace(quantized: Path) -> dict[str, float]:
+    """Ask this machine whether the integers pay; say so where they do not, and give the figures."""
+    from bench.pace import pace
+
+    found = pace(quantized)
+    if warning := found.warning():
+        print(warning, file=sys.stderr, flush=True)
+    return found.as_json()
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ VERBS = {
     ),
     "quantize": Verb(
         argument="from",
-        options=("data", "scheme", "method", "block-size"),
+        options=("data", "scheme", "method", "block-size", "max-kl", "kd-minutes"),
         takes={"from": _MODEL, "data": ("data",)},
         makes="quantized",
     ),

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from bundles import random_gpt2, random_ids
 from families import tiny_family
+from rounded import rounded_checkpoint
 
 from bench.phantom import MANIFEST_BYTES, bundle_bytes, random_weights, write_phantom
 from chitchat.checkpoint import load_tokenizer, read_config
 from compress.prune.shape import Shape
 from compress.quantize.activations import input_ranges
-from compress.quantize.stage import SCHEMES, fitting_blocks, round_model
+from compress.quantize.schemes import SCHEMES
 from export.weights import GraphWeights, float_weights, quantized_weights
 from serve.bundle import Bundle
 from serve.engine import Engine
@@ -37,9 +38,7 @@ def _real_weights(shape: Shape, scheme: str, data: Path) -> GraphWeights:
     if scheme == "fp32":
         return float_weights(model)
     ranges = input_ranges(model, [random_ids(model)]) if SCHEMES[scheme].static_inputs else None
-    size = SCHEMES[scheme].block_size
-    sizes = fitting_blocks(model.config.to_dict(), size)
-    rounded = round_model(model, load_tokenizer(data), scheme, "rtn", size, sizes, ranges)
+    rounded = rounded_checkpoint(model, load_tokenizer(data), scheme, ranges=ranges)
     return quantized_weights(rounded.matrices, rounded.floats, tied=shape.tied)
 
 

@@ -13,7 +13,10 @@ from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import Stage, identity, read_lineage
 from compress.quantize import stage
 from compress.quantize.checkpoint import load_quantized
-from compress.quantize.stage import count_weight_bytes, fitting_blocks, quantize, round_model
+from compress.quantize.model import round_model
+from compress.quantize.options import QuantizeOptions
+from compress.quantize.schemes import fitting_blocks, grids
+from compress.quantize.stage import count_weight_bytes, quantize
 from export.stage import export
 
 
@@ -42,15 +45,15 @@ def test_quantizing_writes_a_checkpoint_and_says_what_it_cost(
 
 def test_fewer_bits_cost_more(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path) -> None:
     """Stops a w4 that is w8 under another name, and a distance that measures nothing."""
-    eight = quantize(str(tiny_checkpoint), tiny_data, tmp_path / "w8")
-    four = quantize(str(tiny_checkpoint), tiny_data, tmp_path / "w4", scheme="w4")
+    eight = quantize(str(tiny_checkpoint), tiny_data, tmp_path / "w8", QuantizeOptions("w8", "rtn"))
+    four = quantize(str(tiny_checkpoint), tiny_data, tmp_path / "w4", QuantizeOptions("w4", "rtn"))
     assert four["kl"] > 5 * eight["kl"]
     assert four["file_mb"] < eight["file_mb"]
 
 
 def test_w8a8_calibrates_on_the_training_part_and_ships(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path) -> None:
     """Stops a scheme that is quantized and cannot be exported, or whose figures are not of what ships."""
-    figures = quantize(str(tiny_checkpoint), tiny_data, tmp_path / "q", scheme="w8a8")
+    figures = quantize(str(tiny_checkpoint), tiny_data, tmp_path / "q", QuantizeOptions("w8a8"))
     assert figures["scheme"] == "w8a8"
     assert figures["weight_bytes_quantized"] == figures["weight_bytes"]
     assert 0 < figures["kl"] < 1e-3
@@ -69,7 +72,7 @@ def test_the_same_input_gives_the_same_folder(tmp_path: Path, tiny_checkpoint: P
 
 def test_what_the_quantizer_does_not_know_shows_in_the_count(tiny_model: GPT2LMHeadModel, tiny_data: Path) -> None:
     """Stops integers that silently skip matrices: bytes are counted on the model, not on the quantizer's own list."""
-    blocks = round_model(tiny_model, load_tokenizer(tiny_data), "w8", "rtn", 32).matrices
+    blocks = round_model(tiny_model, grids(tiny_model.config.to_dict(), "w8", 32), "rtn").matrices
     del blocks["transformer.wte"]
     done, total = count_weight_bytes(tiny_model, blocks)
     assert total - done == 4 * 300 * 32
@@ -88,8 +91,13 @@ def test_a_half_quantized_model_is_no_result(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scheme": "w3"}, r"--scheme w3: .*choose w8, w8a8, w4"),
-        ({"method": "gptq"}, r"--method gptq: .*choose rtn"),
+        ({"scheme": "w3"}, r"--scheme w3: .*choose w8, w8a8, w4 or auto"),
+        ({"method": "awq"}, r"--method awq: .*choose rtn, mse, gptq, kd"),
+        ({"scheme": "auto"}, r"--scheme auto: .*--max-kl"),
+        ({"max_kl": 0.1}, r"--max-kl 0.1: .*--scheme auto"),
+        ({"scheme": "auto", "max_kl": 0.0}, r"--max-kl 0: .*above 0"),
+        ({"scheme": "w8a8", "method": "kd"}, r"--method kd --scheme w8a8: .*w4 or w8"),
+        ({"method": "kd", "kd_minutes": 0.0}, r"--kd-minutes 0: .*above 0"),
         ({"block_size": 48}, r"--block-size 48: .*16, 32"),
     ],
 )
@@ -98,7 +106,7 @@ def test_what_does_not_exist_is_refused(
 ) -> None:
     """Stops a scheme that falls back to another one in silence; the line says which exist."""
     with pytest.raises(BadInput, match=message):
-        quantize(str(tiny_checkpoint), tiny_data, tmp_path / "q", **options)
+        quantize(str(tiny_checkpoint), tiny_data, tmp_path / "q", QuantizeOptions(**options))
     assert not list(tmp_path.iterdir())
 
 
@@ -126,6 +134,20 @@ def test_a_weight_that_is_not_finite_is_named(
     with pytest.raises(BadInput, match=name):
         quantize(str(broken), tiny_data, tmp_path / "q")
     assert not (tmp_path / "q").exists()
+
+
+def test_too_few_conversations_to_calibrate_on_are_counted(
+    tmp_path: Path, tiny_checkpoint: Path, tiny_corpus: Path
+) -> None:
+    """Integers fitted to a handful of sentences, or a traceback from a covariance of nothing; rounding needs none."""
+    talks = tiny_corpus.read_text(encoding="utf-8").split("\n\n")[:10]
+    (tmp_path / "few.txt").write_text("\n\n".join(talks) + "\n", encoding="utf-8")
+    build_dataset([str(tmp_path / "few.txt")], tmp_path / "few", tokenizer=str(tiny_checkpoint), validation=0.2)
+    message = r"--data .*few: .* \d+ conversations .*--method gptq needs 16 of 1024 tokens .*--method rtn"
+    with pytest.raises(BadInput, match=message):
+        quantize(str(tiny_checkpoint), tmp_path / "few", tmp_path / "q")
+    assert not (tmp_path / "q").exists()
+    quantize(str(tiny_checkpoint), tmp_path / "few", tmp_path / "q", QuantizeOptions("w8", "rtn"))
 
 
 def test_another_tokenizers_data_is_refused(tmp_path: Path, tiny_checkpoint: Path, tiny_corpus: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rounded import rounded_checkpoint
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -18,7 +19,6 @@ from compress.quantize.activations import input_ranges
 from compress.quantize.blockwise import BlockTensor, dequantize_blocks, quantize_blocks
 from compress.quantize.channelwise import ChannelTensor, dequantize_channels, quantize_channels
 from compress.quantize.checkpoint import WEIGHTS, is_conv1d, load_quantized, matrix_shapes, save_quantized
-from compress.quantize.stage import round_model
 
 
 def make_model(tied: bool = True, width: int = 40) -> GPT2LMHeadModel:
@@ -34,7 +34,7 @@ def save(
     out: Path, model: GPT2LMHeadModel, data: Path, scheme: str = "w8", sizes: dict[str, int] | None = None
 ) -> Path:
     ranges = input_ranges(model, [list(range(20))])
-    quantized = round_model(model, load_tokenizer(data), scheme, "rtn", 32, sizes, ranges)
+    quantized = rounded_checkpoint(model, load_tokenizer(data), scheme, 32, sizes, ranges)
     with staged_folder(out, "checkpoint") as staging:
         save_quantized(staging, quantized, Stage("quantize", {"scheme": scheme}, seed=0))
     return out

@@ -32,6 +32,7 @@ This module knows nothing of models, files and calibration.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,7 @@ from numpy.typing import NDArray
 from chitchat.errors import BadInput
 
 BITS = (4, 8)
+LIMITS = {4: (-8, 7), 8: (-127, 127)}  # of the integers, the zero point left out
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -91,12 +93,32 @@ def quantize_blocks(weight: NDArray[np.float32], bits: int, block_size: int) -> 
     check_grid(bits, block_size)
     if not np.isfinite(weight).all():
         raise ValueError("the weight holds NaN or Inf")
-    blocks = _to_blocks(np.asarray(weight, dtype=np.float32), block_size)  # [N, blocks, block_size]
+    blocks = to_blocks(np.asarray(weight, dtype=np.float32), block_size)  # [N, blocks, block_size]
     scales = block_scales(blocks, bits)  # [N, blocks]
-    zero_point, low = 2 ** (bits - 1), 1 if bits == 8 else 0
-    safe = np.where(scales == 0, np.float32(1), scales)[..., None]
-    q = np.clip(np.rint(blocks / safe) + zero_point, low, 2**bits - 1).astype(np.uint8)
-    return BlockTensor(pack(q, bits), scales, weight.shape[1], bits, block_size)
+    return _tensor(round_to(blocks, scales[..., None], bits), scales, weight.shape[1], bits, block_size)
+
+
+def round_to(values: NDArray[Any], scales: NDArray[Any], bits: int) -> NDArray[Any]:
+    """The nearest integers of `values / scales`, zero point left out, as floats: -127..127 or -8..7.
+
+    `scales` broadcasts against `values`; a scale of 0 gives 0.
+    """
+    low, high = LIMITS[bits]
+    safe = np.where(scales == 0, values.dtype.type(1), scales)
+    return np.clip(np.rint(values / safe), low, high)
+
+
+def from_integers(integers: NDArray[Any], scales: NDArray[np.float32], bits: int, block_size: int) -> BlockTensor:
+    """The tensor of `integers` [N, K], without their zero point, and `scales` float32 [N, blocks]."""
+    return _tensor(to_blocks(integers, block_size), scales, integers.shape[1], bits, block_size)
+
+
+def _tensor(
+    centred: NDArray[Any], scales: NDArray[np.float32], columns: int, bits: int, block_size: int
+) -> BlockTensor:
+    """`centred` are integers without their zero point, [N, blocks, block_size]."""
+    q = (centred + 2 ** (bits - 1)).astype(np.uint8)
+    return BlockTensor(pack(q, bits), scales, columns, bits, block_size)
 
 
 def block_scales(blocks: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
@@ -127,7 +149,7 @@ def unpack(q: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return np.stack([q & 0x0F, q >> 4], axis=-1).reshape(*q.shape[:-1], -1)
 
 
-def _to_blocks(weight: NDArray[np.float32], block_size: int) -> NDArray[np.float32]:
+def to_blocks(weight: NDArray[Any], block_size: int) -> NDArray[Any]:
     """`[N, K]` padded with zeros to `[N, blocks, block_size]`."""
     rows, columns = weight.shape
     padding = -columns % block_size

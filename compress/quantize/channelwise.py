@@ -22,6 +22,7 @@ This module knows nothing of models, files and calibration.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,18 @@ def quantize_channels(weight: NDArray[np.float32], low: float, high: float) -> C
     q = np.clip(np.rint(weight.T / safe), -127, 127).astype(np.int16) + ZERO_POINT
     scale, zero_point = input_grid(low, high)
     return ChannelTensor(np.ascontiguousarray(q.astype(np.uint8)), scales, scale, zero_point)
+
+
+def from_channel_integers(integers: NDArray[Any], scales: NDArray[np.float32]) -> ChannelTensor:
+    """The tensor of `integers` [N, K] in -127..127 and `scales` float32 [N]; its inputs have no grid yet."""
+    q = np.ascontiguousarray((integers.T + ZERO_POINT).astype(np.uint8))
+    scale, zero_point = input_grid(0.0, 0.0)
+    return ChannelTensor(q, scales, scale, zero_point)
+
+
+def with_input_range(tensor: ChannelTensor, low: float, high: float) -> ChannelTensor:
+    """The same integers for inputs in [low, high]."""
+    return ChannelTensor(tensor.q, tensor.scales, *input_grid(low, high))
 
 
 def input_grid(low: float, high: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

@@ -1,140 +1,205 @@
 """`compress quantize`: checkpoint to quantized checkpoint, and what that did to held-out conversations.
 
-Schemes: `w8`, 8-bit integers everywhere; `w4`, 4 bits in the linear layers and 8 in the tables, since a 4-bit table of
-tokens triples the loss for a small gain in size; `w8a8`, 8-bit weights and 8-bit activations in the linear layers, for
-integer products, and w8's tables. Methods: `rtn`, every weight to the nearest integer, without data; the ranges of
-w8a8's activations come from training conversations. The data set's held-out part is read to measure the result.
+Where how many bits go stands in `compress.quantize.schemes`, how the integers are decided in
+`compress.quantize.methods`. Calibration reads the data set's training part, the figures its held-out part.
 
 Weight bytes are those of weight matrices and tables, counted as float32: LayerNorms and biases, which stay float32, are
 not among them (in a tiny model they are more than 5 % of everything, in GPT-2 0.1 %).
 """
 
+import copy
 import math
+import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel
 
 from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer
-from chitchat.data.dataset import open_dataset
+from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import Stage, identity
-from compress.calibration import CALIBRATION_TOKENS, calibration_sequences, check_same_tokenizer, measure
-from compress.quantize.activations import Range, input_ranges
-from compress.quantize.blockwise import BlockTensor, check_grid, quantize_blocks
-from compress.quantize.channelwise import KERNEL, quantize_channels
-from compress.quantize.checkpoint import (
-    QUANT_METHOD,
-    WEIGHTS,
-    QuantizedCheckpoint,
-    QuantizedTensor,
-    is_conv1d,
-    matrix_shapes,
-    save_quantized,
+from compress.calibration import (
+    CALIBRATION_TOKENS,
+    KL_TOKENS,
+    calibration_batches,
+    calibration_sequences,
+    check_same_tokenizer,
+    divergence,
+    measure,
 )
+from compress.quantize.activations import input_ranges
+from compress.quantize.allocation import Allocation, Sensitivity, allocate
+from compress.quantize.blockwise import BlockTensor
+from compress.quantize.checkpoint import WEIGHTS, QuantizedTensor, is_conv1d, matrix_shapes, save_quantized
+from compress.quantize.finetune import finetune
+from compress.quantize.methods import CALIBRATED, decide
+from compress.quantize.model import Rounded, calibrate_model, checkpoint_of, restore, round_model
+from compress.quantize.options import QuantizeOptions
+from compress.quantize.schemes import AUTO, Grid, grids, mixed_grids
 
 LEAST_SHARE = 0.95
-METHODS = ("rtn",)
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """Bits of the linear layers and of the tables (token and position embeddings, an untied head).
-
-    `block_size`: how many weights share a scale unless the user says. Larger is faster and smaller, and at 8 bits loses
-    next to nothing; at 4 bits it does. `static_inputs`: the linear layers round their inputs too, to 8 bits by ranges
-    known beforehand.
-    """
-
-    bits: int
-    table_bits: int
-    block_size: int
-    static_inputs: bool = False
-
-
-SCHEMES = {"w8": Scheme(8, 8, 128), "w8a8": Scheme(8, 8, 128, static_inputs=True), "w4": Scheme(4, 8, 64)}
+LEAST_CONVERSATIONS, LEAST_TOKENS = 16, 1024  # of the training part, for a method that calibrates
+SENSITIVITY_TOKENS = 2_048  # training tokens that the loss of one tensor is measured on
 
 
 def quantize(
-    checkpoint: str,
-    data: Path,
-    out: Path,
-    scheme: str = "w8",
-    method: str = "rtn",
-    block_size: int | None = None,
-    seed: int = 0,
+    checkpoint: str, data: Path, out: Path, options: QuantizeOptions | None = None, *, resume: bool = False
 ) -> dict[str, Any]:
     """Write the quantized checkpoint `out`, print the bytes that were quantized, and return its figures.
 
-    `block_size` None takes the scheme's own, and a smaller one where that does not divide a matrix's rows.
-    Raises `BadInput` for a scheme, method or block size that does not exist, a checkpoint that is quantized already or
-    holds NaN or Inf, and a data set of another tokenizer; `WorkFailed` when less than 95 % of the weight bytes could be
-    quantized. `seed` draws the conversations that w8a8 is calibrated on; rounding draws nothing.
+    `resume` goes on with a fine-tune (method kd) that was stopped. Raises `BadInput` for a checkpoint that is quantized
+    already or holds NaN or Inf, a data set of another tokenizer or with too few conversations to calibrate on, and a
+    loss that cannot be had; `WorkFailed` when less than 95 % of the weight bytes could be quantized.
     """
-    started = time.monotonic()
-    check_options(scheme, method, block_size)
+    started, options = time.monotonic(), options or QuantizeOptions()
     check_output(out, "checkpoint")
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     opened = open_dataset(data)
     check_vocabulary(tokenizer, model.config.to_dict(), checkpoint)
     check_same_tokenizer(opened, tokenizer, checkpoint)
     check_finite(model, checkpoint)
+    work = out.parent / f".{out.name}.quantizing"
+    task = _Task(model, opened, options, work, resume)
 
-    ranges = None
-    if SCHEMES[scheme].static_inputs:
-        windows = opened.windows("train", model.config.n_positions)
-        ranges = input_ranges(model, calibration_sequences(windows, CALIBRATION_TOKENS, seed))
-    size = block_size or SCHEMES[scheme].block_size
-    sizes = fitting_blocks(model.config.to_dict(), size) if block_size is None else {}
-    quantized = round_model(model, tokenizer, scheme, method, size, sizes, ranges)
-    done, total = count_weight_bytes(model, quantized.matrices)
+    chosen, notes = task.choose()
+    rounded = task.round(chosen)
+    if options.method == "kd":
+        notes |= task.finetune(rounded)
+    done, total = count_weight_bytes(model, rounded.matrices)
     print(f"{done:,} of {total:,} weight bytes quantized")
     if done < LEAST_SHARE * total:
         raise WorkFailed(f"{checkpoint}: only {done / total:.1%} of the weight bytes could be quantized, not 95 %")
+    quantized = checkpoint_of(rounded, tokenizer, chosen, options.scheme, options.method)
     metrics = {
         "before": measure(model, model, opened),
         "after": measure(quantized.dequantized_model(), model, opened),
         "weight_bytes_quantized": done,
         "weight_bytes": total,
+        **notes,
     }
-    options = {"scheme": scheme, "method": method, "block_size": size}
     parent = identity(Path(checkpoint)) if Path(checkpoint).is_dir() else None
+    recorded = {**asdict(options), "block_size": quantized.config["quantization_config"]["block_size"]}
     with staged_folder(out, "checkpoint") as staging:
         model.generation_config.save_pretrained(staging)
-        stage = Stage("quantize", options, seed, parent, opened.identity, metrics)
+        stage = Stage("quantize", recorded, options.seed, parent, opened.identity, metrics)
         save_quantized(staging, quantized, stage, parent=checkpoint)
+    shutil.rmtree(work, ignore_errors=True)
     minutes = (time.monotonic() - started) / 60
-    return {**options, **_figures(metrics), "file_mb": (out / WEIGHTS).stat().st_size / 1e6, "minutes": minutes}
+    figures = {"scheme": options.scheme, "method": options.method, "block_size": recorded["block_size"]}
+    return {**figures, **_figures(metrics), "file_mb": (out / WEIGHTS).stat().st_size / 1e6, "minutes": minutes}
 
 
-def fitting_blocks(config: Mapping[str, Any], block_size: int) -> dict[str, int]:
-    """Block sizes of the modules whose rows `block_size` does not divide: the largest half, quarter, … that does.
+class _Task:
+    """One quantization: what is quantized, how, and on which conversations."""
 
-    Padding would be stored and multiplied. A row that no block of at least 16 divides keeps `block_size` and is padded.
-    """
-    sizes = {}
-    for name, (_, columns) in matrix_shapes(config):
-        size = block_size
-        while columns % size and size > 16:
-            size //= 2
-        if size != block_size and columns % size == 0:
-            sizes[name] = size
-    return sizes
+    def __init__(
+        self, model: GPT2LMHeadModel, data: ChatData, options: QuantizeOptions, work: Path, resume: bool
+    ) -> None:
+        self.model, self.data, self.options, self.work, self.resume = model, data, options, work, resume
+        self.config = model.config.to_dict()
+        self.windows = data.windows("train", model.config.n_positions)
+        if options.calibrates:
+            _check_enough(data, self.windows.lengths, options)
+
+    def choose(self) -> tuple[dict[str, Grid], dict[str, Any]]:
+        """The grid of every matrix, and what is to be noted of the choice."""
+        options = self.options
+        if options.scheme != AUTO:
+            return grids(self.config, options.scheme, options.block_size), {}
+        found = self._sensitivities()
+        assert options.max_kl is not None
+        allocation = allocate(found, self._lost, options.max_kl)
+        print(f"{len(allocation.low)} of {len(found)} matrices at 4 bits, KL {allocation.kl:.2g}")
+        return mixed_grids(self.config, allocation.low, options.block_size), _noted(allocation, found)
+
+    def round(self, chosen: Mapping[str, Grid]) -> Rounded:
+        """The model on those grids, by the method (kd: by the one that it begins with)."""
+        tokens, seed = CALIBRATION_TOKENS, self.options.seed
+        static = any(grid.static_inputs for grid in chosen.values())
+        sequences = calibration_sequences(self.windows, tokens, seed) if static else []
+        if self.options.method not in CALIBRATED:
+            return round_model(
+                self.model, chosen, self.options.method, input_ranges(self.model, sequences) if static else None
+            )
+        batches = calibration_batches(self.windows, self.data.dialogue.pad_id, tokens, seed)
+        return calibrate_model(self.model, chosen, self.options.method, batches, sequences)
+
+    def finetune(self, rounded: Rounded) -> dict[str, Any]:
+        """Fine-tune the linear layers through their rounding, in place; gives what is to be noted."""
+        options = self.options
+        linears = {name: each for name, each in rounded.matrices.items() if is_conv1d(name)}
+        blocks = {name: each for name, each in linears.items() if isinstance(each, BlockTensor)}
+        inputs = {"data": self.data.identity, "options": asdict(options)}
+        tuned = finetune(
+            rounded.model, self.model, blocks, rounded.before, self.data, options.kd_minutes, self.work, inputs,
+            seed=options.seed, resume=self.resume,
+        )  # fmt: skip
+        rounded.matrices |= tuned.matrices
+        restore(rounded.model, tuned.matrices)
+        result = tuned.result
+        return {
+            "kd": {
+                "steps": result.steps,
+                "best_step": result.best_step,
+                "tokens": result.tokens,
+                "kl_before": result.before["kl"],
+                "kl_after": min(result.before["kl"], result.after["kl"]),
+            }
+        }
+
+    def _sensitivities(self) -> list[Sensitivity]:
+        """What 4 bits in every single matrix cost, on training conversations."""
+        batches = calibration_batches(self.windows, self.data.dialogue.pad_id, SENSITIVITY_TOKENS, self.options.seed)
+        every = [name for name, _ in matrix_shapes(self.config)]
+        low = mixed_grids(self.config, every, self.options.block_size)
+        high = grids(self.config, "w8", self.options.block_size)
+        trial, found = copy.deepcopy(self.model), []
+        for name in tqdm(every, desc="trying 4 bits", unit="matrix", disable=None):
+            weight = self.model.get_submodule(name).weight.detach()
+            matrix = (weight.T if is_conv1d(name) else weight).float().contiguous().numpy()
+            four, eight = (decide(matrix, grid[name], "mse") for grid in (low, high))
+            restore(trial, {name: four})
+            found.append(Sensitivity(name, divergence(self.model, trial, batches).kl, eight.nbytes - four.nbytes))
+            trial.get_submodule(name).weight.data.copy_(weight)
+        return found
+
+    def _lost(self, low: Sequence[str]) -> float:
+        """The held-out KL with the matrices `low` at 4 bits."""
+        rounded = self.round(mixed_grids(self.config, low, self.options.block_size))
+        windows = self.data.windows("validation", self.model.config.n_positions)
+        return divergence(
+            self.model, rounded.model, calibration_batches(windows, self.data.dialogue.pad_id, KL_TOKENS)
+        ).kl
 
 
-def check_options(scheme: str, method: str, block_size: int | None) -> None:
-    """Raise `BadInput` for what does not exist; the line names what does."""
-    if scheme not in SCHEMES:
-        raise BadInput(f"--scheme {scheme}: there is no such scheme; choose {', '.join(SCHEMES)}")
-    if method not in METHODS:
-        raise BadInput(f"--method {method}: there is no such method; choose {', '.join(METHODS)}")
-    check_grid(SCHEMES[scheme].bits, block_size or SCHEMES[scheme].block_size)
+def _check_enough(data: ChatData, lengths: Sequence[int], options: QuantizeOptions) -> None:
+    """Raise `BadInput` unless there is enough in the training part to calibrate on."""
+    conversations, tokens = len(lengths), int(sum(lengths))
+    if conversations < LEAST_CONVERSATIONS or tokens < LEAST_TOKENS:
+        raise BadInput(
+            f"--data {data.path}: its training part has {conversations} conversations of {tokens} tokens; --scheme "
+            f"{options.scheme} --method {options.method} needs {LEAST_CONVERSATIONS} of {LEAST_TOKENS} tokens "
+            "at least: add conversations, or take --scheme w8 --method rtn"
+        )
+
+
+def _noted(allocation: Allocation, found: Sequence[Sensitivity]) -> dict[str, Any]:
+    """The choice of bits as the lineage has it."""
+    rows = [{**asdict(each), "bits": 4 if each.module in allocation.low else 8} for each in found]
+    return {
+        "allocation": {
+            "kl": allocation.kl,
+            "tried": {str(n): kl for n, kl in allocation.tried.items()},
+            "matrices": rows,
+        }
+    }
 
 
 def check_finite(model: GPT2LMHeadModel, checkpoint: str) -> None:
@@ -142,48 +207,6 @@ def check_finite(model: GPT2LMHeadModel, checkpoint: str) -> None:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise BadInput(f"{checkpoint}: {name} holds NaN or Inf; train it again, or take an earlier checkpoint")
-
-
-def round_model(
-    model: GPT2LMHeadModel,
-    tokenizer: PreTrainedTokenizerFast,
-    scheme: str,
-    method: str,
-    block_size: int,
-    block_sizes: Mapping[str, int] | None = None,
-    ranges: Mapping[str, Range] | None = None,
-) -> QuantizedCheckpoint:
-    """Quantize every weight matrix and table of `model` to the nearest integers.
-
-    `block_sizes` has those of modules, by name, that differ from `block_size`; `ranges` the inputs of every linear
-    layer (`input_ranges`), which w8a8 needs.
-    """
-    config, bits = model.config.to_dict(), SCHEMES[scheme]
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    matrices: dict[str, QuantizedTensor] = {}
-    for name, _ in tqdm(list(matrix_shapes(config)), desc="quantizing", unit="matrix", disable=None):
-        matrix, size = weights.pop(f"{name}.weight").numpy(), (block_sizes or {}).get(name, block_size)
-        if is_conv1d(name) and bits.static_inputs:
-            matrices[name] = quantize_channels(matrix.T, *(ranges or {})[name])
-        elif is_conv1d(name):
-            matrices[name] = quantize_blocks(matrix.T, bits.bits, size)
-        else:
-            matrices[name] = quantize_blocks(matrix, bits.table_bits, size)
-    blocks = {name: tensor.block_size for name, tensor in matrices.items() if isinstance(tensor, BlockTensor)}
-    others = {name: size for name, size in blocks.items() if size != block_size}
-    config["quantization_config"] = {
-        "quant_method": QUANT_METHOD,
-        "scheme": scheme,
-        "method": method,
-        "bits": bits.bits,
-        "table_bits": bits.table_bits,
-        "block_size": block_size,
-        "symmetric": True,
-        **({"block_sizes": others} if others else {}),
-        **({"activation_bits": 8, "kernel": KERNEL} if bits.static_inputs else {}),
-    }
-    floats = {name: weight.numpy().copy() for name, weight in weights.items()}
-    return QuantizedCheckpoint(config, matrices, floats, tokenizer)
 
 
 def count_weight_bytes(model: GPT2LMHeadModel, matrices: Mapping[str, QuantizedTensor]) -> tuple[int, int]:

@@ -1,0 +1,117 @@
+"""A model's weights to integers: each matrix by itself, or all in turn on calibration conversations."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from compress.calibration import Batch
+from compress.quantize.activations import Range, input_ranges
+from compress.quantize.channelwise import ChannelTensor, with_input_range
+from compress.quantize.checkpoint import (
+    QuantizedCheckpoint,
+    QuantizedTensor,
+    dequantize,
+    is_conv1d,
+    matrix_shapes,
+)
+from compress.quantize.folding import fold
+from compress.quantize.methods import decide, decide_or_search
+from compress.quantize.rounding import block_product, channel_product
+from compress.quantize.schemes import Grid, quantization_config
+from compress.quantize.sequential import quantize_in_turn
+
+
+@dataclass
+class Rounded:
+    """A model whose matrices stand for integers. `before` are the matrices [N, K] that were rounded, by module, and
+    `folded` the share of the rounding error of a product that rescaling its channels left."""
+
+    model: GPT2LMHeadModel
+    matrices: dict[str, QuantizedTensor]
+    before: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    folded: dict[str, float] = field(default_factory=dict)
+
+
+def round_model(
+    model: GPT2LMHeadModel, chosen: Mapping[str, Grid], method: str, ranges: Mapping[str, Range] | None = None
+) -> Rounded:
+    """Quantize every weight matrix and table of `model` by itself, by a method that needs no data; `model` stays.
+
+    `ranges` are the inputs of every linear layer (`input_ranges`), which w8a8 needs.
+    """
+    rounded = copy.deepcopy(model).eval()
+    matrices: dict[str, QuantizedTensor] = {}
+    for name, _ in tqdm(list(matrix_shapes(model.config.to_dict())), desc="quantizing", unit="matrix", disable=None):
+        weight = model.get_submodule(name).weight.detach().float().numpy()
+        weight = np.ascontiguousarray(weight.T if is_conv1d(name) else weight)
+        tensor = decide(weight, chosen[name], method)
+        matrices[name] = (
+            with_input_range(tensor, *(ranges or {})[name]) if isinstance(tensor, ChannelTensor) else tensor
+        )
+    restore(rounded, matrices)
+    return Rounded(rounded, matrices)
+
+
+def calibrate_model(
+    model: GPT2LMHeadModel,
+    chosen: Mapping[str, Grid],
+    method: str,
+    batches: Sequence[Batch],
+    sequences: Sequence[Sequence[int]],
+) -> Rounded:
+    """Quantize `model` in turn, on what the part that is quantized already gives; `model` stays.
+
+    `batches` are right-padded calibration windows, `sequences` the same without padding, for the ranges of w8a8.
+    """
+    rounded = copy.deepcopy(model).eval()
+    linear = next(grid for name, grid in chosen.items() if is_conv1d(name))
+    product = (
+        channel_product
+        if linear.static_inputs
+        else partial(block_product, bits=min(grid.bits for grid in chosen.values()), block_size=linear.block_size)
+    )
+    folded = fold(rounded, batches, product)
+    before: dict[str, NDArray[np.float32]] = {}
+
+    def settle(name: str, weight: NDArray[np.float32], covariance: NDArray[np.float64] | None) -> QuantizedTensor:
+        before[name] = weight
+        return decide_or_search(name, weight, chosen[name], method, covariance)
+
+    matrices = quantize_in_turn(rounded, model, batches, settle)
+    if linear.static_inputs:
+        found = input_ranges(rounded, sequences)
+        matrices |= {
+            name: with_input_range(tensor, *found[name])
+            for name, tensor in matrices.items()
+            if isinstance(tensor, ChannelTensor)
+        }
+    return Rounded(rounded, matrices, before, folded)
+
+
+@torch.no_grad()
+def restore(model: GPT2LMHeadModel, matrices: Mapping[str, QuantizedTensor]) -> None:
+    """Put what `matrices` stand for into `model`, in place."""
+    for name, tensor in matrices.items():
+        weight = torch.from_numpy(dequantize(tensor))
+        model.get_submodule(name).weight.copy_(weight.T if is_conv1d(name) else weight)
+
+
+def checkpoint_of(
+    rounded: Rounded, tokenizer: PreTrainedTokenizerFast, chosen: Mapping[str, Grid], scheme: str, method: str
+) -> QuantizedCheckpoint:
+    """The quantized checkpoint: the integers, and the floats of the model beside them."""
+    model = rounded.model
+    config = {**model.config.to_dict(), "quantization_config": quantization_config(scheme, method, chosen)}
+    floats = {
+        name: parameter.detach().float().numpy().copy()
+        for name, parameter in model.named_parameters()
+        if name.rpartition(".")[0] not in rounded.matrices or not name.endswith(".weight")
+    }
+    return QuantizedCheckpoint(config, rounded.matrices, floats, tokenizer)

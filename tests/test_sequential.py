@@ -1,0 +1,154 @@
+"""Quantizing in turn: what each layer is fitted to and measured on, and what all of it wins."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from test_refit import batches, make_model
+from transformers import GPT2LMHeadModel
+
+from compress.calibration import divergence
+from compress.quantize.blockwise import dequantize_blocks, quantize_blocks
+from compress.quantize.checkpoint import is_conv1d, matrix_shapes
+from compress.quantize.methods import decide, decide_or_search
+from compress.quantize.model import Rounded, calibrate_model, checkpoint_of, round_model
+from compress.quantize.schemes import Grid, grids
+from compress.quantize.sequential import quantize_in_turn
+
+CALIBRATION, HELD_OUT = batches(), batches(8, seed=2)
+
+
+def four_bits(model: GPT2LMHeadModel) -> dict[str, Grid]:
+    return grids(model.config.to_dict(), "w4", 16)
+
+
+def untied(seed: int = 3) -> GPT2LMHeadModel:
+    model = make_model(seed=seed)
+    config = model.config
+    config.tie_word_embeddings = False
+    changed = GPT2LMHeadModel(config).eval()
+    changed.load_state_dict(
+        {**model.state_dict(), "lm_head.weight": torch.randn(config.vocab_size, config.n_embd) * 0.1}
+    )
+    return changed
+
+
+@pytest.mark.parametrize("make", [make_model, untied])
+def test_every_matrix_is_decided_once_and_put_back(make) -> None:
+    """Stops a matrix that stays float in the model, and integers that are not what the model computes with."""
+    original = make()
+    model, names = make(), []
+
+    def settle(name: str, weight: np.ndarray, covariance: np.ndarray | None) -> object:
+        names.append(name)
+        assert weight.shape == dict(matrix_shapes(original.config.to_dict()))[name]
+        if covariance is not None:
+            assert covariance.shape == (weight.shape[1],) * 2
+            assert np.linalg.eigvalsh(covariance).min() > -1e-6
+        return quantize_blocks(weight, 4, 16)
+
+    matrices = quantize_in_turn(model, original, CALIBRATION, settle)
+    assert sorted(names) == sorted(name for name, _ in matrix_shapes(original.config.to_dict()))
+    for name, tensor in matrices.items():
+        weight = model.get_submodule(name).weight.detach().numpy()
+        np.testing.assert_array_equal(weight.T if is_conv1d(name) else weight, dequantize_blocks(tensor))
+    assert (model.lm_head.weight is model.transformer.wte.weight) == original.config.tie_word_embeddings
+
+
+def test_rounding_that_loses_nothing_changes_nothing() -> None:
+    """Stops a fit, a bias or a LayerNorm that moves without a cause."""
+    original, model = make_model(), make_model()
+
+    class Exact:
+        """A tensor that stands for the very floats."""
+
+    import compress.quantize.sequential as module
+
+    kept: dict[int, np.ndarray] = {}
+
+    def settle(name: str, weight: np.ndarray, covariance: np.ndarray | None) -> Exact:
+        tensor = Exact()
+        kept[id(tensor)] = weight.copy()
+        return tensor
+
+    before = module.dequantize
+    try:
+        module.dequantize = lambda tensor: kept[id(tensor)]  # type: ignore[assignment]
+        quantize_in_turn(model, original, CALIBRATION, settle)  # type: ignore[arg-type]
+    finally:
+        module.dequantize = before
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value, original.get_parameter(name), rtol=1e-3, atol=1e-4)
+
+
+def test_in_turn_beats_each_matrix_by_itself() -> None:
+    """Stops calibration that costs minutes and gives nothing on conversations that it did not see."""
+    model = make_model()
+    chosen = four_bits(model)
+    kl = {
+        "rtn": divergence(model, round_model(model, chosen, "rtn").model, HELD_OUT).kl,
+        "mse": divergence(model, round_model(model, chosen, "mse").model, HELD_OUT).kl,
+        "gptq": divergence(model, calibrate_model(model, chosen, "gptq", CALIBRATION, []).model, HELD_OUT).kl,
+    }
+    assert kl["mse"] < kl["rtn"]
+    assert kl["gptq"] < 0.6 * kl["rtn"]
+
+
+def test_later_layers_make_up_for_earlier_ones() -> None:
+    """Stops calibration on the original's own streams: then no layer knows what those before it lost."""
+    model = make_model()
+    chosen = four_bits(model)
+    gptq = partial(_settle, chosen)
+    whole = make_model()
+    quantize_in_turn(whole, model, CALIBRATION, gptq)
+    alone = make_model()
+    for index in range(model.config.n_layer):  # each layer as if all others were exact
+        only = make_model()
+
+        def settle(name: str, weight: np.ndarray, covariance: np.ndarray | None, at: int = index) -> object:
+            if f".h.{at}." in name:
+                return gptq(name, weight, covariance)
+            return quantize_blocks(weight, 8, 16)
+
+        quantize_in_turn(only, model, CALIBRATION, settle)
+        alone.transformer.h[index].load_state_dict(only.transformer.h[index].state_dict())
+    assert divergence(model, whole, HELD_OUT).kl < divergence(model, alone, HELD_OUT).kl
+
+
+def _settle(chosen: dict[str, Grid], name: str, weight: np.ndarray, covariance: np.ndarray | None) -> object:
+    return decide(weight, chosen[name], "gptq", covariance)
+
+
+def test_a_checkpoint_of_it_has_the_floats_that_suit_its_integers() -> None:
+    """Stops the biases and LayerNorms of the original beside integers that were fitted to others."""
+    model = make_model()
+    chosen = four_bits(model)
+    rounded = calibrate_model(model, chosen, "gptq", CALIBRATION, [])
+    assert isinstance(rounded, Rounded)
+    stored = checkpoint_of(rounded, None, chosen, "w4", "gptq")  # type: ignore[arg-type]
+    back = stored.dequantized_model()
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(back(ids).logits, rounded.model(ids).logits, rtol=0, atol=0)
+    assert not any(name.endswith("_proj.weight") for name in stored.floats)
+
+
+def test_the_model_that_is_quantized_stays_as_it_is() -> None:
+    """Stops figures "before" that are taken on a folded or rounded model."""
+    model, same = make_model(), make_model()
+    calibrate_model(model, four_bits(model), "gptq", CALIBRATION[:4], [])
+    round_model(model, four_bits(model), "rtn")
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value, same.get_parameter(name), rtol=0, atol=0)
+
+
+def test_inputs_that_are_all_alike_fall_back_and_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """Stops a crash, or NaN, after minutes; the line names the layer and the remedy."""
+    weight = np.random.default_rng(0).standard_normal((8, 32)).astype(np.float32)
+    found = decide_or_search("transformer.h.1.mlp.c_fc", weight, Grid(4, 16), "gptq", np.zeros((32, 32)))
+    expected = decide(weight, Grid(4, 16), "mse")
+    np.testing.assert_array_equal(found.q, expected.q)
+    said = capsys.readouterr().out
+    assert "transformer.h.1.mlp.c_fc" in said
+    assert "--data" in said
