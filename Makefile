@@ -36,7 +36,7 @@ $(PEERS)/.installed: pyproject.toml
 	@touch $@
 
 speed: install peers
-	$(BIN)/python -m bench.speed --peers $(PEERS)/bin/python
+	$(BIN)/python -m bench.speed --peers-python $(PEERS)/bin/python
 
 lint: install
 	$(BIN)/ruff check .

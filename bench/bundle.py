@@ -53,7 +53,7 @@ class BundleModel(MeasuredModel):
         return self.bundle.tokenizer_path.read_text(encoding="utf-8")
 
     def load(self, threads: int | None = None) -> Any:
-        from bench.runtime import EngineRuntime
+        from bench.quality.runtime import EngineRuntime
 
         return EngineRuntime(self.generator(threads))
 

@@ -1,32 +1,25 @@
-"""Latency and memory of several models side by side: each in its own process, taking turns.
+"""Several models side by side: each in its own process, taking turns.
 
 The controller loads every model, warms each one up, and then goes A B C A B C …: one prompt a round, the same for all,
-so that a slow minute of the machine falls on all models alike. Ratios are taken round by round. Raw samples are kept.
-A worker that fails or hangs loses its row, with its last words, and the others go on. What the workers do is in
-`bench.worker`; tables and files are `bench.report`'s.
+so that a slow minute of the machine falls on all models alike. Raw samples are kept; ratios are taken round by round
+(`bench.timing`). A worker that fails or hangs loses its row, with its last words, and the others go on. What else the
+models are asked to do is in `bench.scenarios`, what the workers do in `bench.worker`; tables and files are
+`bench.report.document`'s.
 """
 
-import json
-import os
-import queue
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from chitchat.errors import WorkFailed
+from bench.machine.bandwidth import reader
+from bench.process import WORKER, WorkerLost, WorkerProcess
 
-WORKER = (sys.executable, "-m", "bench.worker")
 # The threads of the model before go on spinning: onnxruntime's for 50 to 70 ms, measured. A model that is timed beside
 # them waits for whole time slices of the scheduler.
 _SETTLE_S = 0.15
@@ -34,9 +27,12 @@ _SETTLE_S = 0.15
 
 @dataclass(frozen=True)
 class Job:
-    """One model to measure; `kind` chooses the runtime (`bench.backends`).
+    """One row to measure; `kind` chooses the runtime (`bench.runtimes`), `python` the interpreter that has it.
 
-    With `compared` its predictions are compared with those of the first job, which has the same vocabulary.
+    With `compared` its predictions are compared with those of the first job, which has the same vocabulary. `prompts`
+    are its own where its ids are others than the first job's; `data` its own data set. A job with an `error` is not
+    measured: its row says why. `whole` is the same runtime's model at full precision, whose greedy ids must be those of
+    the first job (`bench.agreement`). `speech` is what it needs for texts (`bench.speech.Speech` as JSON).
     """
 
     name: str
@@ -44,14 +40,23 @@ class Job:
     kind: str
     end_of_turn_id: int
     compared: bool = False
+    device: str = "cpu"
+    python: str = sys.executable
+    prompts: Sequence[Sequence[int]] | None = None
+    data: Path | None = None
+    speech: Mapping[str, Any] | None = None
+    whole: str | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
     """What every model is asked to do.
 
-    `warmups` and `prompts` hold one prompt (ids) each per round. `data` and `task` (the fields of `bench.quality.Task`)
-    are for the quality; without `data` none is taken. `timeout_s` bounds one answer, loading and scoring included.
+    `warmups` and `prompts` hold one prompt (ids) each per round. `data` and `task` (the fields of
+    `bench.quality.measure.Task`) are for the quality; without `data` none is taken. `timeout_s` bounds one answer,
+    loading and scoring included. `scenarios` are names of `bench.scenarios.SCENARIOS` that are run beside the one
+    conversation, `texts` what is said in them; `context` is the smallest one of all models.
     """
 
     warmups: Sequence[Sequence[int]]
@@ -62,168 +67,135 @@ class Plan:
     data: Path | None = None
     task: Mapping[str, Any] = field(default_factory=dict)
     timeout_s: float = 1800.0
+    scenarios: Sequence[str] = ()
+    texts: Sequence[str] = ()
+    context: int = 0
 
 
 @dataclass
 class Measurement:
     """What one model gave. `samples[i]` belongs to round i; `error` are the last words of a worker that was lost.
 
-    `quality` is a `bench.quality.Quality` as JSON.
+    `version` is that of the runtime's package. `quality` is a `bench.quality.measure.Quality` as JSON; `agreement` what
+    `bench.agreement` found; `extra` holds raw samples by scenario.
     """
 
     job: Job
     load_s: float | None = None
+    version: str | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
     peak_rss_mb: float | None = None
+    device_mb: float | None = None
     quality: dict[str, Any] | None = None
+    agreement: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
 
 
-class WorkerLost(WorkFailed):
-    """A worker crashed, hung or refused; the message is one line with what it last said."""
+@dataclass
+class Measured:
+    """All rows; `bandwidth` in GB/s, one a round; `partial` when the run was stopped before its end."""
+
+    rows: list[Measurement]
+    bandwidth: list[float] = field(default_factory=list)
+    partial: bool = False
 
 
-class WorkerProcess:
-    """A running `bench.worker`: ask it, one request at a time."""
+Step = Callable[[WorkerProcess, Measurement], None]
 
-    def __init__(self, command: Sequence[str], threads: int, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker, closed in `close`
-        self._process = subprocess.Popen(
-            list(command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=_worker_environment(threads),
-        )
-        self._answers: queue.Queue[bytes] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Give the answer to one request. Raises `WorkerLost`."""
-        assert self._process.stdin is not None
+class Controller:
+    """Workers for all jobs, and turns among them. `command` starts a worker in place of the job's own interpreter."""
+
+    def __init__(
+        self, jobs: Sequence[Job], plan: Plan, progress: "tqdm[Any]", command: Sequence[str] | None = None
+    ) -> None:
+        self.plan = plan
+        self.rows = [Measurement(job, error=job.error) for job in jobs]
+        self._progress = progress
+        self._command = command
+
+    @contextmanager
+    def workers(self) -> Iterator[list[WorkerProcess]]:
+        """A fresh process for each row that is not lost, ended afterwards; the model is not loaded yet."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(self.worker(row)) for row in self.rows]
+
+    @contextmanager
+    def worker(self, row: Measurement, threads: int | None = None) -> Iterator[WorkerProcess]:
+        """A fresh process for one row."""
+        command = self._command or (row.job.python, *WORKER)
+        worker = WorkerProcess(command, threads or self.plan.threads, self.plan.timeout_s)
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-            line = self._answers.get(timeout=self._timeout_s)
-        except queue.Empty:
-            raise WorkerLost(f"no answer to {request['op']} in {self._timeout_s:g} s") from None
-        except OSError:
-            line = b""
-        try:
-            answer: dict[str, Any] = json.loads(line) if line else {}
-        except ValueError as error:
-            raise WorkerLost(f"answered {line[:80]!r}, which is not JSON") from error
-        if not answer:
-            raise WorkerLost(self._last_words())
-        if not answer.pop("ok"):
-            raise WorkerLost(answer["error"])
-        return answer
-
-    def close(self) -> None:
-        """End the process, politely first. It may be called twice."""
-        if self._log.closed:
-            return
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.close()
-            self._process.wait(timeout=2.0)
-        except (OSError, subprocess.TimeoutExpired):
-            self._process.kill()
-            self._process.wait()
-        self._reader.join()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        self._log.close()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._answers.put(line)
-        self._answers.put(b"")  # the end
-
-    def _last_words(self) -> str:
-        """How the process ended, and the last lines that it wrote to stderr."""
-        try:
-            code = self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            return "closed its output without ending"
-        how = f"ended with exit code {code}"
-        if code < 0:
-            name = signal.Signals(-code).name
-            how = f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-        self._log.seek(0)
-        said = self._log.read().decode(errors="replace").split("\n")
-        words = " / ".join(line.strip() for line in said if line.strip())[-300:]
-        return f"{how}; last words: {words}" if words else f"{how} without a word"
-
-
-def measure(jobs: Sequence[Job], plan: Plan, command: Sequence[str] = WORKER) -> list[Measurement]:
-    """Measure all jobs side by side, in their order; `command` starts a worker."""
-    results = [Measurement(job) for job in jobs]
-    steps = len(jobs) * (1 + len(plan.warmups) + len(plan.prompts) + (plan.data is not None))
-    with ExitStack() as stack, tqdm(total=steps, desc="bench", unit="step", disable=None) as progress:
-        workers = [stack.enter_context(_worker(command, plan)) for _ in jobs]
-        pairs = list(zip(workers, results, strict=True))
-        for worker, result in pairs:
-            _attempt(worker, result, progress, _load, plan)
-        for prompt in plan.warmups:
-            for worker, result in pairs:
-                _attempt(worker, result, progress, _sample, plan, prompt, keep=False)
-        for prompt in plan.prompts:
-            for worker, result in pairs:
-                _attempt(worker, result, progress, _sample, plan, prompt, keep=True)
-        for worker, result in pairs:
-            _attempt(worker, result, None, _memory)
-        for worker, result in pairs:
-            if plan.data is not None:
-                teacher = results[0].job if result.job.compared and results[0].error is None else None
-                _attempt(worker, result, progress, _quality, plan, teacher)
-            worker.close()  # makes room for the next one's scoring
-    return results
-
-
-@contextmanager
-def _worker(command: Sequence[str], plan: Plan) -> Iterator[WorkerProcess]:
-    worker = WorkerProcess(command, plan.threads, plan.timeout_s)
-    try:
-        yield worker
-    finally:
-        worker.close()
-
-
-def _attempt(worker: WorkerProcess, result: Measurement, progress: Any, step: Any, *args: Any, **options: Any) -> None:
-    """Do one step with one worker, unless it is lost already; losing it ends its row only."""
-    if progress is not None:
-        progress.set_postfix_str(result.job.name, refresh=False)
-    if result.error is None:
-        try:
-            step(worker, result, *args, **options)
-        except WorkerLost as lost:
-            result.error = str(lost)
+            yield worker
+        finally:
             worker.close()
-    if progress is not None:
-        progress.update()
+
+    def turn(self, workers: Sequence[WorkerProcess], step: Step, *, settle_first: bool = True) -> None:
+        """One step with every worker whose row is not lost; losing it ends its row only."""
+        for worker, row in zip(workers, self.rows, strict=True):
+            self.attempt(worker, row, step, settle_first=settle_first)
+
+    def attempt(self, worker: WorkerProcess, row: Measurement, step: Step, *, settle_first: bool = True) -> None:
+        """One step with one worker."""
+        self._progress.set_postfix_str(row.job.name, refresh=False)
+        if row.error is None:
+            if settle_first:
+                settle()
+            try:
+                step(worker, row)
+            except WorkerLost as lost:
+                row.error = str(lost)
+                worker.close()
+        self._progress.update()
+
+    def pass_over(self, steps: int) -> None:
+        """Steps that are asked of nobody."""
+        self._progress.update(steps)
 
 
-def _load(worker: WorkerProcess, result: Measurement, plan: Plan) -> None:
-    job = result.job
-    request = {"op": "load", "spec": job.spec, "kind": job.kind, "threads": plan.threads, "device": plan.device}
-    result.load_s = worker.ask(request)["load_s"]
+def measure(jobs: Sequence[Job], plan: Plan, command: Sequence[str] | None = None) -> Measured:
+    """Measure all jobs side by side, in their order. Ctrl-C ends it early: complete rounds are kept.
+
+    Raises `KeyboardInterrupt` when it came before the first round was complete.
+    """
+    from bench.agreement import check_agreement
+    from bench.scenarios import SCENARIOS
+
+    chosen = [SCENARIOS[name] for name in plan.scenarios]
+    rounds = len(plan.warmups) + len(plan.prompts)
+    steps = len(jobs) * (3 + rounds + (plan.data is not None) + sum(scenario.steps(plan) for scenario in chosen))
+    with tqdm(total=steps, desc="bench", unit="step", disable=None) as progress:
+        controller = Controller(jobs, plan, progress, command)
+        measured = Measured(controller.rows)
+        try:
+            check_agreement(controller)
+            _one_conversation(controller, measured)
+            for scenario in chosen:
+                scenario.run(controller)
+        except KeyboardInterrupt:
+            if not _keep_complete_rounds(measured):
+                raise
+            measured.partial = True
+    return measured
 
 
-def _sample(worker: WorkerProcess, result: Measurement, plan: Plan, prompt: Sequence[int], *, keep: bool) -> None:
-    settle()
-    request = {
-        "op": "sample",
-        "prompt": [int(token) for token in prompt],
-        "new_tokens": plan.new_tokens,
-        "end_of_turn_id": result.job.end_of_turn_id,
-    }
-    sample = worker.ask(request)
-    if keep:
-        result.samples.append(sample)
+def load(plan: Plan, **options: Any) -> Step:
+    """The step that loads a row's model; `options` override what the plan says (threads, slots)."""
+
+    def step(worker: WorkerProcess, row: Measurement) -> None:
+        request = {"op": "load", "spec": row.job.spec, "kind": row.job.kind, "device": row.job.device}
+        answer = worker.ask(request | {"threads": plan.threads} | options)
+        if row.load_s is None:
+            row.load_s, row.version = answer["load_s"], answer.get("version")
+
+    return step
+
+
+def ask_sample(worker: WorkerProcess, row: Measurement, prompt: Sequence[int], new_tokens: int, **options: Any) -> Any:
+    """One reply of a row's model."""
+    request = {"op": "sample", "prompt": [int(token) for token in prompt], "new_tokens": new_tokens}
+    return worker.ask(request | {"end_of_turn_id": row.job.end_of_turn_id} | options)
 
 
 def settle() -> None:
@@ -231,48 +203,54 @@ def settle() -> None:
     time.sleep(_SETTLE_S)
 
 
-def _memory(worker: WorkerProcess, result: Measurement) -> None:
-    result.peak_rss_mb = worker.ask({"op": "memory"})["peak_rss_mb"]
+def _one_conversation(controller: Controller, measured: Measured) -> None:
+    """The timed rounds; then memory, and quality one model after the other."""
+    plan = controller.plan
+    read = reader(plan.threads)
+    with controller.workers() as workers:
+        controller.turn(workers, load(plan), settle_first=False)
+        for place in range(len(plan.warmups) + len(plan.prompts)):
+            controller.turn(workers, _round(plan, place))
+            if place >= len(plan.warmups):
+                settle()
+                measured.bandwidth.append(read())
+        controller.turn(workers, _memory, settle_first=False)
+        for worker, row in zip(workers, controller.rows, strict=True):
+            if plan.data is not None:
+                controller.attempt(worker, row, _quality(plan, controller.rows[0]), settle_first=False)
+            worker.close()  # makes room for the next one's scoring
 
 
-def _quality(worker: WorkerProcess, result: Measurement, plan: Plan, teacher: Job | None) -> None:
-    of = None if teacher is None else {"spec": teacher.spec, "kind": teacher.kind}
-    request = {"op": "quality", "data": str(plan.data), "task": dict(plan.task), "teacher": of}
-    result.quality = worker.ask(request)["quality"]
+def _round(plan: Plan, place: int) -> Step:
+    def step(worker: WorkerProcess, row: Measurement) -> None:
+        prompts = row.job.prompts or [*plan.warmups, *plan.prompts]
+        sample = ask_sample(worker, row, prompts[place], plan.new_tokens)
+        if place >= len(plan.warmups):
+            row.samples.append(sample)
+
+    return step
 
 
-def latency_figures(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Medians and tails of the samples of one model; ms, and new tokens over prompt + decode time in tokens/s."""
-    first = [sample["ttft_ms"] for sample in samples]
-    steps = [step for sample in samples for step in sample["token_ms"]]
-    rates = [len(sample["ids"]) / _total_ms(sample) * 1000 for sample in samples]
-    return {
-        "ttft_ms_p50": float(np.percentile(first, 50)),
-        "ttft_ms_p95": float(np.percentile(first, 95)),
-        "tpot_ms_p50": float(np.percentile(steps, 50)),
-        "tpot_ms_p95": float(np.percentile(steps, 95)),
-        "tokens_per_s": float(np.median(rates)),
-    }
+def _memory(worker: WorkerProcess, row: Measurement) -> None:
+    answer = worker.ask({"op": "memory"})
+    row.peak_rss_mb, row.device_mb = answer["peak_rss_mb"], answer.get("device_mb")
 
 
-def speed_ratio(base: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> float:
-    """How many times faster `other` is than `base`: the median over the rounds of the ratio within a round."""
-    pairs = zip(base, other, strict=True)
-    return float(np.median([_total_ms(before) / _total_ms(after) for before, after in pairs]))
+def _quality(plan: Plan, first: Measurement) -> Step:
+    def step(worker: WorkerProcess, row: Measurement) -> None:
+        of = {"spec": first.job.spec, "kind": first.job.kind} if row.job.compared and first.error is None else None
+        data = row.job.data or plan.data
+        request = {"op": "quality", "data": str(data), "task": dict(plan.task), "teacher": of}
+        row.quality = worker.ask(request)["quality"]
+
+    return step
 
 
-def _total_ms(sample: dict[str, Any]) -> float:
-    return float(sample["ttft_ms"] + sum(sample["token_ms"]))
-
-
-def _worker_environment(threads: int) -> dict[str, str]:
-    """Our environment with the same thread count for every library, and the project importable from any folder."""
-    root = str(Path(__file__).resolve().parents[1])
-    path = os.environ.get("PYTHONPATH")
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root,
-    }
+def _keep_complete_rounds(measured: Measured) -> int:
+    """Cut every row to the rounds that all of them have; how many those are."""
+    alive = [row for row in measured.rows if row.error is None]
+    rounds = min((len(row.samples) for row in alive), default=0)
+    for row in alive:
+        del row.samples[rounds:]
+    del measured.bandwidth[rounds:]
+    return rounds

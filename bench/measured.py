@@ -59,7 +59,7 @@ class MeasuredModel(ABC):
 
     @abstractmethod
     def load(self, threads: int | None = None) -> Any:
-        """Load the weights and give the `bench.runtime.Runtime` that quality is measured on."""
+        """Load the weights and give the `bench.quality.runtime.Runtime` that quality is measured on."""
 
     @abstractmethod
     def generator(self, threads: int | None = None, device: str | None = None) -> Any:

@@ -116,7 +116,7 @@ class CheckpointModel(MeasuredModel):
     def load(self, threads: int | None = None) -> Any:
         import torch
 
-        from bench.runtime import TorchRuntime
+        from bench.quality.runtime import TorchRuntime
 
         if threads is not None:
             torch.set_num_threads(threads)

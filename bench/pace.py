@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.backends import EngineBackend
+from bench.backends.engine import EngineBackend
 from bench.phantom import END_OF_TURN_ID, random_weights, write_weights
 from bench.sample import Sample
 from compress.prune.shape import Shape

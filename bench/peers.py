@@ -1,166 +1,227 @@
-"""llama.cpp as a backend: the same weights written as GGUF, quantized by llama.cpp itself, run through its C interface.
+"""The tools that ours is measured beside: their names, how they are installed, and how a checkpoint gets there.
 
-It lives in an environment of its own (`make peers`), so nothing here imports what only ours has. Token ids go in and
-out; the GGUF file carries no tokenizer. The quantizer is llama.cpp's, with what it decides for its users: Q4_0 keeps
-the token table in 6 bits.
+A peer runs the first model of the bench, in its own format and with its own quantizer. Its heavy packages live in an
+environment of their own (`make peers`), whose interpreter converts the model (`bench.prepare`) and runs it. The first
+form of a peer is the full precision in which its greedy answers are held against torch's before any of its rows count.
 """
 
 import importlib.util
-import json
+import os
+import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.sample import Sample, as_sample
+from bench.measured import MeasuredModel
+from chitchat.errors import BadInput
 
-GGUF_TYPES = ("F32", "Q8_0", "Q4_0")
-# Hugging Face's name of a module -> GGUF's (llama.cpp, src/llama-arch.cpp, LLM_ARCH_GPT2).
-_LAYER = {
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_PYTHON = ".venv-peers/bin/python"  # where `make peers` puts it
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A tool: its forms, what its files are made from (`checkpoint`, `portable` or `genai` bundle), and its package."""
+
+    name: str
+    forms: tuple[str, ...]
+    source: str
+    module: str
+    install: str
+    converts: bool = True
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer("torch-no-cache", ("fp32",), "checkpoint", "torch", "torch", converts=False),
+        Peer("torch-int8", ("int8",), "checkpoint", "torch", "torch", converts=False),
+        Peer("optimum", ("fp32",), "portable", "optimum.onnxruntime", "optimum-onnx onnxruntime", converts=False),
+        Peer("llama.cpp", ("F32", "Q8_0", "Q4_0", "Q4_K"), "checkpoint", "llama_cpp", "llama-cpp-python gguf"),
+        Peer("ctranslate2", ("float32", "int8"), "checkpoint", "ctranslate2", "ctranslate2"),
+        Peer("openvino", ("fp32", "int8", "int4"), "portable", "openvino", "openvino nncf"),
+        Peer("onnxruntime-genai", ("fp32", "w8", "w4"), "genai", "onnxruntime_genai", "onnxruntime-genai", False),
+    )
 }
-_OUTSIDE = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
 
 
-def write_gguf(checkpoint: Path, path: Path) -> None:
-    """Write a GPT-2 checkpoint with a tied head as a float32 GGUF file without a tokenizer."""
-    import gguf
-    import numpy as np
-    from safetensors.numpy import load_file
+@dataclass(frozen=True)
+class Asked:
+    """A row that was asked for: a peer in one of its forms."""
 
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    writer = gguf.GGUFWriter(path, "gpt2")
-    writer.add_block_count(config["n_layer"])
-    writer.add_context_length(config["n_positions"])
-    writer.add_embedding_length(config["n_embd"])
-    writer.add_feed_forward_length(config["n_inner"] or 4 * config["n_embd"])
-    writer.add_head_count(config["n_head"])
-    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("none")
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    for name, array in load_file(checkpoint / "model.safetensors").items():
-        known = gguf_name(name)
-        if known is not None:
-            flat = array.T if name.endswith(".weight") and ".c_" in name else array  # Conv1D keeps [in, out]
-            writer.add_tensor(known, np.ascontiguousarray(flat, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    peer: Peer
+    form: str
+
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        return self.peer.name if len(self.peer.forms) == 1 else f"{self.peer.name} {self.form}"
+
+    @property
+    def checked(self) -> bool:
+        """Whether the peer has a full precision that its answers can be held against torch's in."""
+        return self.peer.forms[0] != "int8"
+
+    def whole(self) -> "Asked":
+        """The same peer at full precision."""
+        return Asked(self.peer, self.peer.forms[0])
 
 
-def gguf_name(name: str) -> str | None:
-    """Give GGUF's name of a GPT-2 tensor; None for what is not stored (the tied head, masks)."""
-    parts = name.removeprefix("transformer.").split(".")
-    kind = parts[-1]
-    if parts[0] == "h":
-        module = ".".join(parts[2:-1])
-        return f"blk.{parts[1]}.{_LAYER[module]}.{kind}" if module in _LAYER else None
-    return f"{_OUTSIDE[parts[0]]}.{kind}" if parts[0] in _OUTSIDE else None
+def read_peers(value: str | None) -> list[Asked]:
+    """What `--peers` names: peers (all their forms) or `peer:form`, separated by commas; `all`. Raises `BadInput`."""
+    if not value:
+        return []
+    asked: list[Asked] = []
+    for word in PEERS if value == "all" else [word.strip() for word in value.split(",")]:
+        name, _, form = word.partition(":")
+        if name not in PEERS:
+            raise BadInput(f"--peers {word}: there is no such peer; give all, or some of {', '.join(PEERS)}")
+        peer = PEERS[name]
+        if form and form not in peer.forms:
+            raise BadInput(f"--peers {word}: {name} has no form {form}; give one of {', '.join(peer.forms)}")
+        asked += [Asked(peer, each) for each in ([form] if form else peer.forms)]
+    return list(dict.fromkeys(asked))
 
 
-def quantize_gguf(source: Path, path: Path, kind: str, threads: int) -> None:
-    """Let llama.cpp quantize a float32 file to `kind` (of `GGUF_TYPES`). Raises RuntimeError when it does not."""
-    import llama_cpp
+def find_python(peer: Peer, given: str | None) -> str | None:
+    """The interpreter that has a peer's package: this one, `given`, or that of `make peers`; None where none has.
 
-    options = llama_cpp.llama_model_quantize_default_params()
-    options.ftype = {"Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}[kind]
-    options.nthread = threads
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), options):
-        raise RuntimeError(f"llama.cpp could not quantize {source.name} to {kind}")
-
-
-class LlamaCppBackend:
-    """A GGUF file in llama.cpp, driven through `llama_decode`: no sampler, text or copies of logits in between."""
-
-    def __init__(self, spec: str, threads: int, device: str) -> None:
-        import llama_cpp
-
-        self._llama = llama_cpp
-        _silence(llama_cpp)
-        llama_cpp.llama_backend_init()
-        options = llama_cpp.llama_model_default_params()
-        options.n_gpu_layers = 0
-        self._model = llama_cpp.llama_load_model_from_file(spec.encode(), options)
-        if not self._model:
-            raise RuntimeError(f"llama.cpp cannot load {spec}")
-        settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx = llama_cpp.llama_model_n_ctx_train(self._model)
-        settings.n_batch = settings.n_ubatch = settings.n_ctx
-        settings.n_threads = settings.n_threads_batch = threads
-        self._context = llama_cpp.llama_new_context_with_model(self._model, settings)
-        self._vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
-
-    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int) -> Sample:
-        """See `bench.sample.Backend.generate`."""
-        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
-        times: list[float] = []
-        ids: list[int] = []
-        started = time.perf_counter()
-        token = self._step(prompt, end_of_turn_id)
-        while True:
-            times.append(time.perf_counter())
-            ids.append(token)
-            if len(ids) == new_tokens:
-                return as_sample(started, times, ids, new_tokens)
-            token = self._step([token], end_of_turn_id)
-
-    def runtime(self) -> Any:
-        """Quality is measured on what ships from here; a peer is measured for speed only."""
-        raise NotImplementedError("llama.cpp is timed only")
-
-    def _step(self, ids: Sequence[int], banned: int) -> int:
-        import numpy as np
-
-        array = (self._llama.llama_token * len(ids))(*ids)
-        batch = self._llama.llama_batch_get_one(array, len(ids))
-        if self._llama.llama_decode(self._context, batch):
-            raise RuntimeError("llama.cpp could not decode a batch")
-        logits = np.ctypeslib.as_array(self._llama.llama_get_logits_ith(self._context, -1), (self._vocab,))
-        logits[banned] = -np.inf
-        return int(logits.argmax())
+    Raises `BadInput` for a `given` one that cannot be run.
+    """
+    if _here(peer.module):
+        return sys.executable
+    python = given or (DEFAULT_PYTHON if Path(DEFAULT_PYTHON).is_file() else None)
+    if python is None:
+        return None
+    code = f"import importlib.util as u, sys; sys.exit(u.find_spec({peer.module.split('.')[0]!r}) is None)"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, check=False)
+    except OSError as error:
+        raise BadInput(f"--peers-python {python}: cannot be run ({error.strerror}); make it with make peers") from error
+    return python if done.returncode == 0 else None
 
 
-def _silence(llama_cpp: Any) -> None:
-    """Keep llama.cpp's log out of a measurement's last words."""
-
-    def ignore(level: int, text: bytes, data: Any) -> None:
-        pass
-
-    callback: Callable[..., Any] = llama_cpp.llama_log_callback(ignore)
-    _KEPT.append(callback)  # ctypes callbacks must outlive the library's use of them
-    with suppress(AttributeError):
-        llama_cpp.llama_log_set(callback, None)
+def _here(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
-_KEPT: list[Any] = []
+class PeerModel(MeasuredModel):
+    """The first model of a bench in a peer's hands. `folder` is what the peer loads; facts are the first model's."""
+
+    def __init__(self, asked: Asked, base: MeasuredModel, folder: Path) -> None:
+        super().__init__(f"{asked.peer.name}:{asked.form}", folder)
+        self.asked = asked
+        self.name = asked.name
+        self._base = base
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        """Each peer is a kind of its own (`bench.runtimes.KINDS`)."""
+        return self.asked.peer.name
+
+    @property
+    def runtime(self) -> str:
+        return self.asked.peer.name
+
+    @property
+    def geometry(self) -> dict[str, int]:
+        return self._base.geometry
+
+    @property
+    def parameters(self) -> int:
+        return self._base.parameters
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.file_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        if self.asked.peer.source == "checkpoint" and not self.asked.peer.converts:
+            return self._base.file_bytes
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    @property
+    def dialogue(self) -> Any:
+        return self._base.dialogue
+
+    def tokenizer_json(self) -> str:
+        return self._base.tokenizer_json()
+
+    def load(self, threads: int | None = None) -> Any:
+        raise NotImplementedError("a peer is loaded in its own process")
+
+    def generator(self, threads: int | None = None, device: str | None = None) -> Any:
+        raise NotImplementedError("a peer does not chat")
 
 
-def main(checkpoint: str, folder: str, threads: str) -> int:
-    """Write the GGUF files of a checkpoint into a folder; each is complete or absent. Give the exit code."""
-    missing = [name for name in ("gguf", "llama_cpp", "safetensors") if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f"this environment has no {', '.join(missing)}; make one with make peers", file=sys.stderr)
-        return 2
-    source = Path(folder) / "F32.gguf"
-    for kind in GGUF_TYPES:
-        path = Path(folder) / f"{kind}.gguf"
-        partial = path.with_suffix(".partial")
-        if kind == "F32":
-            write_gguf(Path(checkpoint), partial)
-        else:
-            quantize_gguf(source, partial, kind, int(threads))
-        partial.rename(path)
-    return 0
+class Kitchen:
+    """Makes what peers load out of one checkpoint, in a folder; each thing once."""
+
+    def __init__(self, checkpoint: MeasuredModel, folder: Path, threads: int, data: Path | None) -> None:
+        self._checkpoint, self._folder, self._threads, self._data = checkpoint, folder, threads, data
+        self._made: dict[str, Path] = {}
+
+    def model(self, asked: Asked, python: str) -> PeerModel:
+        """The model of a row. Raises `CannotPrepare` with the last words of the peer's converter."""
+        return PeerModel(asked, self._checkpoint, self._prepared(asked, python))
+
+    def _prepared(self, asked: Asked, python: str) -> Path:
+        source = self._source(asked)
+        if not asked.peer.converts:
+            return source
+        key = asked.name.replace(" ", "-")
+        if key not in self._made:
+            out = self._folder / key
+            command = [python, "-m", "bench.prepare", asked.peer.name, asked.form, str(source), str(out)]
+            done = subprocess.run(
+                [*command, str(self._threads)], env=_environment(), capture_output=True, text=True, errors="replace"
+            )
+            if done.returncode:
+                lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+                raise CannotPrepare(f"could not be prepared: {lines[-1][-300:] if lines else 'no word why'}")
+            self._made[key] = out
+        return self._made[key]
+
+    def _source(self, asked: Asked) -> Path:
+        if asked.peer.source == "checkpoint":
+            return self._checkpoint.folder
+        if asked.peer.source == "portable":
+            return self._bundle("portable", self._checkpoint.folder, target="portable")
+        checkpoint = self._checkpoint.folder if asked.form == "fp32" else self._quantized(asked.form)
+        return self._bundle(f"genai-{asked.form}", checkpoint, genai=True)
+
+    def _bundle(self, name: str, checkpoint: Path, **options: Any) -> Path:
+        from export.stage import export
+
+        if name not in self._made:
+            out = self._folder / name
+            export(str(checkpoint), out, data=self._data, **options)
+            self._made[name] = out
+        return self._made[name]
+
+    def _quantized(self, scheme: str) -> Path:
+        from compress.quantize.options import QuantizeOptions
+        from compress.quantize.stage import quantize
+
+        if self._data is None:
+            raise CannotPrepare("its integers need conversations; give --data")
+        out = self._folder / f"checkpoint-{scheme}"
+        if not out.is_dir():
+            quantize(str(self._checkpoint.folder), self._data, out, QuantizeOptions(scheme, "rtn"))
+        return out
 
 
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+class CannotPrepare(Exception):
+    """A peer's files could not be made; the message is one line."""
+
+
+def _environment() -> Mapping[str, str]:
+    """Ours, with the project importable in the peer's interpreter."""
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bench.backends import EngineBackend
+from bench.backends.engine import EngineBackend
 from bench.phantom import END_OF_TURN_ID, bundle_bytes, write_phantom
 from bench.sample import Sample
 from chitchat.errors import BadInput

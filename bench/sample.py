@@ -1,4 +1,4 @@
-"""What every measured runtime gives: one reply with the times of its tokens."""
+"""What every measured runtime gives: one reply with the times of its tokens, or several replies made side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,22 @@ class Sample:
 class Backend(Protocol):
     """A loaded model."""
 
-    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int) -> Sample:
-        """Give exactly `new_tokens` greedy tokens after `prompt`."""
+    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False) -> Sample:
+        """Give exactly `new_tokens` greedy tokens after `prompt`.
+
+        With `reuse` a runtime may keep what it has computed of the prompt's beginning in the call before; without it,
+        everything is computed anew.
+        """
 
     def runtime(self) -> Any:
-        """The loaded model as a `bench.runtime.Runtime`, for its quality."""
+        """The loaded model as a `bench.quality.runtime.Runtime`, for its quality and for replies that are drawn."""
+
+
+class TogetherBackend(Backend, Protocol):
+    """A loaded model that can answer several conversations at once."""
+
+    def generate_together(self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int) -> list[Sample]:
+        """Give exactly `new_tokens` greedy tokens after each prompt, all asked for at the same moment."""
 
 
 def as_sample(started: float, stamps: Sequence[float], ids: Sequence[int], new_tokens: int) -> Sample:

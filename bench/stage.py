@@ -1,28 +1,30 @@
 """`compress bench`: any number of models side by side, speed and memory beside quality, into a report folder.
 
 It checks the input, makes the prompts, has the models measured (`bench.latency`), and writes the report
-(`bench.report`). The first model is the yardstick of the ratios.
+(`bench.report.document`). The first model is the yardstick of the ratios, and the one that peers run in forms of their
+own.
 """
 
-import os
+import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bench.candidates import pruning_candidates
-from bench.environment import cores, environment, load_average
-from bench.latency import Job, Plan, measure
+from bench.latency import Measured, Plan, measure
+from bench.lineup import Row, jobs_of, model_rows, peer_rows, why_no_cuda
+from bench.machine.environment import cores, environment, load_average
 from bench.measured import MeasuredModel
 from bench.model import open_model
-from bench.quality import Task, check_vocabulary, open_held_out
-from bench.report import FORMAT, build_rows, write_report
+from bench.peers import PeerModel, read_peers
+from bench.quality.measure import Task, check_vocabulary, open_held_out
+from bench.report.candidates import pruning_candidates
+from bench.report.document import FORMAT, write_report
+from bench.report.rows import build_rows
+from bench.work import WARMUPS, Work, held_out_texts, make_prompts
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import check_output, staged_folder
 
-WARMUPS = 2
 KL_TOKENS = 4_096  # every row computes the first row's predictions again, so fewer than `compress eval` takes
 DEVICES = ("cpu", "cuda")
 
@@ -31,152 +33,119 @@ def bench(
     models: Sequence[str],
     out: Path,
     data: Path | None = None,
-    prompt_tokens: int = 64,
-    new_tokens: int = 64,
-    device: str = "cpu",
-    repetitions: int = 7,
-    threads: int | None = None,
-    seed: int = 0,
-    max_eval_tokens: int | None = None,
+    work: Work | None = None,
+    peers: str | None = None,
+    peers_python: str | None = None,
 ) -> dict[str, Any]:
-    """Measure `models` and write report.json, report.md and report.png into the folder `out`; give the report.
+    """Measure `models` and write report.json, .md, .html and .png into the folder `out`; give the report.
 
     With `data` (a data set folder) prompts are held-out conversations and quality is measured on them, in windows of
     the smallest context, so that all models score the same tokens, with replies to the same prompts and, where the
-    vocabulary is the same, against the first model; without it prompts are random ids. `threads` is for
-    every runtime, by default the cores that this process may use. Raises `BadInput`, and `WorkFailed` when no model at
-    all could be measured.
+    vocabulary is the same, against the first model; without it prompts are random ids. A model of another tokenizer
+    reads the same conversations in its own ids. `peers` are the tools of `bench.peers` that run the first model, a
+    checkpoint, in the interpreter that has them. Raises `BadInput`, and `WorkFailed` when no model at all could be
+    measured.
     """
-    out = Path(out)
+    out, work = Path(out), work or Work()
     check_output(out, "report")
-    _check_numbers(models, prompt_tokens, new_tokens, repetitions, threads)
-    _check_device(device)
+    _check_numbers(models, work)
+    _check_devices(work.devices)
+    asked = read_peers(peers)
     opened = [open_model(spec) for spec in models]
+    if asked and opened[0].kind != "checkpoint":
+        raise BadInput(f"--peers: they run the first model, and {opened[0].spec} is no checkpoint; name one first")
     for model in opened:
-        _check_context(model, prompt_tokens, new_tokens)
+        _check_context(model, work)
     held_out = _open_data(data, opened)
-    machine = environment(threads or cores())
-    prompts = make_prompts(opened, held_out, prompt_tokens, WARMUPS + repetitions, seed)
-    plan = Plan(
-        warmups=prompts[:WARMUPS],
-        prompts=prompts[WARMUPS:],
-        new_tokens=new_tokens,
-        threads=machine["threads"],
-        device=device,
-        data=data,
-        task=asdict(Task(min(model.context for model in opened), max_eval_tokens, kl_tokens=KL_TOKENS)),
-    )
-    names = unique_names(opened)
-    jobs = [
-        Job(name, model.spec, model.kind, model.dialogue.end_of_turn_id, compared=_is_comparable(model, opened[0]))
-        for name, model in zip(names, opened, strict=True)
-    ]
-    with staged_folder(out, "report") as staging:
-        measured = measure(jobs, plan)
-        if all(result.error for result in measured):
-            raise WorkFailed(f"no model could be measured; {jobs[0].name}: {measured[0].error}")
-        report = {
-            "format": FORMAT,
-            "rows": build_rows(names, opened, measured, device),
-            "samples": {result.job.name: result.samples for result in measured},
-            "quality": {result.job.name: result.quality for result in measured if result.quality},
-            "candidates": pruning_candidates(names, opened),
-            "settings": {
-                "prompt_tokens": prompt_tokens,
-                "new_tokens": new_tokens,
-                "repetitions": repetitions,
-                "warmups": WARMUPS,
-                "seed": seed,
-                "data": held_out.identity if held_out else None,
-                "context": plan.task["context"],
-                "max_eval_tokens": max_eval_tokens,
-            },
-            "environment": {**machine, "load_average_after": load_average()},
-        }
+    machine = environment(work.threads or cores())
+    work = replace(work, threads=machine["threads"])
+    with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch, staged_folder(out, "report") as staging:
+        rows = [
+            *model_rows(opened, work.devices),
+            *peer_rows(asked, opened[0], Path(scratch), work, data, peers_python),
+        ]
+        plan = _plan(opened, held_out, work, data)
+        measured = measure(jobs_of(rows, held_out, Path(scratch), work), plan)
+        if all(result.error for result in measured.rows):
+            raise WorkFailed(f"no model could be measured; {rows[0].name}: {measured.rows[0].error}")
+        report = _report(rows, measured, plan, work, held_out, machine)
         write_report(staging, report)
     return report
 
 
-def make_prompts(models: Sequence[MeasuredModel], data: Any, tokens: int, count: int, seed: int) -> list[list[int]]:
-    """`count` prompts of exactly `tokens` ids that every model has: held-out conversations, else random ids.
-
-    A held-out prompt is the beginning of a conversation, further conversations following where one is too short; it may
-    end within a turn, since all prompts of a run are of one length.
-    """
-    random = np.random.default_rng(seed)
-    if data is None:
-        start = list(models[0].dialogue.start_ids)
-        size = min(model.geometry["vocab"] for model in models)
-        banned = {token for model in models for token in (*model.dialogue.banned_ids, model.dialogue.end_of_turn_id)}
-        usable = np.setdiff1d(np.arange(size), sorted(banned))
-        return [(start + random.choice(usable, tokens).tolist())[:tokens] for _ in range(count)]
-    order = random.permutation(len(data.validation))
-    prompts: list[list[int]] = []
-    taken = 0
-    while len(prompts) < count:
-        ids: list[int] = []
-        while len(ids) < tokens:
-            ids += data.validation[int(order[taken % len(order)])]["input_ids"]
-            taken += 1
-        prompts.append(ids[:tokens])
-    return prompts
+def _plan(models: Sequence[MeasuredModel], held_out: Any, work: Work, data: Path | None) -> Plan:
+    prompts = make_prompts(models, held_out, work.prompt_tokens, WARMUPS + work.repetitions, work.seed)
+    context = min(model.context for model in models)
+    return Plan(
+        warmups=prompts[:WARMUPS],
+        prompts=prompts[WARMUPS:],
+        new_tokens=work.new_tokens,
+        threads=work.threads or 1,
+        data=data,
+        task=asdict(Task(context, work.max_eval_tokens, kl_tokens=KL_TOKENS)),
+        scenarios=work.scenarios,
+        texts=held_out_texts(held_out) if held_out is not None and "replies" in work.scenarios else (),
+        context=context,
+    )
 
 
-def unique_names(models: Sequence[MeasuredModel]) -> list[str]:
-    """Folder names; where two are the same, as much of the path before them as tells them apart."""
-    names = [model.name for model in models]
-    parts = [Path(os.path.abspath(model.folder)).parts for model in models]
-    depth = 1
-    while len(set(names)) < len(names):
-        depth += 1
-        if depth > max(len(part) for part in parts):
-            raise BadInput(f"MODEL {models[_first_repeated(names)].spec}: given twice; give each model once")
-        names = [
-            "/".join(part[-depth:]) if names.count(name) > 1 else name for name, part in zip(names, parts, strict=True)
-        ]
-    return names
+def _report(
+    rows: Sequence[Row], measured: Measured, plan: Plan, work: Work, held_out: Any, machine: dict[str, Any]
+) -> dict[str, Any]:
+    names, models = [row.name for row in rows], [row.model for row in rows]
+    own = [(row.name, row.model) for row in rows if not isinstance(row.model, PeerModel) and row.device == "cpu"]
+    return {
+        "format": FORMAT,
+        "partial": measured.partial,
+        "rows": build_rows(names, models, measured),
+        "samples": {result.job.name: result.samples for result in measured.rows},
+        "scenarios": {result.job.name: result.extra for result in measured.rows},
+        "bandwidth_gb_per_s": measured.bandwidth,
+        "quality": {result.job.name: result.quality for result in measured.rows if result.quality},
+        "candidates": pruning_candidates([name for name, _ in own], [model for _, model in own]),
+        "settings": {
+            "prompt_tokens": work.prompt_tokens,
+            "new_tokens": work.new_tokens,
+            "repetitions": work.repetitions,
+            "warmups": WARMUPS,
+            "seed": work.seed,
+            "data": held_out.identity if held_out else None,
+            "context": plan.context,
+            "max_eval_tokens": work.max_eval_tokens,
+            "scenarios": list(plan.scenarios),
+        },
+        "environment": {**machine, "load_average_after": load_average()},
+    }
 
 
-def _first_repeated(names: Sequence[str]) -> int:
-    return next(place for place, name in enumerate(names) if name in names[:place])
-
-
-def _is_comparable(model: MeasuredModel, first: MeasuredModel) -> bool:
-    """Whether a model's predictions can be compared with the first one's: every id means the same to both."""
-    same = model.vocabulary == first.vocabulary and model.geometry["vocab"] == first.geometry["vocab"]
-    return model is not first and same
-
-
-def _check_numbers(
-    models: Sequence[str], prompt_tokens: int, new_tokens: int, repetitions: int, threads: int | None
-) -> None:
+def _check_numbers(models: Sequence[str], work: Work) -> None:
     if not models:
         raise BadInput("MODEL: none given; name the checkpoints, bundles or hub ids to measure")
     for option, value, least in (
-        ("--prompt-tokens", prompt_tokens, 1),
-        ("--new-tokens", new_tokens, 2),
-        ("--repetitions", repetitions, 1),
-        ("--threads", threads if threads is not None else 1, 1),
+        ("--prompt-tokens", work.prompt_tokens, 1),
+        ("--new-tokens", work.new_tokens, 2),
+        ("--repetitions", work.repetitions, 1),
+        ("--threads", work.threads if work.threads is not None else 1, 1),
     ):
         if value < least:
             raise BadInput(f"{option} {value}: too few; give at least {least}")
 
 
-def _check_device(device: str) -> None:
-    if device not in DEVICES:
-        raise BadInput(f"--device {device}: no such device; give one of {', '.join(DEVICES)}")
-    if device == "cuda":
-        import torch
+def _check_devices(devices: Sequence[str]) -> None:
+    """A GPU that is not there is refused where nothing else was asked for; beside the CPU its rows say why."""
+    for device in devices:
+        if device not in DEVICES:
+            raise BadInput(f"--device {device}: no such device; give cpu, cuda or cpu,cuda")
+    if tuple(devices) == ("cuda",) and (why := why_no_cuda()):
+        raise BadInput(f"--device cuda: {why}; use --device cpu")
 
-        if not torch.cuda.is_available():
-            raise BadInput("--device cuda: torch finds no CUDA GPU on this machine; use --device cpu")
 
-
-def _check_context(model: MeasuredModel, prompt_tokens: int, new_tokens: int) -> None:
-    if prompt_tokens + new_tokens > model.context:
+def _check_context(model: MeasuredModel, work: Work) -> None:
+    if work.prompt_tokens + work.new_tokens > model.context:
         raise BadInput(
-            f"--prompt-tokens {prompt_tokens} and --new-tokens {new_tokens}: "
-            f"{prompt_tokens + new_tokens} tokens do not fit the context of {model.spec}, {model.context}; give fewer"
+            f"--prompt-tokens {work.prompt_tokens} and --new-tokens {work.new_tokens}: "
+            f"{work.prompt_tokens + work.new_tokens} tokens do not fit the context of {model.spec}, {model.context}; "
+            "give fewer"
         )
 
 
@@ -184,6 +153,5 @@ def _open_data(data: Path | None, models: Sequence[MeasuredModel]) -> Any:
     if data is None:
         return None
     opened = open_held_out(data)
-    for model in models:
-        check_vocabulary(model, opened)
+    check_vocabulary(models[0], opened)
     return opened

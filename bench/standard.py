@@ -5,7 +5,6 @@ weights: speed depends on the shape alone, nobody's weights are needed, and anyo
 it: a prompt of 64 tokens, 64 new ones, greedy. What is timed and printed is `bench.speed`'s.
 """
 
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -13,10 +12,8 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from bench.peers import GGUF_TYPES
 from chitchat.checkpoint import save_checkpoint
 from chitchat.data.builder import build_dataset
-from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import staged_folder
 from chitchat.lineage import Stage
 from chitchat.tokenizer import read_vocab_txt
@@ -26,43 +23,39 @@ from export.stage import export
 
 VOCAB = 13_317
 LAYERS, WIDTH, HEADS, CONTEXT = 12, 768, 12, 300
-FORMS = ("fp32", "w8", "w8a8", "w4", "w4 int8 cache")
+WHOLE, HALF = "checkpoint", "half"
+SHAPE = {"vocab_size": VOCAB, "n_positions": CONTEXT, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
+HALF_SHAPE = {**SHAPE, "n_embd": 576, "n_layer": 10, "n_head": 9}  # 0.498 of the parameters
+ROWS = (WHOLE, "fp32", "w8", "w8a8", "w4", "w4 int8 cache", "half w8", "half w4")
 CONVERSATIONS, TURNS, TURN_TOKENS = 80, 8, 24
 _SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _FIRST_HAN = 0x4E00  # the vocabulary is the specials and as many Chinese characters as it takes
 
 
-def make_standard(folder: Path, seed: int = 0, peers_python: str | None = None, threads: int = 2) -> dict[str, Path]:
-    """Make what is missing in `folder` and give the paths by name.
+def make_standard(folder: Path, seed: int = 0) -> dict[str, Path]:
+    """Make what is missing in `folder` and give the paths by the names of `ROWS`: a checkpoint and its bundles.
 
-    `checkpoint`; those of `FORMS`: bundles; with the interpreter of an environment that has llama.cpp, `F32`, `Q8_0`
-    and `Q4_0`: GGUF files. Raises BadInput for an interpreter without it.
+    "half" is a checkpoint with half of the parameters, as pruning leaves it.
     """
-    paths = {"checkpoint": folder / "checkpoint"}
-    if not paths["checkpoint"].is_dir():  # complete or absent
-        _make_checkpoint(paths["checkpoint"], seed)
-    if not (folder / "data").is_dir():
-        _make_data(paths["checkpoint"], folder / "data", seed)
-    for form in FORMS:
-        paths[form] = bundle_path(folder, form)
+    paths = {WHOLE: folder / WHOLE}
+    for name, shape in ((WHOLE, SHAPE), (HALF, HALF_SHAPE)):
+        if not (folder / name).is_dir():  # complete or absent
+            _make_checkpoint(folder / name, shape, seed)
+        if not _data(folder, name).is_dir():
+            _make_data(folder / name, _data(folder, name), seed)
+    for form in ROWS[1:]:
+        paths[form] = folder / form.replace(" ", "-")
         if not paths[form].is_dir():
-            _make_bundle(folder, form)
-    if peers_python is not None:
-        files = {kind: folder / f"{kind}.gguf" for kind in GGUF_TYPES}
-        if not all(path.is_file() for path in files.values()):
-            _make_gguf(peers_python, paths["checkpoint"], folder, threads)
-        paths |= files
+            _make_bundle(folder, form, paths[form])
     return paths
 
 
-def bundle_path(folder: Path, form: str) -> Path:
-    """Where the bundle of one of `FORMS` lies."""
-    return folder / f"bundle-{form.replace(' ', '-')}"
+def _data(folder: Path, name: str) -> Path:
+    return folder / f"{name}-data"
 
 
-def _make_checkpoint(out: Path, seed: int) -> None:
+def _make_checkpoint(out: Path, shape: dict[str, int], seed: int) -> None:
     torch.manual_seed(seed)
-    shape = {"vocab_size": VOCAB, "n_positions": CONTEXT, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
     config = GPT2Config(**shape, bos_token_id=2, eos_token_id=3)
     model = GPT2LMHeadModel(config).eval()
     with staged_folder(out, "checkpoint") as staging:
@@ -92,27 +85,14 @@ def _random_turn(random: np.random.Generator) -> str:
     return "".join(chr(_FIRST_HAN + int(place)) for place in random.integers(VOCAB - len(_SPECIALS), size=TURN_TOKENS))
 
 
-def _make_bundle(folder: Path, form: str) -> None:
-    """Quantize, unless it is done, and export; `form` is a scheme, or one with " int8 cache" behind it."""
-    checkpoint, data = folder / "checkpoint", folder / "data"
-    scheme, _, cache = form.partition(" ")
-    source = checkpoint
+def _make_bundle(folder: Path, form: str, out: Path) -> None:
+    """Quantize, unless it is done, and export; `form` is a scheme, with "half" before or "int8 cache" behind it."""
+    name = HALF if form.startswith(HALF) else WHOLE
+    scheme, _, cache = form.removeprefix(HALF).strip().partition(" ")
+    data = _data(folder, name)
+    source = folder / name
     if scheme != "fp32":
-        source = folder / f"checkpoint-{scheme}"
+        source = folder / f"{name}-{scheme}-integers"
         if not source.is_dir():
-            quantize(str(checkpoint), data, source, QuantizeOptions(scheme, "rtn"))
-    export(str(source), bundle_path(folder, form), data=data, kv="int8" if cache else "float32")
-
-
-def _make_gguf(python: str, checkpoint: Path, folder: Path, threads: int) -> None:
-    """Write the GGUF files with llama.cpp's own environment."""
-    command = [python, "-m", "bench.peers", str(checkpoint), str(folder), str(threads)]
-    root = Path(__file__).resolve().parents[1]
-    try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, errors="replace")
-    except OSError as error:
-        raise BadInput(f"--peers {python}: cannot be run ({error.strerror}); make it with make peers") from error
-    if done.returncode == 2:
-        raise BadInput(f"--peers {python}: {done.stderr.strip().splitlines()[-1]}")
-    if done.returncode:
-        raise WorkFailed(f"llama.cpp's files could not be made: {done.stderr.strip()[-300:]}")
+            quantize(str(folder / name), data, source, QuantizeOptions(scheme, "rtn"))
+    export(str(source), out, data=data, kv="int8" if cache else "float32")

@@ -3,11 +3,20 @@
 A process of its own gives every model its own memory figure and its own thread pools, and a crash costs one row of
 the table. Requests are `{"op": …}`, answers `{"ok": true, …}` or `{"ok": false, "error": one line}`:
 
-    load     spec, kind, threads, device              -> load_s
-    sample   prompt (ids), new_tokens, end_of_turn_id -> ttft_ms, token_ms (one a token after the first), ids
-    memory                                            -> peak_rss_mb (of this process up to now)
-    quality  data, task (`bench.quality.Task`), teacher (null, or spec and kind of a model to compare with)
-                                                      -> quality (`bench.quality.Quality` as JSON)
+    load      spec, kind, threads, device, slots (default 1)
+                                                       -> load_s, version (of the runtime's package)
+    sample    prompt (ids), new_tokens, end_of_turn_id, reuse (default false: the prompt is computed anew)
+                                                       -> ttft_ms, token_ms (one a token after the first), ids, cpu_s
+    together  prompts (ids of each), new_tokens, end_of_turn_id
+                                                       -> samples (as above, of each), ms (until the last token)
+    reply     text, seed, new_tokens, speech (`bench.speech.Speech`)
+                                                       -> ms, first_ms, tokens, text
+    margin    ids, chosen, other                       -> margin, spread: how much likelier than `other` the id `chosen`
+                                                          is after `ids`, in logits, and the logits' standard deviation
+    memory                                             -> peak_rss_mb (of this process and its children, up to now),
+                                                          device_mb (null without a GPU)
+    quality   data, task (`bench.quality.measure.Task`), teacher (null, or spec and kind of a model to compare with)
+                                                       -> quality (`bench.quality.measure.Quality` as JSON)
 
 It ends at the end of stdin. What libraries print to stdout goes to stderr, so that it cannot break the protocol. It
 imports neither torch nor onnxruntime before a model asks for one: the memory figure is that of the runtime that ships.
@@ -17,29 +26,13 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.backends import open_backend
-from bench.memory import status_mb
+from bench.machine.memory import device_mb, peak_rss_mb
+from bench.runtimes import open_backend, runtime_version
 from bench.sample import Backend
-
-MB = 1_000_000
-
-
-def peak_rss_mb() -> float:
-    """The most memory this process ever held, in MB of 10^6 bytes.
-
-    From VmHWM: on Linux `getrusage` starts a child at its parent's peak, so that a small runtime started by a large
-    process would look large.
-    """
-    peak = status_mb("VmHWM")
-    if peak is not None:
-        return peak
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB
 
 
 class Worker:
@@ -47,30 +40,69 @@ class Worker:
 
     def __init__(self) -> None:
         self._backend: Backend | None = None
+        self._speaker: Any = None  # a `bench.speech.Speaker`
+        self._runtime: Any = None  # a `bench.quality.runtime.Runtime`, made for the first reply
         self._place: tuple[int, str] = (1, "cpu")  # threads and device
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what `request["op"]` names and give its figures."""
-        operations = {"load": self._load, "sample": self._sample, "memory": self._memory, "quality": self._quality}
+        operations = {
+            "load": self._load,
+            "sample": self._sample,
+            "together": self._together,
+            "reply": self._reply,
+            "margin": self._margin,
+            "memory": self._memory,
+            "quality": self._quality,
+        }
         return operations[request["op"]](request)
 
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
         make = open_backend(request["kind"])  # imports the runtime, which is not what load_s measures
         started = time.perf_counter()
         self._place = request["threads"], request["device"]
-        self._backend = make(request["spec"], *self._place)
-        return {"load_s": time.perf_counter() - started}
+        slots = request.get("slots", 1)
+        self._backend = make(request["spec"], *self._place, **({"slots": slots} if slots > 1 else {}))
+        took = time.perf_counter() - started
+        return {"load_s": took, "version": runtime_version(request["kind"])}
 
     def _sample(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._backend is not None, "load comes first"
-        sample = self._backend.generate(request["prompt"], request["new_tokens"], request["end_of_turn_id"])
-        return {"ttft_ms": sample.ttft_ms, "token_ms": sample.token_ms, "ids": sample.ids}
+        work = request["prompt"], request["new_tokens"], request["end_of_turn_id"]
+        used = time.process_time()
+        sample = self._backend.generate(*work, reuse=request.get("reuse", False))
+        return {**asdict(sample), "cpu_s": time.process_time() - used}
+
+    def _together(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._backend is not None, "load comes first"
+        many: Any = self._backend
+        started = time.perf_counter()
+        samples = many.generate_together(request["prompts"], request["new_tokens"], request["end_of_turn_id"])
+        took = time.perf_counter() - started
+        return {"samples": [asdict(sample) for sample in samples], "ms": took * 1000}
+
+    def _reply(self, request: dict[str, Any]) -> dict[str, Any]:
+        from bench.speech import Speech
+
+        assert self._backend is not None, "load comes first"
+        if self._speaker is None:
+            self._speaker = Speech(**request["speech"]).open()
+        self._runtime = self._runtime or self._backend.runtime()
+        return dict(self._speaker.reply(self._runtime, request["text"], request["seed"], request["new_tokens"]))
+
+    def _margin(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._backend is not None, "load comes first"
+        logits = self._backend.runtime().logits(request["ids"])[-1]
+        return {
+            "margin": float(logits[request["chosen"]] - logits[request["other"]]),
+            "spread": float(logits.std()),
+        }
 
     def _memory(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"peak_rss_mb": peak_rss_mb()}
+        return {"peak_rss_mb": peak_rss_mb(), "device_mb": device_mb()}
 
     def _quality(self, request: dict[str, Any]) -> dict[str, Any]:
-        from bench.quality import Task, measure_quality, open_held_out
+        from bench.quality.measure import Task, measure_quality, open_held_out
 
         assert self._backend is not None, "load comes first"
         teacher, of = None, request["teacher"]

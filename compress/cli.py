@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compress.console import Verbs, call, quiet_libraries, show, show_table
+from compress.console import INTERRUPTED, Verbs, call, quiet_libraries, show, show_table
 from compress.options import (
     Checkpoint,
     DataOption,
@@ -275,7 +275,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Quality on held-out conversations and the health of its replies, through the runtime that ships."""
-    from bench.quality import evaluate as run_evaluation
+    from bench.quality.measure import evaluate as run_evaluation
 
     figures = run_evaluation(model, data, max_tokens=max_tokens, threads=threads, teacher=teacher, samples=samples)
     show(figures, as_json)
@@ -283,36 +283,64 @@ def evaluate(
 
 @app.command()
 def bench(
-    models: Annotated[list[str], typer.Argument(help="Checkpoints, quantized checkpoints, bundles or hub ids.")],
-    out: Annotated[Path, Out("the report")],
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Checkpoints, quantized checkpoints, bundles or hub ids.")
+    ] = None,
+    out: Annotated[Path | None, Out("the report")] = None,
     data: MaybeData = None,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of a prompt.", min=1)] = 64,
     new_tokens: Annotated[int, typer.Option(help="New tokens of a reply.", min=2)] = 64,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or cpu,cuda: a row on each.")] = "cpu",
     repetitions: Annotated[int, typer.Option(help="Rounds; each runs every model once, in turn.")] = 7,
     threads: Threads = None,
     max_tokens: MaxTokens = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also whole replies, several turns, conversations at once, and sweeps.")
+    ] = False,
+    peers: Annotated[
+        str | None, typer.Option(help="Tools that run the first model too: all, or some as llama.cpp:Q8_0,ctranslate2.")
+    ] = None,
+    peers_python: Annotated[
+        str | None, typer.Option(help="The interpreter that has them (default: the one of make peers).")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Two report.json: what changed beyond noise.")
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Latency, memory and quality side by side, each model in its own process; the first one is the yardstick."""
-    from bench.report import print_table
-    from bench.stage import bench as run_bench
+    from chitchat.errors import BadInput
 
-    report = run_bench(
-        models,
-        out,
-        data=data,
+    if compare is not None:
+        from bench.report.compare import compare as run_comparison
+
+        found = run_comparison(*compare)
+        print("\n".join(found.lines()))
+        show(found.as_json(), as_json)
+        return
+    if out is None:
+        raise BadInput("--out: say where the report goes")
+    from bench.report.document import print_table
+    from bench.scenarios import SCENARIOS
+    from bench.stage import bench as run_bench
+    from bench.work import CHEAP, Work
+
+    work = Work(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
-        device=device,
+        devices=tuple(device.split(",")),
         repetitions=repetitions,
         threads=threads,
         max_eval_tokens=max_tokens,
         seed=seed,
+        scenarios=tuple(SCENARIOS) if full else CHEAP,
     )
+    report = run_bench(models or [], out, data, work, peers, peers_python)
     print_table(report)
     show({"out": str(out), "rows": report["rows"]}, as_json)
+    if report["partial"]:
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()
@@ -437,7 +465,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """The whole pipeline of a recipe; finished stages are not run again."""
-    from bench.report import print_table
+    from bench.report.document import print_table
     from compress.pipeline import run as run_pipeline
 
     show(run_pipeline(recipe, out, seed=seed, show_report=print_table), as_json)

@@ -84,9 +84,13 @@ VERBS = {
     ),
     "bench": Verb(
         argument="models",
-        options=("data", "prompt-tokens", "new-tokens", "device", "repetitions", "threads", "max-tokens"),
+        options=(
+            *("data", "prompt-tokens", "new-tokens", "device", "repetitions", "threads", "max-tokens"),
+            *("full", "peers", "peers-python"),
+        ),
         takes={"models": ("checkpoint", "quantized", "bundle"), "data": ("data",)},
         makes="report",
+        flags=("full",),
     ),
 }
 

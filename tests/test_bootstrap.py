@@ -4,9 +4,9 @@ drawn twice."""
 import numpy as np
 import pytest
 
-from bench import bootstrap
-from bench.bootstrap import jackknife_interval, ratio_interval, resampled
-from bench.health import Health, SaidReply
+from bench.quality import bootstrap
+from bench.quality.bootstrap import jackknife_interval, ratio_interval, resampled
+from bench.quality.health import Health, SaidReply
 
 
 def test_an_interval_of_95_percent_holds_the_true_figure_about_so_often() -> None:

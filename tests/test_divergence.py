@@ -7,10 +7,10 @@ import pytest
 import torch
 from families import tiny_family
 
-from bench import divergence as module
-from bench.divergence import kl_rows, measure_divergence
 from bench.model import open_model
-from bench.runtime import TorchRuntime
+from bench.quality import divergence as module
+from bench.quality.divergence import kl_rows, measure_divergence
+from bench.quality.runtime import TorchRuntime
 from chitchat.data.dataset import collate, open_dataset
 from compress.calibration import divergence
 

@@ -13,7 +13,7 @@ from compress.prune.shape import Shape
 SHAPE = Shape(LAYERS, HEADS, WIDTH // HEADS, 4 * WIDTH, VOCAB, CONTEXT)
 LOAD = """
 import sys
-from bench.memory import status_mb
+from bench.machine.memory import status_mb
 from serve.bundle import Bundle
 from serve.engine import Engine
 from serve.options import SamplingOptions

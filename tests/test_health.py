@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.health import Health, SaidReply, words
+from bench.quality.health import Health, SaidReply, words
 
 
 def said(*texts: str, conversations: list[int] | None = None) -> Health:

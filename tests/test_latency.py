@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.latency import Job, Plan, latency_figures, measure, speed_ratio
+from bench.latency import Job, Plan, measure
+from bench.timing import latency_figures, speed_ratio
 
 COMPARED = [("fast", False), ("slow", True), ("fast", False)]
 FAKE = Path(__file__).with_name("fake_worker.py")
@@ -18,7 +19,7 @@ def sample(ttft: float, steps: list[float]) -> dict:
 def measured(folder: Path, specs: list[str], **options):
     jobs = [Job(spec, spec, "bundle", 2) for spec in specs]
     plan = Plan(**{"warmups": [[5]], "prompts": [[6], [7]], "new_tokens": 4, "threads": 1, **options})
-    return measure(jobs, plan, command=[sys.executable, str(FAKE), str(folder / "log")])
+    return measure(jobs, plan, command=[sys.executable, str(FAKE), str(folder / "log")]).rows
 
 
 def test_models_take_turns_after_a_warm_up_and_memory_is_read_before_scoring(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_worker_that_goes_wrong_loses_its_row_only(tmp_path: Path, spec: str, 
 def test_a_worker_that_cannot_be_started_says_why(tmp_path: Path) -> None:
     """A missing module was told as 'no answer'."""
     plan = Plan(warmups=[], prompts=[[1]], new_tokens=2, threads=1)
-    (result,) = measure([Job("x", "x", "bundle", 2)], plan, command=[sys.executable, "-c", "import not_there"])
+    (result,) = measure([Job("x", "x", "bundle", 2)], plan, [sys.executable, "-c", "import not_there"]).rows
     assert result.error is not None
     assert "No module named 'not_there'" in result.error
 
@@ -91,8 +92,8 @@ def test_only_comparable_models_are_compared_and_only_with_a_living_first_one(tm
     jobs = [Job(spec, spec, "bundle", 2, compared=compared) for spec, compared in COMPARED]
     plan = Plan(warmups=[[5]], prompts=[[6]], new_tokens=4, threads=1, data=tmp_path)
     command = [sys.executable, str(FAKE), str(tmp_path / "log")]
-    teachers = [result.quality["teacher"] for result in measure(jobs, plan, command)]
+    teachers = [result.quality["teacher"] for result in measure(jobs, plan, command).rows]
     assert teachers == [None, {"spec": "fast", "kind": "bundle"}, None]
-    lost, after = measure([Job("crash", "crash", "bundle", 2), jobs[1]], plan, command)
+    lost, after = measure([Job("crash", "crash", "bundle", 2), jobs[1]], plan, command).rows
     assert lost.error is not None
     assert after.quality == {"bits_per_byte": 2.5, "teacher": None}

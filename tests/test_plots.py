@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.plots import build_figure, draw_report
+from bench.report.plots import build_figure, draw_report
 
 
 def row(name: str, kind: str, file_mb: float, bits: float | None, speed: float | None, error: str | None = None) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import bench.probe
-from bench.backends import EngineBackend
+from bench.backends.engine import EngineBackend
 from bench.phantom import bundle_bytes
 from bench.probe import TOKEN_BYTES, Clock
 from chitchat.errors import BadInput

@@ -150,7 +150,7 @@ def test_our_engine_generates_the_tokens_of_transformers(
 _PEER = """
 import json, sys
 from pathlib import Path
-from bench.peers import LlamaCppBackend, write_gguf
+from bench.backends.llama_cpp import LlamaCppBackend, write_gguf
 checkpoint, path, prompts, count, end = sys.argv[1:]
 write_gguf(Path(checkpoint), Path(path))
 backend = LlamaCppBackend(path, 1, "cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from families import tiny_family
 
-from bench.quality import Quality, Task, evaluate, measure_quality, open_held_out
+from bench.quality.measure import Quality, Task, evaluate, measure_quality, open_held_out
 from chitchat.errors import BadInput
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from bundles import DIALOGUE, exported, random_gpt2
 
-from bench.replies import SAMPLING, Prompt, Reply, draw_replies, health_prompts
-from bench.runtime import EngineRuntime, TorchRuntime
+from bench.quality.replies import SAMPLING, Prompt, Reply, draw_replies, health_prompts
+from bench.quality.runtime import EngineRuntime, TorchRuntime
 from chitchat.dialogue import Dialogue
 from serve.engine import Engine
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +12,13 @@ from typing import Any
 import pytest
 from families import tiny_family
 
-from bench.candidates import pruning_candidates
-from bench.latency import Job, Measurement
-from bench.report import as_markdown, build_rows, notes, print_table, read_report
-from bench.stage import bench, make_prompts, unique_names
+from bench.latency import Job, Measured, Measurement
+from bench.lineup import unique_names
+from bench.report.candidates import pruning_candidates
+from bench.report.document import as_markdown, notes, print_table, read_report
+from bench.report.rows import build_rows
+from bench.stage import bench
+from bench.work import Work, make_prompts
 from chitchat.errors import BadInput, WorkFailed
 
 FIGURES = {
@@ -32,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, family: dict[str, Path], tiny
     """A report of all forms of the tiny model, and its folder."""
     out = tmp_path_factory.mktemp("report") / "out"
     models = [str(path) for path in family.values()]
-    report = bench(models, out, data=tiny_data, prompt_tokens=20, new_tokens=10, repetitions=2, threads=1)
+    report = bench(models, out, tiny_data, Work(20, 10, repetitions=2, threads=1))
     return out, report
 
 
@@ -45,7 +50,7 @@ def model(name: str = "m", **changes: Any) -> Any:
 
 def measurement(name: str, ms: float, error: str | None = None) -> Measurement:
     samples = [{"ttft_ms": ms, "token_ms": [ms, ms], "ids": [5, 5, 5]}] * (1 if error else 3)
-    return Measurement(Job(name, name, "checkpoint", 2), 0.5, samples, 80.0, None, error)
+    return Measurement(Job(name, name, "checkpoint", 2), 0.5, samples=samples, peak_rss_mb=80.0, error=error)
 
 
 def test_a_row_holds_all_figures_and_all_forms_of_one_model_give_the_same_ids(made: tuple[Path, Any]) -> None:
@@ -133,7 +138,7 @@ def test_shapes_that_were_tried_stand_in_the_report_once(made: tuple[Path, Any])
 def test_the_folder_holds_table_picture_and_raw_samples(made: tuple[Path, Any]) -> None:
     """Figures without their samples cannot be checked afterwards."""
     out, report = made
-    assert sorted(path.name for path in out.iterdir()) == ["report.json", "report.md", "report.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.json", "report.md", "report.png"]
     stored = read_report(out)
     assert stored == json.loads(json.dumps(report))
     assert [len(samples) for samples in stored["samples"].values()] == [2] * 4
@@ -165,23 +170,22 @@ def test_a_lost_row_has_its_last_words_and_no_figures() -> None:
     """The row of a crashed model vanished, or kept half of its figures."""
     models = [model("a"), model("b"), model("c")]
     measured = [measurement("a", 4.0), measurement("b", 1.0, error="was killed by SIGKILL"), measurement("c", 2.0)]
-    rows = build_rows(["a", "b", "c"], models, measured, "cpu")
+    rows = build_rows(["a", "b", "c"], models, Measured(measured))
     assert (rows[1]["tokens_per_s"], rows[1]["peak_rss_mb"], rows[1]["ratio"]) == (None, None, None)
     assert rows[1]["error"] == "was killed by SIGKILL"
     assert rows[2]["ratio"] == 2.0
     machine = {"cpu": "c", "cores": 2, "threads": 2, "versions": {}, "date": "d", "load_average_after": [9.0]}
     settings = {"prompt_tokens": 1, "new_tokens": 3, "repetitions": 3, "context": 8}
     report = {"rows": rows, "settings": settings, "environment": machine}
-    assert notes(report)[0] == "b was lost: was killed by SIGKILL"
+    assert notes(report)[0] == "b has no figures: was killed by SIGKILL"
     assert "other work ran on the machine" in notes(report)[-1]
     assert "| b | torch fp32 | 1.50 M | 6.1 | - |" in as_markdown(report)
 
 
 def test_without_the_yardstick_there_is_no_ratio() -> None:
     """When the first model was lost the second one became the yardstick, unsaid."""
-    rows = build_rows(
-        ["a", "b"], [model("a"), model("b")], [measurement("a", 1, error="x"), measurement("b", 1)], "cpu"
-    )
+    measured = Measured([measurement("a", 1, error="x"), measurement("b", 1)])
+    rows = build_rows(["a", "b"], [model("a"), model("b")], measured)
     assert rows[1]["ratio"] is None
     assert rows[1]["tokens_per_s"] == 1000
 
@@ -225,7 +229,10 @@ def test_models_of_one_folder_name_get_as_much_path_as_tells_them_apart(tmp_path
         ({"new_tokens": 1}, "--new-tokens 1"),
         ({"prompt_tokens": 0}, "--prompt-tokens 0"),
         ({"threads": 0}, "--threads 0"),
-        ({"device": "tpu"}, "--device tpu"),
+        ({"devices": ("tpu",)}, "--device tpu"),
+        ({"peers": "llamacpp"}, "--peers llamacpp: there is no such peer"),
+        ({"peers": "llama.cpp:Q3"}, "llama.cpp has no form Q3; give one of F32"),
+        ({"peers": "all"}, "--peers: they run the first model, and .* is no checkpoint"),
         ({"prompt_tokens": 60, "new_tokens": 5}, "65 tokens do not fit the context of .*, 64"),
         ({"models": ["/nowhere/model"]}, "/nowhere/model: no such"),
     ],
@@ -234,9 +241,10 @@ def test_bad_input_is_refused_before_anything_runs(
     family: dict[str, Path], tmp_path: Path, options: dict[str, Any], says: str
 ) -> None:
     """Each of these failed after minutes, in a worker, as a lost row."""
-    given = {"models": [str(family["bundle-fp32"])], **options}
+    outside = {"models": [str(family["bundle-fp32"])], "peers": None}
+    given = {name: options.pop(name, value) for name, value in outside.items()}
     with pytest.raises(BadInput, match=says):
-        bench(out=tmp_path / "out", **given)
+        bench(out=tmp_path / "out", work=Work(**options), **given)
     assert not (tmp_path / "out").exists()
 
 
@@ -247,7 +255,7 @@ def test_cuda_without_a_gpu_is_refused(family: dict[str, Path], tmp_path: Path) 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA GPU here")
     with pytest.raises(BadInput, match="--device cuda: torch finds no CUDA GPU"):
-        bench([str(family["checkpoint"])], tmp_path / "out", device="cuda")
+        bench([str(family["checkpoint"])], tmp_path / "out", work=Work(devices=("cuda",)))
 
 
 def test_an_output_folder_that_is_not_ours_is_refused(family: dict[str, Path], tmp_path: Path) -> None:
@@ -261,8 +269,43 @@ def test_when_no_model_can_be_measured_the_work_failed_and_no_folder_is_left(
     family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An empty report was written and the exit code was 0."""
-    lost = [measurement("a", 1.0, error="was killed by SIGKILL")]
+    lost = Measured([measurement("a", 1.0, error="was killed by SIGKILL")])
     monkeypatch.setattr("bench.stage.measure", lambda jobs, plan: lost)
     with pytest.raises(WorkFailed, match="was killed by SIGKILL"):
-        bench([str(family["bundle-fp32"])], tmp_path / "out", prompt_tokens=8, new_tokens=4)
+        bench([str(family["bundle-fp32"])], tmp_path / "out", work=Work(8, 4))
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_leaves_a_report_of_what_is_done(family: dict[str, Path], tmp_path: Path) -> None:
+    """An hour of samples was lost to an impatient key, or passed for a whole run."""
+    code = (
+        "import os, signal, bench.latency as latency\n"
+        "from compress.cli import main\n"
+        "turns = iter(range(100))\n"
+        "latency.settle = lambda: os.kill(os.getpid(), signal.SIGINT) if next(turns) == 10 else None\n"
+        "main()"
+    )
+    models = [str(family["bundle-fp32"]), str(family["bundle-w8"])]
+    options = ["--prompt-tokens", "8", "--new-tokens", "4", "--threads", "1", "--repetitions", "50"]
+    command = [sys.executable, "-c", code, "bench", *models, "--out", str(tmp_path / "out"), *options]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 130, done.stderr
+    report = read_report(tmp_path / "out")
+    assert report["partial"]
+    assert [len(samples) for samples in report["samples"].values()] == [2, 2]
+    assert "- partial: the run was stopped before its end" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_gpu_that_is_not_there_is_a_row_beside_the_cpus(family: dict[str, Path], tmp_path: Path) -> None:
+    """The row was missing, and nobody knew whether it had been asked for."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA GPU here")
+    work = Work(8, 4, devices=("cpu", "cuda"), repetitions=2, threads=1, scenarios=())
+    report = bench([str(family["bundle-fp32"])], tmp_path / "out", work=work)
+    on_cpu, on_gpu = report["rows"]
+    assert (on_cpu["device"], on_cpu["error"]) == ("cpu", None)
+    assert on_gpu["name"] == "bundle-fp32 on cuda"
+    assert on_gpu["device"] == "cuda"
+    assert on_gpu["error"] == "skipped: torch finds no CUDA GPU on this machine"

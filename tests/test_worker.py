@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.latency import WorkerLost, WorkerProcess
+from bench.process import WorkerLost, WorkerProcess
 from bench.sample import as_sample
 
 ROOT = Path(__file__).parents[1]

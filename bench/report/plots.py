@@ -20,8 +20,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = {"checkpoint": "o", "quantized": "s", "bundle": "D"}
+MARKERS = {"checkpoint": "o", "quantized": "s", "bundle": "D"}  # and _PEER for everybody else
 MEANING = {"checkpoint": "torch", "quantized": "torch, de-quantized", "bundle": "onnx bundle"}
+_PEER = "^"
 Row = Mapping[str, Any]
 Candidates = Mapping[str, Sequence[Mapping[str, Any]]]
 _Point = tuple[str, float, float, bool]  # name of the row, x, y, chosen
@@ -65,7 +66,7 @@ _OF_CANDIDATE = {"tpot_ms_p50": "ms_per_token"}
 
 
 def draw_report(rows: Sequence[Row], path: Path, candidates: Candidates | None = None) -> None:
-    """Write the picture of `rows` (see bench.report) as a PNG."""
+    """Write the picture of `rows` (see bench.report.document) as a PNG."""
     build_figure(rows, candidates).savefig(path, format="png", metadata={"Software": None})
 
 
@@ -85,12 +86,17 @@ def build_figure(rows: Sequence[Row], candidates: Candidates | None = None) -> F
     for place, (across, up) in enumerate(panels):
         axes = figure.add_subplot(lines, wide, place + 1)
         tried = _tried(candidates or {}, across, scored[0]["perplexity"]) if up is PERPLEXITY else []
-        _draw_panel(axes, across, up, scored or alive, colours, tried)
+        draw_panel(axes, across, up, _having(scored or alive, across, up), colours, tried)
     _explain_markers(figure, [row["kind"] for row in alive], bool(scored and candidates))
     figure.canvas.draw()  # the layout is known only after a first drawing
     for axes, (across, up) in zip(figure.axes, panels, strict=True):
-        _label(axes, across, up, scored or alive, colours)
+        label_points(axes, across, up, _having(scored or alive, across, up), colours)
     return figure
+
+
+def _having(rows: Sequence[Row], *axes: Axis) -> list[Row]:
+    """The rows that have all measures; those of another tokenizer have no perplexity."""
+    return [row for row in rows if all(row[axis.key] is not None for axis in axes)]
 
 
 def _tried(candidates: Candidates, across: Axis, uncut: float) -> list[_Point]:
@@ -109,11 +115,10 @@ def _tried(candidates: Candidates, across: Axis, uncut: float) -> list[_Point]:
 
 
 def _explain_markers(figure: Figure, kinds: Sequence[str], tried: bool) -> None:
-    handles = [
-        Line2D([], [], marker=MARKERS[kind], color=_INK, linestyle="none", label=MEANING[kind])
-        for kind in MARKERS
-        if kind in kinds
-    ]
+    shown = [(MARKERS[kind], MEANING[kind]) for kind in MARKERS if kind in kinds]
+    if any(kind not in MARKERS for kind in kinds):
+        shown.append((_PEER, "peer"))
+    handles = [Line2D([], [], marker=mark, color=_INK, linestyle="none", label=label) for mark, label in shown]
     if tried:
         small = {"color": _INK, "linestyle": "none", "marker": ".", "alpha": 0.6}
         handles.append(Line2D([], [], label="shape that was tried; ringed: chosen", **small))
@@ -121,9 +126,10 @@ def _explain_markers(figure: Figure, kinds: Sequence[str], tried: bool) -> None:
         figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, labelcolor=_INK)
 
 
-def _draw_panel(
+def draw_panel(
     axes: Axes, across: Axis, up: Axis, rows: Sequence[Row], colours: dict[str, str], tried: Sequence[_Point]
 ) -> None:
+    """A point a row, the shapes that were `tried` as small ones behind them, and axes with a handful of ticks."""
     for name, x, y, chosen in tried:
         ring = _INK if chosen else "none"
         axes.plot(x, y, ".", color=colours[name], alpha=0.6, markersize=8, markeredgecolor=ring, zorder=2)
@@ -131,7 +137,7 @@ def _draw_panel(
         axes.plot(
             across.of(row),
             up.of(row),
-            marker=MARKERS[row["kind"]],
+            marker=MARKERS.get(row["kind"], _PEER),
             color=colours[row["name"]],
             markersize=9,
             markeredgecolor="white",
@@ -185,7 +191,7 @@ class _RoundTicks(MaxNLocator):
         return self.tick_values(*self.axis.get_view_interval())
 
 
-def _label(axes: Axes, across: Axis, up: Axis, rows: Sequence[Row], colours: dict[str, str]) -> None:
+def label_points(axes: Axes, across: Axis, up: Axis, rows: Sequence[Row], colours: dict[str, str]) -> None:
     """Write each row's name where it touches neither a point, nor another label, nor the border."""
     frame = axes.get_window_extent()
     marks = [axes.transData.transform((across.of(row), up.of(row))) for row in rows]

@@ -1,11 +1,11 @@
 """A loaded model as quality is measured on it: token scores, logits of whole texts, and replies step by step.
 
-Two runtimes, torch and the engine that ships, behind one protocol that speaks ids only. What is done with the numbers
-(`bench.divergence`, `bench.replies`) is the same code for both. Nothing here is timed; for that there are
-`bench.backends`.
+Torch, the engine that ships, and peers, behind one protocol that speaks ids only. What is done with the numbers
+(`bench.quality.divergence`, `bench.quality.replies`) is the same code for all. Nothing here is timed; for that there
+are `bench.backends`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,7 +14,9 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
+    from bench.backends.stepping import SteppingBackend
     from serve.engine import Engine
+    from serve.options import SamplingOptions
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -59,6 +61,10 @@ class EngineRuntime:
     def logits(self, ids: Sequence[int]) -> Floats:
         """See `Runtime.logits`."""
         return self._engine.logits(ids)
+
+    def stream(self, prompt: Sequence[int], options: "SamplingOptions") -> Iterator[int]:
+        """The ids of a reply, by the loop that ships."""
+        return self._engine.stream(prompt, options)
 
     def rows(self, tokens: int) -> int:
         """See `Runtime.rows`."""
@@ -147,3 +153,44 @@ class TorchRuntime:
     def _numbers(self, found: Any) -> Floats:
         numbers: Floats = found.float().cpu().numpy()
         return numbers
+
+
+class PeerRuntime:
+    """A runtime that is not ours, one conversation at a time (`bench.backends.stepping.SteppingBackend`)."""
+
+    def __init__(self, backend: "SteppingBackend") -> None:
+        self._backend = backend
+        self.context: int = backend.context
+
+    def scorer(self) -> Any:
+        """See `Runtime.scorer`."""
+
+        def score(sequences: Sequence[Sequence[int]]) -> list[tuple[Floats, npt.NDArray[np.bool_]]]:
+            return [_scored(self._backend.logits(ids[:-1]), ids[1:]) for ids in sequences]
+
+        return score
+
+    def logits(self, ids: Sequence[int]) -> Floats:
+        """See `Runtime.logits`."""
+        return self._backend.logits(ids)
+
+    def rows(self, tokens: int) -> int:
+        """See `Runtime.rows`."""
+        return 1
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Floats:
+        """See `Runtime.start`."""
+        (prompt,) = prompts
+        return self._backend.feed(prompt, fresh=True)[None]
+
+    def step(self, going: Sequence[int], tokens: Sequence[int]) -> Floats:
+        """See `Runtime.step`."""
+        return self._backend.feed(tokens, fresh=False)[None]
+
+
+def _scored(logits: Floats, targets: Sequence[int]) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Nats of `targets` float64 [n], and whether each was the likeliest, under `logits` [n, vocab]."""
+    best = logits.max(axis=1, keepdims=True)
+    norm = np.log(np.exp(logits - best).sum(axis=1, dtype=np.float64)) + best[:, 0]
+    chosen = np.asarray(targets)
+    return norm - logits[np.arange(len(chosen)), chosen], logits.argmax(axis=1) == chosen

@@ -1,4 +1,4 @@
-"""`python -m bench.footprint BUNDLE`: what one process with one bundle costs, apart from its speed.
+"""`python -m bench.machine.footprint BUNDLE`: what one process with one bundle costs, apart from its speed.
 
 Printed as two JSON lines. The first one as soon as the first token is there, so that whoever started the process knows
 how long a cold start takes. The second one holds
@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any
 
-from bench.memory import status_mb
+from bench.machine.memory import status_mb
 
 PROMPT = "你好"
 IDLE_AFTER_S = 0.5

@@ -1,10 +1,10 @@
 """Quality on held-out conversations, through the runtime that ships.
 
 Perplexity, bits per byte and token accuracy of the validation split, every token scored once, in windows of whole
-turns; the health of replies that are drawn to fixed held-out prompts (`bench.health`); against a teacher, KL and top-1
-agreement (`bench.divergence`) and paired ratios. A bundle is computed by the engine on its graph, not by torch. Models
-are comparable when they score the same tokens, so the bench gives one context to all. Bits per byte, unlike
-perplexity, compares across tokenizers. Intervals are those of `bench.bootstrap`, over conversations.
+turns; the health of replies that are drawn to fixed held-out prompts (`bench.quality.health`); against a teacher, KL
+and top-1 agreement (`bench.quality.divergence`) and paired ratios. A bundle is computed by the engine on its graph, not
+by torch. Models are comparable when they score the same tokens, so the bench gives one context to all. Bits per byte,
+unlike perplexity, compares across tokenizers. Intervals are those of `bench.quality.bootstrap`, over conversations.
 """
 
 import math
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.bootstrap import percentiles, ratio_interval, resampled
-from bench.divergence import Divergence, measure_divergence
-from bench.health import Health, SaidReply
 from bench.measured import MeasuredModel, vocabulary_identity
 from bench.model import open_model
-from bench.replies import SAMPLES, Prompt, draw_replies, health_prompts
-from bench.runtime import Runtime
+from bench.quality.bootstrap import percentiles, ratio_interval, resampled
+from bench.quality.divergence import Divergence, measure_divergence
+from bench.quality.health import Health, SaidReply
+from bench.quality.replies import SAMPLES, Prompt, draw_replies, health_prompts
+from bench.quality.runtime import Runtime
 from chitchat.errors import BadInput
 from chitchat.score import Sums, conversation_sums
 

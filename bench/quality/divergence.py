@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.bootstrap import ratio_interval
-from bench.runtime import Floats, Runtime
+from bench.quality.bootstrap import ratio_interval
+from bench.quality.runtime import Floats, Runtime
 
 if TYPE_CHECKING:
     from chitchat.data.dataset import Windows

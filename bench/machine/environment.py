@@ -6,6 +6,7 @@ it changes nothing and names neither host nor user.
 
 import os
 import platform
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,21 @@ def environment(threads: int) -> dict[str, Any]:
         "threads": threads,
         "load_average": load_average(),
         "versions": installed_versions(_PACKAGES),
+        "revision": _revision(),
     }
+
+
+def _revision() -> str | None:
+    """The commit that this code stands at, with + when files were changed since; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def _processor() -> tuple[str, list[str]]:

@@ -1,7 +1,7 @@
 """The health of a conversation: how varied replies are, how much they repeat themselves, how many say nothing.
 
-Figures over replies as texts; how replies are drawn stands in `bench.replies`. Words are what stands between white
-space; scripts that are written without spaces (Chinese, Japanese, Thai, …) count character by character.
+Figures over replies as texts; how replies are drawn stands in `bench.quality.replies`. Words are what stands between
+white space; scripts that are written without spaces (Chinese, Japanese, Thai, …) count character by character.
 
 distinct-n is the number of different n-grams over the number of n-grams of all replies (Li et al. 2016, arXiv
 1510.03055). It falls as replies are added, so it compares models on the same prompts only. repetition-4 is the share of
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.bootstrap import Interval, jackknife_interval, percentiles, ratio_interval, resampled
+from bench.quality.bootstrap import Interval, jackknife_interval, percentiles, ratio_interval, resampled
 
 # Han with its extensions, kana, bopomofo, the signs and full-width forms written among them; Thai, Lao, Tibetan,
 # Burmese, Khmer. Hangul is written with spaces.

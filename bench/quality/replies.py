@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bench.runtime import Runtime
+from bench.quality.runtime import Runtime
 from serve.options import SamplingOptions
 from serve.sampler import Sampler, build_sampler
 

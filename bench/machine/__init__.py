@@ -1,0 +1,1 @@
+"""What the machine is, and what a process takes of it."""

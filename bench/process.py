@@ -1,0 +1,113 @@
+"""A worker process of the bench, and how it is asked: one request, one answer, both a line of JSON.
+
+A worker that crashes, hangs or refuses is lost with its last words; what it is asked is `bench.worker`'s.
+"""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from chitchat.errors import WorkFailed
+
+WORKER = ("-m", "bench.worker")
+
+
+class WorkerLost(WorkFailed):
+    """A worker crashed, hung or refused; the message is one line with what it last said."""
+
+
+class WorkerProcess:
+    """A running `bench.worker`: ask it, one request at a time."""
+
+    def __init__(self, command: Sequence[str], threads: int, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker, closed in `close`
+        self._process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=_worker_environment(threads),
+            start_new_session=True,  # Ctrl-C is the controller's to answer
+        )
+        self._answers: queue.Queue[bytes] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Give the answer to one request. Raises `WorkerLost`."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+            line = self._answers.get(timeout=self._timeout_s)
+        except queue.Empty:
+            raise WorkerLost(f"no answer to {request['op']} in {self._timeout_s:g} s") from None
+        except OSError:
+            line = b""
+        try:
+            answer: dict[str, Any] = json.loads(line) if line else {}
+        except ValueError as error:
+            raise WorkerLost(f"answered {line[:80]!r}, which is not JSON") from error
+        if not answer:
+            raise WorkerLost(self._last_words())
+        if not answer.pop("ok"):
+            raise WorkerLost(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        """End the process, politely first. It may be called twice."""
+        if self._log.closed:
+            return
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+            self._process.wait(timeout=2.0)
+        except (OSError, subprocess.TimeoutExpired, KeyboardInterrupt):
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._log.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._answers.put(line)
+        self._answers.put(b"")  # the end
+
+    def _last_words(self) -> str:
+        """How the process ended, and the last lines that it wrote to stderr."""
+        try:
+            code = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return "closed its output without ending"
+        how = f"ended with exit code {code}"
+        if code < 0:
+            name = signal.Signals(-code).name
+            how = f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        self._log.seek(0)
+        said = self._log.read().decode(errors="replace").split("\n")
+        words = " / ".join(line.strip() for line in said if line.strip())[-300:]
+        return f"{how}; last words: {words}" if words else f"{how} without a word"
+
+
+def _worker_environment(threads: int) -> dict[str, str]:
+    """Our environment with the same thread count for every library, and the project importable from any folder."""
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.environ.get("PYTHONPATH")
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root,
+    }

@@ -1,0 +1,204 @@
+"""The report of a bench run: rows, `report.json`, `report.md`, and the table in the terminal.
+
+`report.json` (format 2):
+
+    format       2
+    partial      whether the run was stopped before its end; complete rounds are kept
+    rows         one object a model, in the order given; the first is the yardstick
+        name, spec, kind, runtime, device
+        runtime_version            of the runtime's package
+        parameters (numbers), weight_mb, file_mb (all that ships), load_s (imports not included)
+        ttft_ms_p50, _p95, _p99    prompt ids in -> first new id out, sampling included
+        tpot_ms_p50, _p95, _p99    from a new token to the next, over all samples
+        tokens_per_s               new tokens / (prompt + decode time), median over the samples
+        ratio                      speed against the first row: median over rounds of the ratio within a round;
+                                   ratio_interval, [low, high], 95 % over rounds
+        spread, busy               the middle half of the replies' times over their median; whether other work shows
+        cpu_s_per_token            CPU seconds of all threads over new tokens, prompt included
+        ceiling                    share of the memory ceiling that decoding reaches: reading every weight once a token
+                                   at the speed that memory had in the same round; median over rounds
+        peak_rss_mb                of the model's processes after generating, before scoring
+        device_mb                  GPU memory by the driver's count; null on the CPU
+        agreement                  {agrees, compared, ties, why}: the greedy ids of the row's runtime at full precision
+                                   against the first row's (bench/agreement.py); null where nobody was asked
+        cold_start_s               a new process until its first token
+        reply_ms_p50, _p95, reply_first_ms_p50, reply_tokens_per_s      whole replies, text to text, sampled
+        turns_ms, turns_last_ttft_ms    a conversation of several turns: all of it, and the last one's first token
+        together_N_tokens_per_s, together_N_tpot_ms_p99   N conversations at once: in sum, and each one's tail
+        perplexity, bits_per_byte, token_accuracy, eval_tokens   on held-out conversations; null without data
+        kl, kl_p99, top1, kl_tokens     against the first row's predictions (see bench/quality/divergence.py)
+        distinct_1, distinct_2, repetition_4, empty_replies, unfinished_replies, reply_tokens, replies
+                                        of replies to the same held-out prompts (see bench/quality/health.py)
+        perplexity_ratio, distinct_2_ratio, repetition_4_difference   against the first row, paired by conversation
+        NAME_interval                   [low, high], 95 % over conversations, of most of these figures
+        error                      last words of a worker that was lost, else null; its figures are null then
+    samples      {name: [{ttft_ms, token_ms, ids, cpu_s}]}: every timed sample, by round
+    scenarios    {name: {scenario: raw samples}}: see bench/scenarios.py
+    bandwidth_gb_per_s   [round]: what all threads read from memory together
+    quality      {name: bench.quality.measure.Quality}: sums by conversation, replies as texts
+    candidates   {name: [{shape, parameters, perplexity, kl, ms_per_token, chosen, steps}]}: the shapes that were tried
+                 when a row's model, or one that it was made from, was pruned; each search stands once
+    settings     prompt_tokens, new_tokens, repetitions, warmups, seed, data (sha256 or null), context (tokens of a
+                 scoring window, the same for all), max_eval_tokens, scenarios
+    environment  see bench/machine/environment.py; load_average_after beside it
+
+MB are 10^6 bytes. Nothing is measured and nothing plotted here.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.report.candidates import candidate_table, table_line
+from bench.report.tables import TEXT, Table, main_table, print_tables, scenario_table
+
+FORMAT = 2
+SCENARIO_NOTES = (
+    "replies: sampled answers to held-out turns, from text in to text out; the same sampler and seeds for every row",
+    "4 turns: a prompt that grows by the reply and the next turn; our engine and llama.cpp keep what they computed",
+    "N at once: new tokens of all conversations over the time until the last of them; - where a runtime has no call",
+)
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Write report.md, report.html and report.png, then report.json, into `folder`."""
+    from bench.report.page import as_html
+    from bench.report.plots import draw_report
+
+    (folder / "report.md").write_text(as_markdown(report), encoding="utf-8")
+    (folder / "report.html").write_text(as_html(report), encoding="utf-8")
+    draw_report(report["rows"], folder / "report.png", report.get("candidates"))
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """The report as a Markdown page: table, what was lost, settings, machine."""
+    lines = ["# Bench", "", *_as_markdown(main_table(report["rows"]))]
+    lines += ["", *[f"- {line}" for line in notes(report)], "", "![quality against size and speed](report.png)", ""]
+    lines += _against_first(report["rows"])
+    if scenarios := scenario_table(report["rows"]):
+        lines += ["## Scenarios", "", *_as_markdown(scenarios), "", *[f"- {line}" for line in SCENARIO_NOTES], ""]
+    for name, tried in (report.get("candidates") or {}).items():
+        lines += [f"## Shapes that were tried for {name}", "", *candidate_table(tried), ""]
+    return "\n".join(lines)
+
+
+def _as_markdown(table: Table) -> list[str]:
+    rule = ["---" if key in TEXT else "---:" for _, key, _ in table.columns]
+    return [table_line(table.heads), table_line(rule), *map(table_line, table.lines)]
+
+
+def _against_first(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A table of what each row costs against the first one, paired by conversation; none without quality."""
+    compared = [row for row in rows[1:] if row["perplexity_ratio"] is not None]
+    if not compared:
+        return []
+    whole = rows[0]["parameters"]
+    head = ["model", "parameters", "perplexity", "KL", "distinct-2", "repeated 4-grams"]
+    lines = [f"## Against {rows[0]['name']}", "", table_line(head), table_line(["---", *["---:"] * 5])]
+    for row in compared:
+        kl = "-" if row["kl"] is None else f"{row['kl']:.2g}"
+        ratios = [_with_interval(row, name, "x {:.3f}", "{:.3f}") for name in ("perplexity_ratio", "distinct_2_ratio")]
+        repeated = _with_interval(row, "repetition_4_difference", "{:+.2%}", "{:+.2%}")
+        line = [row["name"], f"{row['parameters'] / whole:.3f}", ratios[0], kl, ratios[1], repeated]
+        lines.append(table_line(line))
+    return [*lines, "", "In brackets: 95 % intervals over conversations.", ""]
+
+
+def _with_interval(row: dict[str, Any], name: str, form: str, end: str) -> str:
+    if row[name] is None:
+        return "-"
+    interval = row[f"{name}_interval"]
+    said = form.format(row[name])
+    return said if interval is None else f"{said} ({end.format(interval[0])} to {end.format(interval[1])})"
+
+
+def notes(report: dict[str, Any]) -> list[str]:
+    """What must be known to read the table, a line each: lost rows first."""
+    settings, machine = report["settings"], report["environment"]
+    lines = ["partial: the run was stopped before its end"] if report.get("partial") else []
+    lines += [f"{row['name']} has no figures: {row['error']}" for row in report["rows"] if row["error"]]
+    lines += _agreement_notes(report["rows"])
+    lines.append(
+        f"prompt {settings['prompt_tokens']} tokens, {settings['new_tokens']} new tokens, batch 1, greedy, "
+        f"{settings['repetitions']} rounds in turn, medians; speed is against the first row, round by round"
+    )
+    scored = [row["eval_tokens"] for row in report["rows"] if row["eval_tokens"]]
+    if scored:
+        lines.append(
+            f"quality on {max(scored):,} held-out tokens in windows of {settings['context']}, "
+            "through the runtime of the row"
+        )
+    lines += _health_notes(report["rows"])
+    versions = machine["versions"]
+    shown = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "onnxruntime") if name in versions)
+    hardware = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+    lines.append(f"{hardware}, {shown}, {machine['date']}")
+    load = machine["load_average_after"]  # ours is one busy model at a time
+    if load and load[0] > 1.5 * machine["cores"]:
+        lines.append(f"other work ran on the machine (load {load[0]} at the end); run it again when it is idle")
+    return lines
+
+
+def _agreement_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Who says what the first row says, and who does not."""
+    checked = [row for row in rows if row.get("agreement")]
+    lines = []
+    for row in checked:
+        said = {False: "gives wrong answers", None: "could not be checked"}.get(row["agreement"]["agrees"])
+        if said:
+            lines.append(f"{row['name']} {said} at full precision: {row['agreement']['why']}")
+    right = {row["kind"]: row["agreement"] for row in checked if row["agreement"]["agrees"]}
+    if right:
+        compared, ties = (sum(each[name] for each in right.values()) for name in ("compared", "ties"))
+        lines.append(
+            f"peers were asked at full precision first: {compared} greedy ids, all those of {rows[0]['name']}"
+            + (f", but for {ties} ties" if ties else "")
+        )
+    busy = [row["name"] for row in rows if row.get("busy")]
+    if busy:
+        lines.append(f"the machine was busy with other work while these were measured: {', '.join(busy)}; run it again")
+    own = [row["name"] for row in rows[1:] if row["bits_per_byte"] and row["perplexity"] is None]
+    if own:
+        lines.append(
+            f"{', '.join(own)}: another tokenizer than {rows[0]['name']}'s, so KL, top-1, perplexity and accuracy "
+            "do not compare; bits per byte do"
+        )
+    return lines
+
+
+def _health_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What KL and the figures of replies were taken on."""
+    lines = []
+    compared = max((row["kl_tokens"] or 0 for row in rows), default=0)
+    if compared:
+        lines.append(f"KL and top-1 against the predictions of {rows[0]['name']}, on {compared:,} held-out tokens")
+    said = max((row["replies"] or 0 for row in rows), default=0)
+    if said:
+        spread = [
+            f"{row['name']} {row['distinct_2']:.3f} ({low:.3f} to {high:.3f})"
+            for row in rows
+            if row["distinct_2"] is not None and row["distinct_2_interval"]
+            for low, high in [row["distinct_2_interval"]]
+        ]
+        lines.append(
+            f"distinct-2 and repeated 4-grams of {said} replies to the same held-out prompts, sampled with fixed seeds"
+            + (f"; distinct-2 with 95 % intervals: {', '.join(spread)}" if spread else "")
+        )
+    return lines
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """Print the tables and what must be known to read them to stdout."""
+    tables = [main_table(report["rows"])]
+    if scenarios := scenario_table(report["rows"]):
+        tables.append(scenarios)
+    print_tables(tables, notes(report))
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The `report.json` in `folder`."""
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return report

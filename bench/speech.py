@@ -1,0 +1,71 @@
+"""A whole reply as a user has it: text in, text out as it comes, with everything in between on the clock.
+
+The tokenizer, the sampler and its options are the same for every runtime (`serve.text`, `serve.sampler`), and so is the
+seed, so runtimes whose logits agree say the same words.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serve.dialogue import Dialogue
+from serve.options import SamplingOptions
+from serve.sampler import build_sampler
+from serve.text import TextCodec
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What a runtime needs to answer text: the path of a tokenizer.json, and the dialogue as bundles say it."""
+
+    tokenizer: str
+    dialogue: Mapping[str, Any]
+
+    def open(self) -> "Speaker":
+        """Read the tokenizer, once for all replies."""
+        return Speaker(TextCodec.open(Path(self.tokenizer)), Dialogue.from_json(self.dialogue))
+
+
+class Speaker:
+    """Answers texts with whatever computes the logits."""
+
+    def __init__(self, codec: TextCodec, dialogue: Dialogue) -> None:
+        self._codec, self._dialogue = codec, dialogue
+
+    def reply(self, runtime: Any, text: str, seed: int, new_tokens: int) -> dict[str, Any]:
+        """`ms` from text to the last piece of text, `first_ms` to the first token, `tokens`, and the reply's `text`.
+
+        A reply ends at its end of turn, after one token at least, or with the context, half of which a prompt may take.
+        """
+        options = SamplingOptions(seed=seed, max_new_tokens=new_tokens, min_new_tokens=1)
+        started = time.perf_counter()
+        prompt = self._dialogue.encode([self._codec.encode(text)])
+        decoder, pieces, tokens, first = self._codec.stream(), [], 0, 0.0
+        for token in self._stream(runtime, prompt[-(runtime.context // 2) :], options):
+            tokens += 1
+            first = first or time.perf_counter() - started
+            pieces.append(decoder.feed(token))
+        pieces.append(decoder.flush())
+        took = time.perf_counter() - started
+        return {"ms": took * 1000, "first_ms": first * 1000, "tokens": tokens, "text": "".join(pieces)}
+
+    def _stream(self, runtime: Any, prompt: Sequence[int], options: SamplingOptions) -> Iterator[int]:
+        """The ids of a reply. Our engine has its own loop, which is the one that ships; others are led by the hand."""
+        if hasattr(runtime, "stream"):
+            yield from runtime.stream(prompt, options)
+            return
+        end = self._dialogue.end_of_turn_id
+        sample = build_sampler(options, self._dialogue.banned_ids, end)
+        reply: list[int] = []
+        logits = runtime.start([prompt])
+        while True:
+            token = int(sample(logits[0], reply))
+            if token == end:
+                return
+            reply.append(token)
+            yield token
+            if len(reply) == options.max_new_tokens or len(prompt) + len(reply) == runtime.context:
+                return
+            logits = runtime.step([0], [token])

@@ -1,0 +1,64 @@
+"""Models of different tokenizers in one run: the same texts, each in its own ids."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import GPT2LMHeadModel
+
+from bench.quality.other_tokenizer import retokenized, turns_of
+from bench.report.document import notes
+from bench.stage import bench
+from bench.work import Work
+from chitchat.checkpoint import load_tokenizer, save_checkpoint
+from chitchat.data.builder import build_dataset
+from chitchat.data.dataset import open_dataset
+from chitchat.lineage import Stage
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, tiny_checkpoint: Path) -> Path:
+    """The tiny model's shape with a tokenizer that was trained to another size."""
+    folder = tmp_path_factory.mktemp("other")
+    build_dataset([str(tiny_corpus)], folder / "data", vocab_size=280)
+    tokenizer = load_tokenizer(folder / "data")
+    model = GPT2LMHeadModel.from_pretrained(tiny_checkpoint)
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.vocab_size = len(tokenizer)
+    (folder / "model").mkdir()
+    save_checkpoint(folder / "model", model, tokenizer, Stage("train", {}, 0))
+    return folder / "model"
+
+
+def test_turns_are_cut_where_the_data_set_says() -> None:
+    """Stops a border of a turn in the text of a turn."""
+    assert turns_of({"turn_lengths": [3, 2], "input_ids": [5, 6, 2, 7, 2]}, 2) == [[5, 6], [7]]
+
+
+def test_the_same_conversations_stand_in_other_ids(tiny_data: Path, other: Path, tmp_path: Path) -> None:
+    """Stops a score of other texts, which bits per byte would compare all the same."""
+    from types import SimpleNamespace
+
+    data = open_dataset(tiny_data)
+    model: Any = SimpleNamespace(folder=other)
+    again = open_dataset(retokenized(data, model, tmp_path / "again"))
+    assert len(again.validation) == len(data.validation)
+    assert again.vocab_size != data.vocab_size
+    said = [sorted(sum(row["turn_bytes"]) for row in each.validation) for each in (data, again)]
+    assert said[0] == said[1]
+
+
+def test_only_bits_per_byte_compare_between_tokenizers(
+    tiny_data: Path, tiny_checkpoint: Path, other: Path, tmp_path: Path
+) -> None:
+    """Stops a KL between ids that mean different things, and a perplexity of larger tokens that looks worse."""
+    work = Work(prompt_tokens=20, new_tokens=8, repetitions=2, threads=1, scenarios=())
+    report = bench([str(tiny_checkpoint), str(other)], tmp_path / "out", tiny_data, work)
+    first, second = report["rows"]
+    assert second["error"] is None
+    assert (second["kl"], second["top1"], second["perplexity"], second["token_accuracy"]) == (None,) * 4
+    assert second["bits_per_byte"] > 0
+    assert second["perplexity_ratio"] is None
+    assert any(line.startswith(f"{second['name']}: another tokenizer than {first['name']}'s") for line in notes(report))
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["rows"][1]["kl"] is None

@@ -1,0 +1,155 @@
+"""report.html: one file, offline, safe, and the same numbers as report.json."""
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from test_compare import report as small_report
+
+from bench.report.charts import curves, distribution, tradeoff
+from bench.report.page import MEANING, as_html
+from bench.report.pareto import front
+from bench.report.plots import SIZE
+from bench.report.tables import main_table
+
+
+@pytest.mark.parametrize(
+    ("points", "turns", "wanted"),
+    [
+        ([(1, 3), (2, 2), (3, 1)], {}, [0, 1, 2]),
+        ([(1, 1), (2, 2), (3, 3)], {}, [0]),
+        ([(1, 3), (2, 4), (3, 1), (2, 2)], {}, [0, 3, 2]),
+        ([(1, 1), (5, 2), (9, 3), (7, 3)], {"higher_x": True}, [2, 1, 0]),
+        ([(1, 1), (1, 1), (1, 2)], {}, [0, 1]),
+        ([(5, 5)], {"higher_x": True, "higher_y": True}, [0]),
+        ([], {}, []),
+    ],
+)
+def test_the_front_holds_what_nothing_beats(points: Any, turns: Any, wanted: list[int]) -> None:
+    """Stops a front that runs through models that others beat in both."""
+    assert front(points, **turns) == wanted
+
+
+def full_report() -> dict[str, Any]:
+    """A report with every field that the page reads, and names that must not be taken for markup."""
+    made = small_report({"teacher": 100.0, '<b>&"w8"': 40.0, "lost": 50.0})
+    for place, row in enumerate(made["rows"]):
+        row |= {key: None for _, key, _ in columns_of_everything()} | {"name": row["name"]}
+        row |= {"runtime": "onnx w8", "kind": "bundle", "parameters": 1e6, "file_mb": 4.0 - place, "perplexity": 20.0}
+        row |= {"bits_per_byte": 2.0 + place / 10, "tokens_per_s": 100.0 * (1 + place), "ttft_ms_p50": 9.0}
+        row |= {"tpot_ms_p50": 2.0, "tpot_ms_p95": 3.0, "tpot_ms_p99": 4.0, "ratio": 1.0, "ratio_interval": [0.9, 1.1]}
+        row |= {"busy": place == 1, "error": None, "eval_tokens": 500, "kl_tokens": None, "replies": None}
+        row |= {"distinct_2_interval": None}
+    made["rows"][2] |= {"error": "ended with exit code 1 </script><script>alert(1)</script>", "tokens_per_s": None}
+    made["settings"] |= {"new_tokens": 8, "repetitions": 9}
+    made["environment"] |= {"date": "2026-01-01T00:00:00+00:00", "load_average_after": [0.1, 0.1, 0.1]}
+    return made
+
+
+def columns_of_everything() -> Any:
+    from bench.report.tables import _COLUMNS, _SCENARIO_COLUMNS
+
+    return [*_COLUMNS, *_SCENARIO_COLUMNS[1:]]
+
+
+LOADS = ("src", "href", "xlink:href", "action", "data")
+
+
+class Page(HTMLParser):
+    """Collects what a browser would load, and checks that elements close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if (
+                name in ("src", "href", "xlink:href", "action", "data")
+                and value
+                and not value.startswith(("#", "data:"))
+            ):
+                self.asked.append(value)
+        if tag not in ("meta", "link", "br", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_asks_for_nothing_and_is_whole() -> None:
+    """Stops a font, a script or a picture from elsewhere, which an offline reader does not get."""
+    text = as_html(full_report())
+    page = Page(text)
+    assert page.asked == []
+    assert page.open == []
+    assert page.tags.count("svg") == 3
+    assert not re.search(r"@import|url\(\s*['\"]?http", text)
+
+
+def test_names_and_last_words_are_text() -> None:
+    """Stops a model's name, or what a worker said last, from becoming markup."""
+    text = as_html(full_report())
+    assert "<b>" not in text
+    assert "alert(1)</script>" not in text
+    assert Page(text).tags.count("script") == 1
+
+
+def test_it_holds_the_numbers_it_was_made_from() -> None:
+    """Stops a page that cannot be checked."""
+    made = full_report()
+    text = as_html(made)
+    found = re.search(r'<script type="application/json" id="report">(.*?)</script>', text, re.DOTALL)
+    assert found
+    assert json.loads(found[1])["rows"] == made["rows"]
+    assert "quality" not in json.loads(found[1])
+
+
+def test_every_column_is_explained() -> None:
+    """Stops a number whose making nobody can look up."""
+    titles = {title for title, key, _ in columns_of_everything() if key not in ("name", "runtime", "parameters")}
+    assert titles <= MEANING.keys()
+    shown = set(main_table(full_report()["rows"]).heads)
+    text = as_html(full_report())
+    assert all(f"<dt>{title}</dt>" in text for title in shown & MEANING.keys())
+
+
+def test_a_busy_row_a_lost_row_and_a_partial_run_are_marked() -> None:
+    """Stops a table that looks complete and calm."""
+    text = as_html(full_report() | {"partial": True})
+    assert '<tr class="marked">' in text
+    assert "w8&quot; (busy)" in text
+    assert '<tr class="lost">' in text
+    assert "stopped before its end" in text
+
+
+def test_points_have_their_figures_as_tooltips() -> None:
+    """Stops a picture that must be guessed at."""
+    rows = full_report()["rows"][:2]
+    svg = tradeoff(rows, SIZE)
+    assert svg is not None
+    assert svg.startswith("<svg")
+    assert "<title>teacher: all files, MB 4, bits per byte on held-out conversations 2</title>" in svg
+    assert "<title>&lt;b&gt;&amp;" in svg or "&lt;b&gt;" in svg
+
+
+def test_nothing_is_drawn_of_nothing() -> None:
+    """Stops an empty frame where a single model, or no quality, leaves nothing to compare."""
+    rows = full_report()["rows"]
+    assert tradeoff(rows[:1], SIZE) is None
+    assert distribution(rows, {}) is None
+    assert curves(rows, {"teacher": [(1, 2)]}, "x", "y") is None
+    line = curves(rows, {"teacher": [(1, 2), (2, 3)]}, "threads", "tokens/s")
+    assert line is not None
+    assert "threads" in line

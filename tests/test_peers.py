@@ -1,0 +1,164 @@
+"""Peers: how they are named, found and prepared, and that they answer as torch does where they are installed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from bench.backends.llama_cpp import gguf_name
+from bench.peers import PEERS, Asked, PeerModel, find_python, read_peers
+from bench.report.document import notes
+from bench.runtimes import KINDS
+from bench.stage import bench
+from bench.work import Work
+from chitchat.checkpoint import save_checkpoint
+from chitchat.errors import BadInput
+from chitchat.lineage import Stage
+from chitchat.tokenizer import read_vocab_txt
+from serve.text import TextCodec
+
+ROOT = Path(__file__).parents[1]
+PEERS_PYTHON = os.environ.get("PEERS_PYTHON", str(ROOT / ".venv-peers" / "bin" / "python"))
+INSTALLED = ("torch-no-cache", "torch-int8", "optimum")  # they come with the project
+SMALL = Work(prompt_tokens=20, new_tokens=8, repetitions=2, threads=1, max_eval_tokens=400, scenarios=())
+
+
+def test_peers_are_named_with_or_without_their_form() -> None:
+    """Stops a form that is measured twice, and a name that chooses nothing in silence."""
+    names = [asked.name for asked in read_peers("llama.cpp:Q8_0, ctranslate2,llama.cpp:Q8_0,optimum")]
+    assert names == ["llama.cpp Q8_0", "ctranslate2 float32", "ctranslate2 int8", "optimum"]
+    assert len(read_peers("all")) == sum(len(peer.forms) for peer in PEERS.values())
+    assert read_peers(None) == []
+    with pytest.raises(BadInput, match="--peers vllm: there is no such peer; give all, or some of torch-no-cache"):
+        read_peers("vllm")
+
+
+def test_every_peer_has_a_runtime_of_its_own() -> None:
+    """Stops a peer that is measured in somebody else's runtime."""
+    assert set(PEERS) <= set(KINDS)
+    assert len({KINDS[name].name for name in PEERS}) == len(PEERS)
+
+
+def test_a_peer_that_is_not_installed_has_no_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops a traceback about a module in place of the line that installs it."""
+    monkeypatch.chdir(tmp_path)  # no .venv-peers here
+    absent = PEERS["llama.cpp"].__class__("x", ("f32",), "checkpoint", "no_such_module_x", "x")
+    assert find_python(absent, None) is None
+    assert find_python(absent, sys.executable) is None
+    assert find_python(PEERS["torch-int8"], None) == sys.executable
+    with pytest.raises(BadInput, match=r"--peers-python .*absent: cannot be run .*make peers"):
+        find_python(absent, str(tmp_path / "absent"))
+
+
+def test_every_tensor_of_gpt2_has_a_place_in_gguf_and_the_tied_head_has_none() -> None:
+    """A tensor that was left out in silence made llama.cpp generate noise, quickly."""
+    assert gguf_name("transformer.h.11.attn.c_attn.weight") == "blk.11.attn_qkv.weight"
+    assert gguf_name("h.0.mlp.c_proj.bias") == "blk.0.ffn_down.bias"
+    assert gguf_name("transformer.wte.weight") == "token_embd.weight"
+    assert gguf_name("transformer.ln_f.bias") == "output_norm.bias"
+    assert gguf_name("lm_head.weight") is None
+    assert gguf_name("transformer.h.0.attn.bias") is None  # the causal mask of older files
+
+
+def test_the_size_of_a_peer_is_that_of_its_files(tmp_path: Path) -> None:
+    """Stops the checkpoint's size beside an int4 file."""
+    from types import SimpleNamespace
+
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "weights").write_bytes(b"x" * 1000)
+    base: Any = SimpleNamespace(file_bytes=7, parameters=3)
+    assert PeerModel(Asked(PEERS["openvino"], "int4"), base, tmp_path).file_bytes == 1000
+    assert PeerModel(Asked(PEERS["torch-int8"], "int8"), base, tmp_path).file_bytes == 7
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_data: Path) -> dict[str, Any]:
+    """A report of the tiny checkpoint with the peers that come with the project, and one that does not."""
+    out = tmp_path_factory.mktemp("peers") / "out"
+    peers = ",".join([*INSTALLED, "llama.cpp:Q8_0"])
+    nowhere = str(Path(sys.executable))  # has no llama.cpp, unless somebody installed it here
+    return bench([str(tiny_checkpoint)], out, tiny_data, SMALL, peers=peers, peers_python=nowhere)
+
+
+def test_peers_of_the_same_weights_say_the_same_and_have_their_quality(beside: dict[str, Any]) -> None:
+    """Stops a loop without a cache that computes another model, and a peer's row without quality."""
+    first, *peers = beside["rows"]
+    ids = {name: [sample["ids"] for sample in samples] for name, samples in beside["samples"].items()}
+    for row in peers[:3]:
+        assert row["error"] is None
+        assert row["eval_tokens"] == first["eval_tokens"]
+        assert row["runtime"] == f"{row['kind']} {row['runtime_version']}"
+    for name in ("torch-no-cache", "optimum"):
+        assert ids[name] == ids[first["name"]]
+        row = next(row for row in peers if row["name"] == name)
+        assert row["agreement"]["agrees"]
+        assert row["kl"] < 1e-8
+    rounded = next(row for row in peers if row["name"] == "torch-int8")
+    assert 1e-7 < rounded["kl"] < 0.1
+    assert any("peers were asked at full precision first" in line for line in notes(beside))
+
+
+def test_a_peer_that_is_not_installed_is_a_row_with_the_pip_line(beside: dict[str, Any]) -> None:
+    """Stops a run that ends because one of the tools is missing."""
+    row = next(row for row in beside["rows"] if row["name"] == "llama.cpp Q8_0")
+    if row["error"] is None:
+        pytest.skip("this environment has llama.cpp")
+    assert row["error"] == "not installed: pip install llama-cpp-python gguf (make peers installs all of them)"
+    assert row["tokens_per_s"] is None
+
+
+@pytest.mark.slow
+def test_every_installed_peer_agrees_with_torch(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Stops a conversion that loses a tensor, a cache that is not cleared, and a wrong order of a fused matrix."""
+    if not Path(PEERS_PYTHON).is_file():
+        pytest.skip(f"no {PEERS_PYTHON}: run `make peers`, or set PEERS_PYTHON")
+    names = [name for name in PEERS if name not in INSTALLED]
+    report = bench(
+        [str(tiny_checkpoint)], tmp_path / "out", tiny_data, SMALL, peers=",".join(names), peers_python=PEERS_PYTHON
+    )
+    first = report["rows"][0]
+    for row in report["rows"][1:]:
+        assert row["error"] is None, row["name"]
+        assert row["agreement"]["agrees"], row["name"]
+        whole = row["name"].rpartition(" ")[2] in ("F32", "float32", "fp32")
+        assert row["kl"] < (1e-6 if whole else 0.2), row["name"]
+        assert row["eval_tokens"] == first["eval_tokens"]
+
+
+_TOKENIZE = """
+import json, sys
+from pathlib import Path
+from bench.backends.llama_cpp import LlamaCppBackend, convert
+convert(Path(sys.argv[1]), Path(sys.argv[2]), "F32", 1)
+backend = LlamaCppBackend(sys.argv[2], 1, "cpu")
+print(json.dumps([backend.tokenize(text) for text in json.loads(sys.argv[3])]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_a_gguf_file_carries_the_tokenizer(kind: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Stops a file that llama.cpp runs on ids alone, or whose text becomes other ids."""
+    if not Path(PEERS_PYTHON).is_file():
+        pytest.skip(f"no {PEERS_PYTHON}: run `make peers`, or set PEERS_PYTHON")
+    checkpoint, texts = tiny_checkpoint, ["hello there, how are you?", "I'm fine; it's 42 o'clock  today!", "你好"]
+    if kind == "wordpiece":
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "你", "好", "吗", "hello", "##s", "##ing", "walk", "?"]
+        (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+        tokenizer = read_vocab_txt(tmp_path / "vocab.txt")
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_positions=32, n_embd=32, n_layer=1, n_head=2))
+        checkpoint, texts = tmp_path / "model", ["你好吗?", "hello walking hellos", "你 好"]
+        checkpoint.mkdir()
+        save_checkpoint(checkpoint, model, tokenizer, Stage("train", {}, 0))
+    command = [PEERS_PYTHON, "-c", _TOKENIZE, str(checkpoint), str(tmp_path / "gguf"), json.dumps(texts)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    codec = TextCodec.open(checkpoint / "tokenizer.json")
+    assert json.loads(done.stdout.splitlines()[-1]) == [codec.encode(text) for text in texts]

@@ -1,0 +1,184 @@
+"""The harness measured itself: a runtime of known times and sizes, the turns of every scenario, and stopping early."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bench.latency
+from bench.agreement import is_tie
+from bench.latency import Job, Measured, Plan, measure
+from bench.scenarios import ROUNDS, SCENARIOS, STARTS, TURNS, WIDTHS, prompt_lengths, scenario_figures, thread_counts
+from bench.timing import latency_figures
+
+TIMED = Path(__file__).with_name("timed_worker.py")
+PROMPTS = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+
+
+def run(folder: Path, specs: list[str], *, kinds: tuple[str, ...] = (), **options: Any) -> Measured:
+    kinds = kinds or ("bundle",) * len(specs)
+    jobs = [Job(spec.split()[0], spec, kind, 2) for spec, kind in zip(specs, kinds, strict=True)]
+    plan = {"warmups": [[1, 1, 1]], "prompts": PROMPTS, "new_tokens": 4, "threads": 1, "context": 64, **options}
+    return measure(jobs, Plan(**plan), [sys.executable, str(TIMED), str(folder / "log")])
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+
+
+def test_known_times_are_measured_within_three_percent(tmp_path: Path) -> None:
+    """Stops a figure that holds the waiting between models, the protocol, or half of the first token."""
+    measured = run(tmp_path, ["a 60 20 0", "b 30 10 0"], new_tokens=6)
+    for row in measured.rows:
+        slept = [entry["slept"] for entry in log(tmp_path) if entry["name"] == row.job.name and entry["op"] == "sample"]
+        known = slept[1:]  # the first one warmed up
+        figures = latency_figures(row.samples)
+        assert figures["ttft_ms_p50"] == pytest.approx(np.median([each[0] for each in known]), rel=0.03)
+        assert figures["tpot_ms_p50"] == pytest.approx(np.median([s for each in known for s in each[1:]]), rel=0.03)
+        rates = [len(each) / sum(each) * 1000 for each in known]
+        assert figures["tokens_per_s"] == pytest.approx(np.median(rates), rel=0.03)
+        assert figures["cpu_s_per_token"] < 0.01, "a sleep costs no CPU"
+
+
+def test_a_known_size_is_measured_within_five_percent(tmp_path: Path) -> None:
+    """Stops a memory figure of the controller, of the machine, or of the model before."""
+    large, none = run(tmp_path, ["large 1 1 400", "none 1 1 0"]).rows
+    assert large.peak_rss_mb is not None
+    assert none.peak_rss_mb is not None
+    assert large.peak_rss_mb - none.peak_rss_mb == pytest.approx(400, rel=0.05)
+
+
+def test_the_memory_of_processes_that_a_runtime_starts_counts(tmp_path: Path) -> None:
+    """Stops a runtime that looks small because a child of its holds the weights."""
+    from subprocess import PIPE, Popen
+
+    from bench.machine.memory import peak_rss_mb
+
+    before = peak_rss_mb()
+    code = "import numpy as n; x = n.ones(25_000_000); print(1, flush=True); input()"
+    with Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        grown = peak_rss_mb() - before
+        child.communicate(b"\n")
+    assert 200 < grown < 300  # 25 million doubles, and an interpreter
+
+
+def test_gpu_memory_is_the_drivers_count_for_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops another process's memory in the figure, and a figure where there is no GPU."""
+    import os
+
+    from bench.machine.memory import device_mb
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert device_mb() is None
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '{os.getpid()}, 1000'\necho '1, 7'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert device_mb() == pytest.approx(1048.576)
+
+
+def test_all_scenarios_take_turns_and_leave_raw_samples(tmp_path: Path) -> None:
+    """Stops a scenario that runs one model after the other, or whose samples nobody can look at."""
+    measured = run(tmp_path, ["a 1 1 0", "b 1 1 0"], kinds=("bundle", "openvino"), scenarios=list(SCENARIOS))
+    a, b = measured.rows
+    assert (a.error, b.error) == (None, None)
+    assert len(a.extra["cold-start"]) == STARTS
+    assert [len(talk) for talk in a.extra["turns"]] == [TURNS] * ROUNDS
+    assert {width: len(rounds) for width, rounds in a.extra["together"].items()} == {str(w): ROUNDS for w in WIDTHS}
+    assert [len(rounds[0]["samples"]) for rounds in a.extra["together"].values()] == list(WIDTHS)
+    assert "together" not in b.extra, "its runtime has no call for it"
+    assert list(a.extra["prompts"]) == [str(length) for length in prompt_lengths(64)]
+    assert list(a.extra["threads"]) == [str(threads) for threads in thread_counts()]
+    names = [entry["name"] for entry in log(tmp_path) if entry["op"] == "sample" and len(entry["slept"]) == 4]
+    own = names[: 2 * (1 + len(PROMPTS))]
+    assert own == ["a", "b"] * (1 + len(PROMPTS))
+    assert {entry["slots"] for entry in log(tmp_path) if entry["op"] == "load" and entry["name"] == "a"} == set(WIDTHS)
+    figures = scenario_figures(a.extra)
+    assert figures["cold_start_s"] > 0.02, "an interpreter starts in it"
+    assert figures["together_4_tokens_per_s"] > 0
+    assert figures["turns_ms"] >= TURNS * 4
+
+
+def test_a_conversation_grows_by_the_reply_and_the_next_turn(tmp_path: Path) -> None:
+    """Stops turns that are all of one length, whose prefix nobody could reuse, and a reuse of another conversation."""
+    run(tmp_path, ["a 0 0 0"], scenarios=["turns"])
+    turns = [entry for entry in log(tmp_path) if entry["op"] == "sample"][1 + len(PROMPTS) :]
+    assert [entry["reuse"] for entry in turns] == ([False] + [True] * (TURNS - 1)) * ROUNDS
+    for place in range(1, TURNS):
+        before, now = turns[place - 1], turns[place]
+        said = [(sum(before["prompt"]) + number) % 50 for number in range(len(before["slept"]))]
+        assert now["prompt"][: len(before["prompt"]) + len(said)] == before["prompt"] + said
+        assert len(now["prompt"]) > len(before["prompt"]) + len(said)
+    assert len(turns[TURNS - 1]["prompt"]) + len(turns[TURNS - 1]["slept"]) <= 64, "it fits the context"
+
+
+def test_wrong_answers_are_found_before_anything_is_timed(tmp_path: Path) -> None:
+    """Stops a peer that is fast because it computes something else, and one form's verdict on another peer."""
+    jobs = [
+        Job("judge", "judge 0 0 0", "checkpoint", 2),
+        Job("q8", "q8 0 0 0", "llama.cpp", 2, whole="wrong 0 0 0"),
+        Job("q4", "q4 0 0 0", "llama.cpp", 2, whole="wrong 0 0 0"),
+        Job("int8", "int8 0 0 0", "openvino", 2, whole="right 0 0 0"),
+    ]
+    plan = Plan([[1, 1]], [[1, 2], [3, 4], [5, 6]], 4, threads=1)
+    judge, q8, q4, int8 = measure(jobs, plan, [sys.executable, str(TIMED), str(tmp_path / "log")]).rows
+    assert judge.agreement is None
+    assert q8.agreement is not None
+    assert not q8.agreement["agrees"]
+    assert "after 2 new ids it says 6 where torch says 5" in q8.agreement["why"]
+    assert q4.agreement is q8.agreement, "the form was asked once"
+    assert int8.agreement == {"agrees": True, "compared": 12, "ties": 0, "why": None}
+    assert [entry["name"] for entry in log(tmp_path)].count("wrong") == 2  # loaded, and one answer was enough
+
+
+def test_two_ids_as_good_as_equal_are_a_tie() -> None:
+    """Stops a verdict on the last bit of a sum."""
+    assert is_tie({"margin": 0.0009, "spread": 1.0})
+    assert not is_tie({"margin": 0.0011, "spread": 1.0})
+    assert not is_tie({"margin": -0.5, "spread": 1.0}), "torch's own choice may be the less likely one only by rounding"
+
+
+def test_a_run_that_is_stopped_keeps_its_complete_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops ratios of rounds that only one model ran, and an hour of samples lost to Ctrl-C."""
+    settled = 0
+
+    def settle() -> None:
+        nonlocal settled
+        settled += 1
+        if settled == 2 + 3 + 3 + 2:  # a round of warm-up, two rounds and the bandwidths after them, half of a third
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench.latency, "settle", settle)
+    measured = run(tmp_path, ["a 0 0 0", "b 0 0 0"])
+    assert measured.partial
+    assert [len(row.samples) for row in measured.rows] == [2, 2]
+    assert len(measured.bandwidth) == 2
+
+
+def test_stopped_before_the_first_round_there_is_nothing_to_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stops a report of no samples."""
+
+    def settle() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench.latency, "settle", settle)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, ["a 0 0 0"])
+
+
+def test_a_job_that_cannot_be_measured_keeps_its_reason_and_is_asked_nothing(tmp_path: Path) -> None:
+    """Stops a missing GPU or package from ending the run, or from a row of zeros."""
+    jobs = [Job("a", "a 0 0 0", "bundle", 2), Job("gpu", "gpu 0 0 0", "bundle", 2, error="skipped: no GPU")]
+    plan = Plan([], PROMPTS, 4, threads=1, context=64, scenarios=["cold-start", "turns"])
+    a, gpu = measure(jobs, plan, [sys.executable, str(TIMED), str(tmp_path / "log")]).rows
+    assert (a.error, gpu.error) == (None, "skipped: no GPU")
+    assert {entry["name"] for entry in log(tmp_path)} == {"a"}
+    assert not gpu.samples
+    assert not gpu.extra
