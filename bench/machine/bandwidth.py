@@ -7,19 +7,24 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 ARRAY_BYTES = 128_000_000  # far beyond any cache, for each thread
+READS = 5
 
 
 def reader(threads: int) -> Callable[[], float]:
     """Give a function that reads `threads` arrays at once, one a thread, and tells GB (10^9 bytes) per second.
 
-    numpy releases the interpreter's lock while it sums, and one sum of doubles is limited by memory, not by arithmetic.
+    It is the fastest of `READS`: a ceiling is what the machine can do, and other work only takes from it. numpy
+    releases the interpreter's lock while it sums, and one sum of doubles is limited by memory, not by arithmetic.
     """
     arrays = [np.ones(ARRAY_BYTES // 8) for _ in range(threads)]
     pool = ThreadPoolExecutor(threads)
 
-    def read() -> float:
+    def once() -> float:
         started = time.perf_counter()
         list(pool.map(np.sum, arrays))
         return threads * ARRAY_BYTES / (time.perf_counter() - started) / 1e9
+
+    def read() -> float:
+        return max(once() for _ in range(READS))
 
     return read
