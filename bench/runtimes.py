@@ -31,7 +31,7 @@ KINDS = {
     "bundle": Kind("engine", "EngineBackend", ("onnxruntime", "serve.scheduler")),
     "torch-no-cache": Kind("torch", "NoCacheBackend", _TORCH),
     "torch-int8": Kind("torch", "DynamicInt8Backend", _TORCH),
-    "optimum": Kind("optimum", "OptimumBackend", (*_TORCH, "optimum.onnxruntime")),
+    "optimum": Kind("optimum", "OptimumBackend", ("onnxruntime", *_TORCH, "optimum.onnxruntime")),
     "llama.cpp": Kind("llama_cpp", "LlamaCppBackend", ("llama_cpp",)),
     "ctranslate2": Kind("ctranslate2", "CTranslate2Backend", ("ctranslate2",)),
     "openvino": Kind("openvino", "OpenVinoBackend", ("openvino",)),

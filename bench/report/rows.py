@@ -27,7 +27,7 @@ _FIGURES = (
 )
 # Of a model whose ids are others than the first one's, these say nothing beside the first one's.
 _BY_TOKEN = {"perplexity", "token_accuracy", "perplexity_interval", "token_accuracy_interval"}
-_WITHOUT_CACHE = {"torch-no-cache", "quantized"}  # read more than their weights once a token
+_READ_OTHERWISE = {"torch-no-cache", "torch-int8", "quantized"}  # not the bytes of their files once a token
 
 
 def build_rows(names: Sequence[str], models: Sequence[MeasuredModel], measured: Measured) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ def build_rows(names: Sequence[str], models: Sequence[MeasuredModel], measured: 
         if not lost:
             row |= latency_figures(result.samples) | {"busy": is_busy(result.samples)}
             row |= scenario_figures(result.extra)
-            if model.kind not in _WITHOUT_CACHE:
+            if model.kind not in _READ_OTHERWISE:
                 row["ceiling"] = ceiling_share(result.samples, model.weight_bytes, measured.bandwidth)
             right = (result.agreement or {}).get("agrees") is not False  # what computes something else is not faster
             if first.error is None and right:
