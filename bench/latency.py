@@ -63,7 +63,6 @@ class Plan:
     prompts: Sequence[Sequence[int]]
     new_tokens: int
     threads: int
-    device: str = "cpu"
     data: Path | None = None
     task: Mapping[str, Any] = field(default_factory=dict)
     timeout_s: float = 1800.0
@@ -116,10 +115,10 @@ class Controller:
         self._command = command
 
     @contextmanager
-    def workers(self) -> Iterator[list[WorkerProcess]]:
-        """A fresh process for each row that is not lost, ended afterwards; the model is not loaded yet."""
+    def workers(self, threads: int | None = None) -> Iterator[list[WorkerProcess]]:
+        """A fresh process for each row, ended afterwards; the model is not loaded yet."""
         with ExitStack() as stack:
-            yield [stack.enter_context(self.worker(row)) for row in self.rows]
+            yield [stack.enter_context(self.worker(row, threads)) for row in self.rows]
 
     @contextmanager
     def worker(self, row: Measurement, threads: int | None = None) -> Iterator[WorkerProcess]:

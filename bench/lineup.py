@@ -77,9 +77,11 @@ def jobs_of(rows: Sequence[Row], held_out: Any, scratch: Path, work: Work) -> li
         job = Job(row.name, spec, model.kind, model.dialogue.end_of_turn_id, device=row.device, python=row.python)
         job = replace(job, error=row.error, whole=str(row.whole) if row.whole else None)
         if row.error is None:
-            other = {} if _reads_alike(model, first) else _own_work(model, held_out, work, scratch / f"data-{number}")
-            compared = number > 0 and _reads_alike(model, first)
-            job = replace(job, compared=compared, speech=_speech(model, scratch / f"tokenizer-{number}.json"), **other)
+            alike = _reads_alike(model, first)
+            other = {} if alike else _own_work(model, held_out, work, scratch / f"data-{number}")
+            job = replace(
+                job, compared=alike and number > 0, speech=_speech(model, scratch / f"tokenizer-{number}.json"), **other
+            )
         jobs.append(job)
     return jobs
 

@@ -219,8 +219,7 @@ def _prompt_of(plan: Plan, length: int, place: int) -> Step:
 def _thread_sweep(controller: Controller) -> None:
     plan = controller.plan
     for threads in thread_counts():
-        with ExitStack() as stack:
-            workers = [stack.enter_context(controller.worker(row, threads)) for row in controller.rows]
+        with controller.workers(threads) as workers:
             controller.turn(workers, load(plan, threads=threads), settle_first=False)
             for place in range(ROUNDS):
                 controller.turn(workers, _with_threads(plan, threads, place))

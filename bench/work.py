@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bench.measured import MeasuredModel
-from bench.quality.other_tokenizer import turns_of
+from bench.quality.other_tokenizer import codec_of, turns_of
 
 WARMUPS = 2
 CHEAP = ("cold-start",)
@@ -60,11 +60,7 @@ def make_prompts(models: Sequence[MeasuredModel], data: Any, tokens: int, count:
 
 def held_out_texts(data: Any) -> list[str]:
     """First turns of held-out conversations, the same ones every time."""
-    from tokenizers import Tokenizer
-
-    from serve.text import TextCodec
-
-    codec = TextCodec(Tokenizer.from_str(data.tokenizer.backend_tokenizer.to_str()))
+    codec = codec_of(data)
     order = np.random.default_rng(0).permutation(len(data.validation))[:TEXTS]
     rows = (data.validation[int(place)] for place in order)
     return [codec.decode(turns_of(row, data.dialogue.end_of_turn_id)[0]) for row in rows]

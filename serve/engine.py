@@ -223,11 +223,9 @@ class Engine:
         self.check(ids)
         nats, hits, done = [], [], 1
         for logits in self._score_chunks(ids[:-1]):
-            targets = np.asarray(ids[done : done + len(logits)])
-            best = logits.max(axis=1, keepdims=True)
-            norm = np.log(np.exp(logits - best).sum(axis=1, dtype=np.float64)) + best[:, 0]
-            nats.append(norm - logits[np.arange(len(targets)), targets])
-            hits.append(logits.argmax(axis=1) == targets)
+            scored = score_rows(logits, ids[done : done + len(logits)])
+            nats.append(scored[0])
+            hits.append(scored[1])
             done += len(logits)
         if not nats:
             return np.zeros(0), np.zeros(0, dtype=bool)
@@ -279,3 +277,11 @@ class Engine:
             prompt_tokens=tokens,
             limit=self.context,
         )
+
+
+def score_rows(logits: Logits, targets: Sequence[int]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Nats of `targets` float64 [n] under `logits` [n, vocab], and whether each was the likeliest, bool [n]."""
+    chosen = np.asarray(targets)
+    best = logits.max(axis=1, keepdims=True)
+    norm = np.log(np.exp(logits - best).sum(axis=1, dtype=np.float64)) + best[:, 0]
+    return norm - logits[np.arange(len(chosen)), chosen], logits.argmax(axis=1) == chosen

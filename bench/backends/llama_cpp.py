@@ -5,6 +5,7 @@ Q4_0 keeps the token table in 6 bits, Q4_K is the mixture that it calls Q4_K_M.
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -185,8 +186,6 @@ class LlamaCppBackend(SteppingBackend):
 
     def generate_together(self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int) -> list[Sample]:
         """See `bench.sample.TogetherBackend`: one batch of all prompts, then one of a token each."""
-        import time
-
         self._forget()
         times: list[float] = []
         replies: list[list[int]] = [[] for _ in prompts]

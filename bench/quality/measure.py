@@ -20,6 +20,7 @@ from bench.model import open_model
 from bench.quality.bootstrap import percentiles, ratio_interval, resampled
 from bench.quality.divergence import Divergence, measure_divergence
 from bench.quality.health import Health, SaidReply
+from bench.quality.other_tokenizer import codec_of
 from bench.quality.replies import SAMPLES, Prompt, draw_replies, health_prompts
 from bench.quality.runtime import Runtime
 from chitchat.errors import BadInput
@@ -184,11 +185,7 @@ def _prompts(data: "ChatData", task: Task) -> list[Prompt]:
 
 def _say(runtime: Runtime, data: "ChatData", prompts: list[Prompt], context: int) -> list[SaidReply]:
     """Draw the replies and read them with the data set's tokenizer, whatever form the model has."""
-    from tokenizers import Tokenizer
-
-    from serve.text import TextCodec
-
-    codec = TextCodec(Tokenizer.from_str(data.tokenizer.backend_tokenizer.to_str()))
+    codec = codec_of(data)
     drawn = draw_replies(runtime, prompts, data.dialogue, context=context)
     return [
         SaidReply(reply.prompt.conversation, codec.decode(reply.ids), len(reply.ids), reply.ended) for reply in drawn

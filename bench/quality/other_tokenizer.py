@@ -31,11 +31,16 @@ def retokenized(data: Any, model: MeasuredModel, out: Path) -> Path:
 
 def _texts(data: Any, rows: Any) -> Iterator[list[str]]:
     """The turns of each conversation as text."""
-    from tokenizers import Tokenizer
-
-    codec = TextCodec(Tokenizer.from_str(data.tokenizer.backend_tokenizer.to_str()))
+    codec = codec_of(data)
     for row in rows:
         yield [codec.decode(turn) for turn in turns_of(row, data.dialogue.end_of_turn_id)]
+
+
+def codec_of(data: Any) -> TextCodec:
+    """Ids to text by the data set's own tokenizer."""
+    from tokenizers import Tokenizer
+
+    return TextCodec(Tokenizer.from_str(data.tokenizer.backend_tokenizer.to_str()))
 
 
 def turns_of(row: Any, end_of_turn_id: int) -> list[list[int]]:

@@ -164,9 +164,10 @@ class PeerRuntime:
 
     def scorer(self) -> Any:
         """See `Runtime.scorer`."""
+        from serve.engine import score_rows
 
         def score(sequences: Sequence[Sequence[int]]) -> list[tuple[Floats, npt.NDArray[np.bool_]]]:
-            return [_scored(self._backend.logits(ids[:-1]), ids[1:]) for ids in sequences]
+            return [score_rows(self._backend.logits(ids[:-1]), ids[1:]) for ids in sequences]
 
         return score
 
@@ -186,11 +187,3 @@ class PeerRuntime:
     def step(self, going: Sequence[int], tokens: Sequence[int]) -> Floats:
         """See `Runtime.step`."""
         return self._backend.feed(tokens, fresh=False)[None]
-
-
-def _scored(logits: Floats, targets: Sequence[int]) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Nats of `targets` float64 [n], and whether each was the likeliest, under `logits` [n, vocab]."""
-    best = logits.max(axis=1, keepdims=True)
-    norm = np.log(np.exp(logits - best).sum(axis=1, dtype=np.float64)) + best[:, 0]
-    chosen = np.asarray(targets)
-    return norm - logits[np.arange(len(chosen)), chosen], logits.argmax(axis=1) == chosen

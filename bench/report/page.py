@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.report.charts import against_size, against_speed, curves, distribution
 from bench.report.document import SCENARIO_NOTES, notes
-from bench.report.tables import TEXT, Table, main_table, mark, scenario_table
+from bench.report.tables import TEXT, Table, is_wrong, main_table, mark, scenario_table
 from bench.timing import latency_figures
 
 # What a column of the table is, and how it was taken.
@@ -90,7 +90,7 @@ def as_html(report: Mapping[str, Any]) -> str:
         *(["<p><strong>Partial: the run was stopped before its end.</strong></p>"] if report.get("partial") else []),
         _table(main_table(rows), rows),
         _list(notes(dict(report))),
-        _pictures([row for row in alive if "wrong" not in mark(row)], report["samples"]),
+        _pictures([row for row in alive if not is_wrong(row)], report["samples"]),
         _scenarios(report),
         "<h2>How each number was made</h2>",
         _definitions((title, MEANING[title]) for title in _titles(rows) if title in MEANING),

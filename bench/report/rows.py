@@ -7,6 +7,7 @@ from bench.latency import Measured, Measurement
 from bench.measured import MeasuredModel
 from bench.peers import PeerModel
 from bench.quality.measure import Quality
+from bench.report.tables import is_wrong
 from bench.scenarios import scenario_figures
 from bench.timing import ceiling_share, is_busy, latency_figures, ratio_interval, speed_ratio
 
@@ -66,8 +67,7 @@ def build_rows(names: Sequence[str], models: Sequence[MeasuredModel], measured: 
             row |= scenario_figures(result.extra)
             if model.kind not in _READ_OTHERWISE:
                 row["ceiling"] = ceiling_share(result.samples, model.weight_bytes, measured.bandwidth)
-            right = (result.agreement or {}).get("agrees") is not False  # what computes something else is not faster
-            if first.error is None and right:
+            if first.error is None and not is_wrong(row):  # what computes something else is not faster
                 row["ratio"] = speed_ratio(first.samples, result.samples)
                 row["ratio_interval"] = ratio_interval(first.samples, result.samples)
         rows.append(row)

@@ -83,9 +83,14 @@ def _cell(row: Row, key: str, write: Callable[[Any], str]) -> str:
     return f"{said}{mark(row)}" if key == "name" else said
 
 
+def is_wrong(row: Row) -> bool:
+    """Whether the row's runtime computes something else than the first one."""
+    return (row.get("agreement") or {}).get("agrees") is False
+
+
 def mark(row: Row) -> str:
     """What stands behind a row's name: that its answers are wrong, or that the machine was busy."""
-    if (row.get("agreement") or {}).get("agrees") is False:
+    if is_wrong(row):
         return " (answers wrong)"
     return " (busy)" if row.get("busy") else ""
 
