@@ -21,6 +21,7 @@ from chitchat.errors import ChitchatError
 
 PROMPT_TOKENS = NEW_TOKENS = 64
 STARTS = 5
+SCENARIOS = ("cold-start", "together")
 # Its integers come from conversations, which this work has none of; they are those of our own rows.
 PEERS = "torch-no-cache,torch-int8,optimum,llama.cpp,ctranslate2,openvino,onnxruntime-genai:fp32"
 FOOTPRINTS = ("w8", "w8a8", "w4")
@@ -55,7 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--peers", default=PEERS, help="as of compress bench (default: %(default)s)")
     parser.add_argument("--peers-python", metavar="PYTHON", help="interpreter of an environment with the peers")
     options = parser.parse_args(arguments)
-    work = Work(PROMPT_TOKENS, NEW_TOKENS, repetitions=options.repeats, threads=options.threads)
+    work = Work(
+        PROMPT_TOKENS, NEW_TOKENS, repetitions=options.repeats, threads=options.threads, scenarios=SCENARIOS
+    )
     try:
         print_table(speed(options.out, work, options.peers, options.peers_python))
     except ChitchatError as error:
