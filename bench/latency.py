@@ -163,8 +163,9 @@ def measure(jobs: Sequence[Job], plan: Plan, command: Sequence[str] | None = Non
 
     chosen = [SCENARIOS[name] for name in plan.scenarios]
     rounds = len(plan.warmups) + len(plan.prompts)
-    steps = len(jobs) * (3 + rounds + (plan.data is not None) + sum(scenario.steps(plan) for scenario in chosen))
-    with tqdm(total=steps, desc="bench", unit="step", disable=None) as progress:
+    judged = any(job.whole for job in jobs)
+    each = 2 + rounds + (plan.data is not None) + sum(scenario.steps(plan) for scenario in chosen)
+    with tqdm(total=judged + len(jobs) * each, desc="bench", unit="step", disable=None) as progress:
         controller = Controller(jobs, plan, progress, command)
         measured = Measured(controller.rows)
         try:
@@ -183,18 +184,39 @@ def load(plan: Plan, **options: Any) -> Step:
     """The step that loads a row's model; `options` override what the plan says (threads, slots)."""
 
     def step(worker: WorkerProcess, row: Measurement) -> None:
-        request = {"op": "load", "spec": row.job.spec, "kind": row.job.kind, "device": row.job.device}
-        answer = worker.ask(request | {"threads": plan.threads} | options)
-        if row.load_s is None:
-            row.load_s, row.version = answer["load_s"], answer.get("version")
+        _ask_load(worker, row, plan, **options)
 
     return step
+
+
+def _ask_load(worker: WorkerProcess, row: Measurement, plan: Plan, **options: Any) -> dict[str, Any]:
+    request = {"op": "load", "spec": row.job.spec, "kind": row.job.kind, "device": row.job.device}
+    return worker.ask(request | {"threads": plan.threads} | options)
 
 
 def ask_sample(worker: WorkerProcess, row: Measurement, prompt: Sequence[int], new_tokens: int, **options: Any) -> Any:
     """One reply of a row's model."""
     request = {"op": "sample", "prompt": [int(token) for token in prompt], "new_tokens": new_tokens}
     return worker.ask(request | {"end_of_turn_id": row.job.end_of_turn_id} | options)
+
+
+def first_token(plan: Plan) -> Step:
+    """The step that loads a row's model and has it say one token: with a fresh worker, a cold start."""
+
+    def step(worker: WorkerProcess, row: Measurement) -> None:
+        answer = _ask_load(worker, row, plan)
+        if row.load_s is None:
+            row.load_s, row.version = answer["load_s"], answer.get("version")
+        ask_sample(worker, row, prompts_of(row, plan)[0], 1)
+        row.extra.setdefault("cold-start", []).append(worker.age_s)
+
+    return step
+
+
+def prompts_of(row: Measurement, plan: Plan) -> Sequence[Sequence[int]]:
+    """The timed prompts, in the row's own ids."""
+    whole = row.job.prompts
+    return plan.prompts if whole is None else whole[len(plan.warmups) :]
 
 
 def settle() -> None:
@@ -207,7 +229,7 @@ def _one_conversation(controller: Controller, measured: Measured) -> None:
     plan = controller.plan
     read = reader(plan.threads)
     with controller.workers() as workers:
-        controller.turn(workers, load(plan), settle_first=False)
+        controller.turn(workers, first_token(plan), settle_first=False)
         for place in range(len(plan.warmups) + len(plan.prompts)):
             controller.turn(workers, _round(plan, place))
             if place >= len(plan.warmups):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,30 +25,24 @@ class WorkerLost(WorkFailed):
 
 
 class WorkerProcess:
-    """A running `bench.worker`: ask it, one request at a time."""
+    """A `bench.worker`: ask it, one request at a time. The process starts with the first one."""
 
     def __init__(self, command: Sequence[str], threads: int, timeout_s: float) -> None:
+        self._command, self._environment = list(command), _worker_environment(threads)
         self._timeout_s = timeout_s
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker, closed in `close`
-        self._process = subprocess.Popen(
-            list(command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=_worker_environment(threads),
-            start_new_session=True,  # Ctrl-C is the controller's to answer
-        )
-        self._answers: queue.Queue[bytes] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._running: _Running | None = None
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the process was started; 0 before that."""
+        return 0.0 if self._running is None else time.perf_counter() - self._running.since
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Give the answer to one request. Raises `WorkerLost`."""
-        assert self._process.stdin is not None
+        if self._running is None:
+            self._running = _Running(self._command, self._environment)
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-            line = self._answers.get(timeout=self._timeout_s)
+            line = self._running.ask(json.dumps(request).encode() + b"\n", self._timeout_s)
         except queue.Empty:
             raise WorkerLost(f"no answer to {request['op']} in {self._timeout_s:g} s") from None
         except OSError:
@@ -57,13 +52,43 @@ class WorkerProcess:
         except ValueError as error:
             raise WorkerLost(f"answered {line[:80]!r}, which is not JSON") from error
         if not answer:
-            raise WorkerLost(self._last_words())
+            raise WorkerLost(self._running.last_words())
         if not answer.pop("ok"):
             raise WorkerLost(answer["error"])
         return answer
 
     def close(self) -> None:
         """End the process, politely first. It may be called twice."""
+        if self._running is not None:
+            self._running.close()
+
+
+class _Running:
+    """The process itself, with a thread that reads its answers."""
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process, closed in `close`
+        self.since = time.perf_counter()
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is the controller's to answer
+        )
+        self._answers: queue.Queue[bytes] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def ask(self, line: bytes, timeout_s: float) -> bytes:
+        """The next line of its output; empty at the end of it. Raises `queue.Empty`, and `OSError` for a lost one."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line)
+        self._process.stdin.flush()
+        return self._answers.get(timeout=timeout_s)
+
+    def close(self) -> None:
         if self._log.closed:
             return
         assert self._process.stdin is not None
@@ -84,7 +109,7 @@ class WorkerProcess:
             self._answers.put(line)
         self._answers.put(b"")  # the end
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
         """How the process ended, and the last lines that it wrote to stderr."""
         try:
             code = self._process.wait(timeout=10)

@@ -1,6 +1,6 @@
 """What models are asked to do beside the one conversation, and the figures of it. `compress bench --full` does it all.
 
-    cold-start   a new process until its first token; file caches are warm
+    cold-start   a new process until its first token, twice more than the timed rounds began with one
     replies      whole replies to real held-out turns: text in, tokenizer, prompt, sampling, text out, as it comes
     turns        a conversation of several turns, whose prompt grows by the reply and the next turn: what is worth
                  keeping of the turn before is kept by those that can
@@ -12,7 +12,6 @@ Everywhere the rows take turns, A B C A B C …. Raw samples go into `Measuremen
 whose runtime cannot do a thing has none. Several conversations at once are only asked of what has a call for it.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.latency import Controller, Measurement, Plan, Step, ask_sample, load
+from bench.latency import Controller, Measurement, Plan, Step, ask_sample, first_token, load, prompts_of
 from bench.machine.environment import cores
 from bench.process import WorkerProcess
 
-STARTS = 3
+STARTS = 2  # beside the one of the timed rounds
 ROUNDS = 5  # of each other scenario: a point of a curve needs fewer samples than the row itself
 TURNS = 4
 WIDTHS = (1, 2, 4, 8)
@@ -53,18 +52,8 @@ def _cold_start(controller: Controller) -> None:
     plan = controller.plan
     for _ in range(STARTS):
         for row in controller.rows:
-            started = time.perf_counter()
             with controller.worker(row) as worker:
-                controller.attempt(worker, row, _first_token(plan, started), settle_first=False)
-
-
-def _first_token(plan: Plan, started: float) -> Step:
-    def step(worker: WorkerProcess, row: Measurement) -> None:
-        load(plan)(worker, row)
-        ask_sample(worker, row, _prompts(row, plan)[0], 1)
-        row.extra.setdefault("cold-start", []).append(time.perf_counter() - started)
-
-    return step
+                controller.attempt(worker, row, first_token(plan), settle_first=False)
 
 
 def _cold_figures(seconds: Sequence[float]) -> dict[str, float]:
@@ -128,7 +117,7 @@ def _turn_sizes(context: int) -> tuple[int, int]:
 
 def _turn(plan: Plan, history: dict[str, list[int]], place: int, turn: int, fresh: int, new_tokens: int) -> Step:
     def step(worker: WorkerProcess, row: Measurement) -> None:
-        prompts = _prompts(row, plan)
+        prompts = prompts_of(row, plan)
         source = list(prompts[(place * TURNS + turn) % len(prompts)])
         said = history[row.job.name]
         said += (source * (fresh // len(source) + 1))[:fresh]
@@ -167,7 +156,7 @@ def _at_once(plan: Plan, width: int, place: int) -> Step:
     """One round; the first one warms up."""
 
     def step(worker: WorkerProcess, row: Measurement) -> None:
-        prompts = _prompts(row, plan)
+        prompts = prompts_of(row, plan)
         chosen = [prompts[(place * width + number) % len(prompts)] for number in range(width)]
         request = {"op": "together", "prompts": chosen, "new_tokens": plan.new_tokens}
         answer = worker.ask(request | {"end_of_turn_id": row.job.end_of_turn_id})
@@ -207,7 +196,7 @@ def prompt_lengths(context: int) -> list[int]:
 
 def _prompt_of(plan: Plan, length: int, place: int) -> Step:
     def step(worker: WorkerProcess, row: Measurement) -> None:
-        prompts = _prompts(row, plan)
+        prompts = prompts_of(row, plan)
         ids = [token for number in range(len(prompts)) for token in prompts[(place + number) % len(prompts)]]
         prompt = (ids * (length // len(ids) + 1))[:length]
         sample = ask_sample(worker, row, prompt, 2)
@@ -232,7 +221,7 @@ def thread_counts() -> list[int]:
 
 def _with_threads(plan: Plan, threads: int, place: int) -> Step:
     def step(worker: WorkerProcess, row: Measurement) -> None:
-        prompts = _prompts(row, plan)
+        prompts = prompts_of(row, plan)
         sample = ask_sample(worker, row, prompts[place % len(prompts)], plan.new_tokens)
         row.extra.setdefault("threads", {}).setdefault(str(threads), []).append(sample)
 
@@ -242,12 +231,6 @@ def _with_threads(plan: Plan, threads: int, place: int) -> Step:
 def _no_figures(raw: Any) -> dict[str, float]:
     """A sweep is a curve, not a figure."""
     return {}
-
-
-def _prompts(row: Measurement, plan: Plan) -> Sequence[Sequence[int]]:
-    """The timed prompts, in the row's own ids."""
-    whole = row.job.prompts
-    return plan.prompts if whole is None else whole[len(plan.warmups) :]
 
 
 SCENARIOS = {

@@ -56,9 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--peers", default=PEERS, help="as of compress bench (default: %(default)s)")
     parser.add_argument("--peers-python", metavar="PYTHON", help="interpreter of an environment with the peers")
     options = parser.parse_args(arguments)
-    work = Work(
-        PROMPT_TOKENS, NEW_TOKENS, repetitions=options.repeats, threads=options.threads, scenarios=SCENARIOS
-    )
+    work = Work(PROMPT_TOKENS, NEW_TOKENS, repetitions=options.repeats, threads=options.threads, scenarios=SCENARIOS)
     try:
         print_table(speed(options.out, work, options.peers, options.peers_python))
     except ChitchatError as error:

@@ -10,7 +10,6 @@ from bench.measured import MeasuredModel
 from bench.quality.other_tokenizer import codec_of, turns_of
 
 WARMUPS = 2
-CHEAP = ("cold-start",)
 TEXTS = 24  # held-out turns that are answered in the scenario of whole replies
 
 
@@ -30,7 +29,7 @@ class Work:
     threads: int | None = None
     seed: int = 0
     max_eval_tokens: int | None = None
-    scenarios: tuple[str, ...] = CHEAP
+    scenarios: tuple[str, ...] = ()
 
 
 def make_prompts(models: Sequence[MeasuredModel], data: Any, tokens: int, count: int, seed: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Output folders that are complete or absent.
+"""Output folders that are complete or absent, and files that are the old or the new one.
 
 A stage writes into a staging folder beside its place and the folder is renamed when whole. Whatever ends the stage
 early (an error, Ctrl-C, a full disk) removes the staging folder; after a SIGKILL the next stage with the same output
@@ -6,11 +6,13 @@ sweeps it up.
 """
 
 import errno
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from chitchat.errors import BadInput
 
@@ -61,6 +63,22 @@ def staged_folder(out: Path, kind: str) -> Iterator[Path]:
         if is_disk_full(error):
             raise BadInput(f"--out {out}: the disk is full; free some space or choose another disk") from error
         raise
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object as `replace_file` does, into a folder that is made when it is absent."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def replace_file(file: Path, content: bytes) -> None:
+    """Write a file so that it is the old or the new one whatever happens."""
+    temporary = file.with_name(f".{file.name}.new")
+    with temporary.open("wb") as written:
+        written.write(content)
+        written.flush()
+        os.fsync(written.fileno())
+    temporary.replace(file)
 
 
 def is_disk_full(error: BaseException | None) -> bool:

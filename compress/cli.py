@@ -324,7 +324,7 @@ def bench(
     from bench.report.document import print_table
     from bench.scenarios import SCENARIOS
     from bench.stage import bench as run_bench
-    from bench.work import CHEAP, Work
+    from bench.work import Work
 
     work = Work(
         prompt_tokens=prompt_tokens,
@@ -334,7 +334,7 @@ def bench(
         threads=threads,
         max_eval_tokens=max_tokens,
         seed=seed,
-        scenarios=tuple(SCENARIOS) if full else CHEAP,
+        scenarios=tuple(SCENARIOS) if full else (),
     )
     report = run_bench(models or [], out, data, work, peers, peers_python)
     print_table(report)

@@ -24,10 +24,11 @@ from typing import Any
 from chitchat.data.corpora import Corpus, open_corpus
 from chitchat.data.survey import open_validation
 from chitchat.errors import BadInput, WorkFailed
+from chitchat.folder import replace_file, write_json
 from chitchat.lineage import identity, sha256, verify_lineage
 from compress.child import run_child
 from compress.recipe import RecipeStage, StageRef, Value, default_recipe, read_recipe
-from compress.records import RECORDS, locked, read_record, replace_file, write_record
+from compress.records import RECORDS, locked, read_record
 
 COMPRESS = (sys.executable, "-m", "compress")
 _RESUMABLE = ("train", "prune")
@@ -120,7 +121,7 @@ def _bring_up_to_date(
 
 def _run_stage(job: _Run, stage: RecipeStage, argv: Sequence[str], key: str, *, resume: bool) -> dict[str, Any]:
     folder = job.folder(stage)
-    write_record(job.started(stage.name), {"key": key, "before": _content(folder)})
+    write_json(job.started(stage.name), {"key": key, "before": _content(folder)})
     again = ["--resume"] if resume and stage.verb in _RESUMABLE else []
     begun = time.monotonic()
     # A report's table is shown once, at the end of the run.
@@ -150,7 +151,7 @@ def _silent(_line: str) -> None:
 
 
 def _note(job: _Run, stage: RecipeStage, record: dict[str, Any]) -> None:
-    write_record(job.record(stage.name), record)
+    write_json(job.record(stage.name), record)
     job.started(stage.name).unlink(missing_ok=True)
 
 

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,21 +22,6 @@ def read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write a record whole or not at all."""
-    replace_file(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is the old or the new one whatever happens."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 @contextmanager

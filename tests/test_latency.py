@@ -27,7 +27,7 @@ def test_models_take_turns_after_a_warm_up_and_memory_is_read_before_scoring(tmp
     results = measured(tmp_path, ["fast", "slow"], data=tmp_path, task={"context": 8})
     rounds = ["fast sample", "slow sample"]
     assert (tmp_path / "log").read_text().splitlines() == [
-        *("fast load", "slow load"),
+        *("fast load", "fast sample", "slow load", "slow sample"),  # until the first token
         *(rounds * 3),
         *("fast memory", "slow memory"),
         *("fast quality", "slow quality"),

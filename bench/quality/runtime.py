@@ -85,10 +85,11 @@ class TorchRuntime:
     """A torch GPT-2 on the device where it is, in its precision. Several conversations are padded on the left."""
 
     def __init__(self, model: "GPT2LMHeadModel") -> None:
+        from chitchat.padded import PaddedRows
+
         self._model = model.eval()
         self.context: int = model.config.n_positions
-        self._cache: Any = None
-        self._mask: Any = None  # [rows, tokens so far], 0 where a prompt is padded
+        self._rows = PaddedRows(model)
 
     def scorer(self) -> Any:
         """See `Runtime.scorer`."""
@@ -110,45 +111,13 @@ class TorchRuntime:
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Floats:
         """See `Runtime.start`."""
-        import torch
-        from transformers import DynamicCache
-
-        longest = max(map(len, prompts))
-        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        self._cache, self._mask = DynamicCache(config=self._model.config), mask.to(self._model.device)
-        return self._run(ids)
+        return self._numbers(self._rows.start(prompts))
 
     def step(self, going: Sequence[int], tokens: Sequence[int]) -> Floats:
         """See `Runtime.step`."""
-        import torch
-
-        with torch.inference_mode():
-            if len(going) < len(self._mask):
-                chosen = torch.tensor(going, device=self._mask.device)
-                self._cache.batch_select_indices(chosen)
-                self._mask = self._mask[chosen]
-            self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
-        return self._run(torch.tensor(tokens)[:, None])
-
-    def _run(self, ids: Any) -> Floats:
-        """Add ids [rows, new] to the conversations; the logits after the last of them."""
-        import torch
-
-        with torch.inference_mode():
-            positions = (self._mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            found = self._model(
-                input_ids=ids.to(self._mask.device),
-                attention_mask=self._mask,
-                position_ids=positions,
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-        return self._numbers(found)
+        if len(going) < len(self._rows):
+            self._rows.keep(going)
+        return self._numbers(self._rows.step(tokens))
 
     def _numbers(self, found: Any) -> Floats:
         numbers: Floats = found.float().cpu().numpy()

@@ -21,7 +21,7 @@
         device_mb                  GPU memory by the driver's count; null on the CPU
         agreement                  {agrees, compared, ties, why}: the greedy ids of the row's runtime at full precision
                                    against the first row's (bench/agreement.py); null where nobody was asked
-        cold_start_s               a new process until its first token
+        cold_start_s               a new process until its first token: one start, with --full the median of three
         reply_ms_p50, _p95, reply_first_ms_p50, reply_tokens_per_s      whole replies, text to text, sampled
         turns_ms, turns_last_ttft_ms    a conversation of several turns: all of it, and the last one's first token
         together_N_tokens_per_s, together_N_tpot_ms_p99   N conversations at once: in sum, and each one's tail

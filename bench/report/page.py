@@ -35,7 +35,8 @@ MEANING = {
     "CPU ms/token": "CPU time of all threads over new tokens, prompt included",
     "peak MB": "the most memory that the model's own processes held, 10^6 bytes, before quality was measured",
     "GPU MB": "GPU memory of the model's process by the driver's count",
-    "cold start s": "from the start of a new process to its first token, imports included; file caches are warm",
+    "cold start s": "from the start of a new process to its first token, imports included; file caches as they were; "
+    "one start, with --full the median of three",
     "load s": "opening the model, imports not included",
     "reply ms": "a whole sampled reply, from text in to its last text; median",
     "reply p95": "the same, 95th percentile",

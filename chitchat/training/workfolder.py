@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chitchat.errors import BadInput
+from chitchat.folder import write_json
 
 MARKER = "complete"
 PLAN = "plan.json"
@@ -52,7 +53,7 @@ class WorkFolder:
 
     def write_plan(self, plan: Plan) -> None:
         """Write the plan so that it is there whole or not at all."""
-        write_whole(self.path / PLAN, asdict(plan))
+        write_json(self.path / PLAN, asdict(plan))
 
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
@@ -112,14 +113,6 @@ def read_keyed(file: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
             "give the same ones, or leave --resume out to start anew"
         )
     return values
-
-
-def write_whole(file: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object so that the file is there whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.partial")
-    temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
 
 
 def _remove(path: Path) -> None:

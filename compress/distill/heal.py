@@ -22,10 +22,11 @@ from transformers import GPT2LMHeadModel
 
 from chitchat.data.dataset import ChatData
 from chitchat.errors import BadInput
+from chitchat.folder import write_json
 from chitchat.training.batches import TrainingWindows
 from chitchat.training.processes import Processes
 from chitchat.training.trainer import FitResult, fit, step_seconds, weights_sha256
-from chitchat.training.workfolder import MARKER, WorkFolder, read_keyed, write_whole
+from chitchat.training.workfolder import MARKER, WorkFolder, read_keyed
 from compress.distill.budget import Budget, share_budget
 from compress.distill.options import HealOptions
 from compress.distill.own_replies import OwnPart, heal_on_own_replies
@@ -145,7 +146,7 @@ def _decide(task: Task) -> Budget:
         )  # fmt: skip
         steps = task.processes.from_first(int(_USED_SHARE * 60 * task.options.minutes / seconds))
     budget = share_budget(steps, int(task.windows.lengths.sum()), len(task.windows), task.options)
-    task.in_first(lambda: write_whole(file, {"key": task.key, "budget": asdict(budget)}))
+    task.in_first(lambda: write_json(file, {"key": task.key, "budget": asdict(budget)}))
     return budget
 
 

@@ -1,8 +1,7 @@
 """Conversations that a model writes itself, as windows to heal on.
 
 The teacher goes on with conversations of the training split until a window is full; the student answers prompts of the
-training split. Both are drawn by nucleus sampling in batches over a KV cache. It is no `generate` of transformers,
-which fills what it is not told from the checkpoint's generation settings.
+training split. Both are drawn by nucleus sampling, many rows at once.
 """
 
 import os
@@ -15,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
-from transformers import DynamicCache, GPT2LMHeadModel, TopPLogitsWarper
+from transformers import GPT2LMHeadModel, TopPLogitsWarper
 
 from chitchat.data.dataset import ChatData
 from chitchat.data.windows import IGNORED, RaggedColumn
+from chitchat.padded import PaddedRows
 from chitchat.training.batches import TrainingWindows
 from chitchat.training.objective import fused_gelu
 
@@ -190,51 +189,39 @@ class Sampler:
 
         With `end_id` a row ends with that id; without, it goes on until it is full.
         """
-        longest = max(map(len, prompts))
-        ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):  # padded on the left, so that all rows end where they are continued
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
         rooms = [min(context - len(prompt), most or context) for prompt in prompts]
         with fused_gelu(self.model):
-            new = self._draw(ids.to(self.model.device), mask.to(self.model.device), max(rooms), end_id)
+            new = self._draw(prompts, max(rooms), end_id)
         continued = []
         for prompt, drawn, room in zip(prompts, new, rooms, strict=True):
             continued.append([*prompt, *drawn[:room]])
         return continued
 
-    def _draw(self, ids: Tensor, mask: Tensor, count: int, end_id: int | None) -> list[list[int]]:
-        """The next `count` ids of each row of `ids` and `mask` int64 [rows, length], or those up to its `end_id`."""
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        last = self.model.config.n_positions - 1
-        cache, rows = DynamicCache(), torch.arange(len(ids), device=ids.device)
-        drawn: list[list[int]] = [[] for _ in ids]
-        ended = torch.zeros_like(rows, dtype=torch.bool)
-        for _ in range(count):
-            ids = self._next(ids, mask, positions, cache)
-            for row, token, done in zip(rows.tolist(), ids[:, 0].tolist(), ended.tolist(), strict=True):
-                if not done:
-                    drawn[row].append(token)
-            ended |= ids[:, 0] == (-1 if end_id is None else end_id)
-            mask = torch.cat([mask, torch.ones_like(ids)], dim=-1)
-            # Rows that are full are drawn on beside those that are not, and cut afterwards.
-            positions = (positions[:, -1:] + 1).clamp(max=last)
-            if ended.all():
+    def _draw(self, prompts: Sequence[Sequence[int]], count: int, end_id: int | None) -> list[list[int]]:
+        """The next `count` ids of each prompt, or those up to its `end_id`."""
+        rows = PaddedRows(self.model)
+        drawn: list[list[int]] = [[] for _ in prompts]
+        places = list(range(len(prompts)))  # the prompt of each row
+        ended = [False] * len(places)
+        logits = rows.start(prompts)
+        for step in range(1, count + 1):
+            ids = self._choose(logits)
+            for row, id in enumerate(ids):
+                if not ended[row]:
+                    drawn[places[row]].append(id)
+                    ended[row] = id == end_id
+            if step == count or all(ended):
                 break
-            if 2 * int(ended.sum()) >= len(ended):  # a finished row costs as much as another
-                left = (~ended).nonzero()[:, 0]
-                cache.batch_select_indices(left)
-                ids, mask, positions, rows, ended = (one[left] for one in (ids, mask, positions, rows, ended))
+            if 2 * sum(ended) >= len(ended):  # a finished row costs as much as another
+                left = [row for row, done in enumerate(ended) if not done]
+                rows.keep(left)
+                ids, places, ended = [ids[row] for row in left], [places[row] for row in left], [False] * len(left)
+            logits = rows.step(ids)  # rows that are full are drawn on beside those that are not, and cut afterwards
         return drawn
 
-    def _next(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        """One id more for each row, int64 [rows, 1]; `ids` are those that the cache has not seen."""
-        output = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
-        )  # fmt: skip
-        logits = output.logits[:, -1].float()
+    def _choose(self, logits: torch.Tensor) -> list[int]:
+        """An id of the nucleus of each row; logits float [rows, vocab]."""
+        logits = logits.float()
         logits[:, list(self.banned_ids)] = -torch.inf
-        probabilities = self._nucleus(ids, logits).softmax(-1)
-        return torch.multinomial(probabilities, 1, generator=self._generator)
+        probabilities = self._nucleus(None, logits).softmax(-1)
+        return torch.multinomial(probabilities, 1, generator=self._generator)[:, 0].tolist()

@@ -28,10 +28,10 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, save_checkpoint
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput
-from chitchat.folder import check_output, is_disk_full, staged_folder
+from chitchat.folder import check_output, is_disk_full, staged_folder, write_json
 from chitchat.lineage import Stage, identity
 from chitchat.training.processes import Processes
-from chitchat.training.workfolder import read_keyed, write_whole
+from chitchat.training.workfolder import read_keyed
 from compress.calibration import check_same_tokenizer, measure
 from compress.distill.options import HealOptions
 from compress.prune.cut import Knife
@@ -171,7 +171,7 @@ def _goes_on(work: Path, key: Mapping[str, Any], resume: bool) -> bool:
 def _begin(work: Path, key: Mapping[str, Any]) -> None:
     """An empty work folder that notes what was asked for."""
     shutil.rmtree(work, ignore_errors=True)
-    write_whole(work / "request.json", {"key": key})
+    write_json(work / "request.json", {"key": key})
 
 
 @contextmanager
@@ -233,7 +233,7 @@ def _choose(
         tried = try_candidates(candidates, knife, teacher, trimmed.data, trial, work / "trials", options.seed)
         candidates = processes.from_first(tried)
         if processes.first:
-            write_whole(work / "choice.json", {"key": {}, "candidates": [each.as_json() for each in candidates]})
+            write_json(work / "choice.json", {"key": {}, "candidates": [each.as_json() for each in candidates]})
     shape = next(each.shape for each in candidates if each.chosen)
     if healing is not None and any(each.steps for each in candidates):
         healing = healing.part(1 - SEARCH_SHARE)
