@@ -12,7 +12,7 @@ from typing import Any
 
 from serve.dialogue import Dialogue
 from serve.options import SamplingOptions
-from serve.sampler import build_sampler
+from serve.sampler import build_sampler, draw
 from serve.text import TextCodec
 
 
@@ -58,14 +58,5 @@ class Speaker:
             return
         end = self._dialogue.end_of_turn_id
         sample = build_sampler(options, self._dialogue.banned_ids, end)
-        reply: list[int] = []
-        logits = runtime.start([prompt])
-        while True:
-            token = int(sample(logits[0], reply))
-            if token == end:
-                return
-            reply.append(token)
-            yield token
-            if len(reply) == options.max_new_tokens or len(prompt) + len(reply) == runtime.context:
-                return
-            logits = runtime.step([0], [token])
+        most = min(options.max_new_tokens, runtime.context - len(prompt))
+        yield from draw(sample, end, most, runtime.start([prompt])[0], lambda token: runtime.step([0], [token])[0])

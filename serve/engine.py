@@ -28,7 +28,7 @@ from serve.cache import KVCache
 from serve.errors import BadRequest, ContextExceeded
 from serve.options import SamplingOptions
 from serve.processors import physical_cores
-from serve.sampler import build_sampler
+from serve.sampler import build_sampler, draw
 from serve.session import Logits, Runs, kv_dtype, open_session
 from serve.variant import PROVIDERS, choose, find_providers
 
@@ -207,17 +207,9 @@ class Engine:
     def _generate(self, prompt_ids: list[int], options: SamplingOptions) -> Iterator[int]:
         end = self.dialogue.end_of_turn_id
         sample = build_sampler(options, self.dialogue.banned_ids, end)
-        reply: list[int] = []
+        most = min(options.max_new_tokens, self.context - len(prompt_ids))
         logits = self.feed(0, prompt_ids[self.begin(0, prompt_ids) :])
-        while True:
-            token = sample(logits, reply)
-            if token == end:
-                return
-            reply.append(token)
-            yield token
-            if len(reply) == options.max_new_tokens or len(prompt_ids) + len(reply) == self.context:
-                return
-            logits = self.step(token)
+        yield from draw(sample, end, most, logits, self.step)
 
     def _score(self, ids: Sequence[int]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         self.check(ids)

@@ -12,7 +12,7 @@ then still be drawn are weighed in plain Python.
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from random import Random
 from typing import Any
@@ -84,6 +84,25 @@ def build_sampler(options: SamplingOptions, banned_ids: Sequence[int], end_of_tu
         return token if logprobs is None else score(logits, token, logprobs)
 
     return sample
+
+
+def draw(
+    sample: Sampler, end_of_turn_id: int, most: int, logits: Floats, step: Callable[[int], Floats]
+) -> Iterator[int]:
+    """Yield the ids of one reply, `most` at the most; the end of turn ends it and is not yielded.
+
+    `logits` float32 [vocab] are those after the prompt, `step(id)` gives those after one more id.
+    """
+    reply: list[int] = []
+    while True:
+        token = sample(logits, reply)
+        if token == end_of_turn_id:
+            return
+        reply.append(token)
+        yield token
+        if len(reply) == most:
+            return
+        logits = step(token)
 
 
 def _nothing_to_choose(logits: Floats, token: int) -> ServeError:
