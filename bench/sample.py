@@ -1,9 +1,13 @@
 """What every measured runtime gives: one reply with the times of its tokens, or several replies made side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from serve.dialogue import Dialogue
+    from serve.options import SamplingOptions
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,13 @@ class Backend(Protocol):
 
     def runtime(self) -> Any:
         """The loaded model as a `bench.quality.runtime.Runtime`, for its quality and for replies that are drawn."""
+
+
+class ReplyBackend(Backend, Protocol):
+    """A loaded model that draws whole replies by a loop of its own, in place of the one around its `runtime()`."""
+
+    def reply(self, prompt: Sequence[int], options: "SamplingOptions", dialogue: "Dialogue") -> Iterator[int]:
+        """The ids of a reply as they come, without its end of turn."""
 
 
 class TogetherBackend(Backend, Protocol):

@@ -1,14 +1,15 @@
 """A whole reply as a user has it: text in, text out as it comes, with everything in between on the clock.
 
 The tokenizer, the sampler and its options are the same for every runtime (`serve.text`, `serve.sampler`), and so is the
-seed, so runtimes whose logits agree say the same words.
+seed, so runtimes whose logits agree say the same words. One that cannot be led token by token without computing its
+cache anew (`bench.sample.ReplyBackend`) has its own loop and sampler, with the same options.
 """
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from serve.dialogue import Dialogue
 from serve.options import SamplingOptions
@@ -29,21 +30,22 @@ class Speech:
 
 
 class Speaker:
-    """Answers texts with whatever computes the logits."""
+    """Answers texts with any backend."""
 
     def __init__(self, codec: TextCodec, dialogue: Dialogue) -> None:
         self._codec, self._dialogue = codec, dialogue
 
-    def reply(self, runtime: Any, text: str, seed: int, new_tokens: int) -> dict[str, Any]:
+    def reply(self, backend: Any, runtime: Any, text: str, seed: int, new_tokens: int) -> dict[str, Any]:
         """`ms` from text to the last piece of text, `first_ms` to the first token, `tokens`, and the reply's `text`.
 
-        A reply ends at its end of turn, after one token at least, or with the context, half of which a prompt may take.
+        `runtime` is that of `backend`. A reply ends at its end of turn, after one token at least, or with the context,
+        half of which a prompt may take.
         """
         options = SamplingOptions(seed=seed, max_new_tokens=new_tokens, min_new_tokens=1)
         started = time.perf_counter()
         prompt = self._dialogue.encode([self._codec.encode(text)])
         decoder, pieces, tokens, first = self._codec.stream(), [], 0, 0.0
-        for token in self._stream(runtime, prompt[-(runtime.context // 2) :], options):
+        for token in self._ids(backend, runtime, prompt[-(runtime.context // 2) :], options):
             tokens += 1
             first = first or time.perf_counter() - started
             pieces.append(decoder.feed(token))
@@ -51,12 +53,10 @@ class Speaker:
         took = time.perf_counter() - started
         return {"ms": took * 1000, "first_ms": first * 1000, "tokens": tokens, "text": "".join(pieces)}
 
-    def _stream(self, runtime: Any, prompt: Sequence[int], options: SamplingOptions) -> Iterator[int]:
-        """The ids of a reply. Our engine has its own loop, which is the one that ships; others are led by the hand."""
-        if hasattr(runtime, "stream"):
-            yield from runtime.stream(prompt, options)
-            return
+    def _ids(self, backend: Any, runtime: Any, prompt: Sequence[int], options: SamplingOptions) -> Iterator[int]:
+        if hasattr(backend, "reply"):
+            return cast(Iterator[int], backend.reply(prompt, options, self._dialogue))
         end = self._dialogue.end_of_turn_id
         sample = build_sampler(options, self._dialogue.banned_ids, end)
         most = min(options.max_new_tokens, runtime.context - len(prompt))
-        yield from draw(sample, end, most, runtime.start([prompt])[0], lambda token: runtime.step([0], [token])[0])
+        return draw(sample, end, most, runtime.start([prompt])[0], lambda token: runtime.step([0], [token])[0])

@@ -88,7 +88,9 @@ class Worker:
         if self._speaker is None:
             self._speaker = Speech(**request["speech"]).open()
         self._runtime = self._runtime or self._backend.runtime()
-        return dict(self._speaker.reply(self._runtime, request["text"], request["seed"], request["new_tokens"]))
+        return dict(
+            self._speaker.reply(self._backend, self._runtime, request["text"], request["seed"], request["new_tokens"])
+        )
 
     def _margin(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._backend is not None, "load comes first"

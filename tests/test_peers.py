@@ -17,8 +17,10 @@ from bench.report.document import notes
 from bench.runtimes import KINDS
 from bench.stage import bench
 from bench.work import Work
-from chitchat.checkpoint import save_checkpoint
+from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
+from chitchat.dialogue import dialogue_of
 from chitchat.errors import BadInput
+from chitchat.generate import TorchGenerator
 from chitchat.lineage import Stage
 from chitchat.tokenizer import read_vocab_txt
 from serve.text import TextCodec
@@ -26,7 +28,7 @@ from serve.text import TextCodec
 ROOT = Path(__file__).parents[1]
 PEERS_PYTHON = os.environ.get("PEERS_PYTHON", str(ROOT / ".venv-peers" / "bin" / "python"))
 INSTALLED = ("torch-no-cache", "torch-int8", "optimum")  # they come with the project
-SMALL = Work(prompt_tokens=20, new_tokens=8, repetitions=2, threads=1, max_eval_tokens=400, scenarios=())
+SMALL = Work(prompt_tokens=20, new_tokens=8, repetitions=2, threads=1, max_eval_tokens=400, scenarios=("replies",))
 
 
 def test_peers_are_named_with_or_without_their_form() -> None:
@@ -99,6 +101,8 @@ def test_peers_of_the_same_weights_say_the_same_and_have_their_quality(beside: d
         row = next(row for row in peers if row["name"] == name)
         assert row["agreement"]["agrees"]
         assert row["kl"] < 1e-8
+        texts = [[reply["text"] for reply in beside["scenarios"][of]["replies"]] for of in (name, first["name"])]
+        assert texts[0] == texts[1]
     rounded = next(row for row in peers if row["name"] == "torch-int8")
     assert 1e-7 < rounded["kl"] < 0.1
     assert any("peers were asked at full precision first" in line for line in notes(beside))
@@ -129,6 +133,38 @@ def test_every_installed_peer_agrees_with_torch(tiny_checkpoint: Path, tiny_data
         whole = row["name"].rpartition(" ")[2] in ("F32", "float32", "fp32")
         assert row["kl"] < (1e-6 if whole else 0.2), row["name"]
         assert row["eval_tokens"] == first["eval_tokens"]
+        assert row["reply_tokens_per_s"] > 0, row["name"]
+
+
+_REPLY = """
+import json, sys
+from pathlib import Path
+from bench.backends.ctranslate2 import CTranslate2Backend, convert
+from serve.dialogue import Dialogue
+from serve.options import SamplingOptions
+convert(Path(sys.argv[1]), Path(sys.argv[2]), "float32", 1)
+backend = CTranslate2Backend(sys.argv[2], 1, "cpu")
+backend.logits = None  # what would compute the whole text again
+greedy = SamplingOptions(top_k=1, repetition_penalty=1.0, max_new_tokens=10, seed=0)
+dialogue = Dialogue.from_json(json.loads(sys.argv[3]))
+print(json.dumps(list(backend.reply(json.loads(sys.argv[4]), greedy, dialogue))))
+"""
+
+
+@pytest.mark.slow
+def test_ctranslate2_replies_by_its_own_loop(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """It was led token by token, computed the whole text for each, and looked three times slower than it is."""
+    if not Path(PEERS_PYTHON).is_file():
+        pytest.skip(f"no {PEERS_PYTHON}: run `make peers`, or set PEERS_PYTHON")
+    model, dialogue = load_model(tiny_checkpoint), dialogue_of(load_tokenizer(tiny_checkpoint))
+    prompt = [*dialogue.start_ids, 50, 60, 70, dialogue.end_of_turn_id]
+    arguments = [str(tiny_checkpoint), str(tmp_path / "ct2"), json.dumps(dialogue.as_json()), json.dumps(prompt)]
+    done = subprocess.run(
+        [PEERS_PYTHON, "-c", _REPLY, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    options = {"max_new_tokens": 10, "min_new_tokens": 1}
+    assert json.loads(done.stdout.splitlines()[-1]) == list(TorchGenerator(model, dialogue).stream(prompt, options))
 
 
 _TOKENIZE = """

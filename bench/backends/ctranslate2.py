@@ -6,7 +6,7 @@ the tokenizer's strings, since that is what it takes. It keeps nothing between t
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,26 @@ class CTranslate2Backend(SteppingBackend):
             **self._endless(new_tokens, end_of_turn_id),
         )
         return [as_sample(started, stamps, reply, new_tokens) for stamps, reply in zip(times, ids, strict=True)]
+
+    def reply(self, prompt: Sequence[int], options: Any, dialogue: Any) -> Iterator[int]:
+        """See `bench.sample.ReplyBackend`: its own loop and sampler, which keep the cache that `feed` cannot."""
+        import ctranslate2
+
+        ctranslate2.set_random_seed(options.seed)
+        for step in self._generator.generate_tokens(
+            self._strings(prompt),
+            max_length=min(options.max_new_tokens, self.context - len(prompt)),
+            min_length=options.min_new_tokens,
+            sampling_topk=options.top_k,
+            sampling_topp=options.top_p,
+            sampling_temperature=options.temperature,
+            repetition_penalty=options.repetition_penalty,
+            end_token=[self._tokens[dialogue.end_of_turn_id]],
+            suppress_sequences=[[self._tokens[token]] for token in dialogue.banned_ids],
+        ):
+            if step.token_id == dialogue.end_of_turn_id:
+                return
+            yield int(step.token_id)
 
     def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
         """See `SteppingBackend.feed`: CTranslate2 takes no cache from outside, so the whole text is computed."""

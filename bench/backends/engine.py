@@ -1,7 +1,7 @@
 """Our torch-free engine over a bundle: what ships."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bench.sample import Sample, as_sample
@@ -46,6 +46,10 @@ class EngineBackend:
                     times[id(event.conversation)].append(time.perf_counter())
                     waiting -= 1
         return [as_sample(started, times[id(talk)], talk.reply, new_tokens) for talk in talks]
+
+    def reply(self, prompt: Sequence[int], options: Any, dialogue: Any) -> Iterator[int]:
+        """See `bench.sample.ReplyBackend`: the loop that ships, with the bundle's own dialogue."""
+        return self._engine.stream(prompt, options)
 
     def runtime(self) -> Any:
         """See `bench.sample.Backend.runtime`."""

@@ -5,7 +5,7 @@ from ids in to the first id out.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bench.sample import Sample, as_sample
@@ -110,6 +110,27 @@ class NoCacheBackend(TorchBackend):
                 ids = torch.cat([ids, logits.argmax().reshape(1, 1)], dim=1)
                 times.append(time.perf_counter())
         return as_sample(started, times, ids[0, len(prompt) :].tolist(), new_tokens)
+
+    def reply(self, prompt: Sequence[int], options: Any, dialogue: Any) -> Iterator[int]:
+        """See `bench.sample.ReplyBackend`: the same loop, with our sampler."""
+        import torch
+
+        from serve.sampler import build_sampler, draw
+
+        ids = list(prompt)
+
+        def logits() -> Any:
+            with torch.no_grad():
+                found = self._model(input_ids=torch.tensor([ids], device=self._model.device), use_cache=False).logits
+            return found[0, -1].float().cpu().numpy()
+
+        def step(token: int) -> Any:
+            ids.append(token)
+            return logits()
+
+        end = dialogue.end_of_turn_id
+        most = min(options.max_new_tokens, self._model.config.n_positions - len(prompt))
+        return draw(build_sampler(options, dialogue.banned_ids, end), end, most, logits(), step)
 
 
 class DynamicInt8Backend(TorchBackend):

@@ -5,7 +5,7 @@ Torch, the engine that ships, and peers, behind one protocol that speaks ids onl
 are `bench.backends`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from bench.backends.stepping import SteppingBackend
     from serve.engine import Engine
-    from serve.options import SamplingOptions
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -61,10 +60,6 @@ class EngineRuntime:
     def logits(self, ids: Sequence[int]) -> Floats:
         """See `Runtime.logits`."""
         return self._engine.logits(ids)
-
-    def stream(self, prompt: Sequence[int], options: "SamplingOptions") -> Iterator[int]:
-        """The ids of a reply, by the loop that ships."""
-        return self._engine.stream(prompt, options)
 
     def rows(self, tokens: int) -> int:
         """See `Runtime.rows`."""

@@ -55,7 +55,8 @@ from bench.report.tables import TEXT, Table, main_table, print_tables, scenario_
 
 FORMAT = 2
 SCENARIO_NOTES = (
-    "replies: sampled answers to held-out turns, from text in to text out; the same sampler and seeds for every row",
+    "replies: sampled answers to held-out turns, from text in to text out; the same sampler and seeds for every row "
+    "(CTranslate2: its own sampler, with the same options)",
     "4 turns: a prompt that grows by the reply and the next turn; our engine and llama.cpp keep what they computed",
     "N at once: new tokens of all conversations over the time until the last of them; - where a runtime has no call; "
     "each N is measured by itself, so compare the rows of a column",
