@@ -11,7 +11,7 @@ from test_compare import report as small_report
 from bench.report.charts import curves, distribution, tradeoff
 from bench.report.page import MEANING, as_html
 from bench.report.pareto import front
-from bench.report.plots import SIZE
+from bench.report.plots import LOSS, SIZE
 from bench.report.tables import main_table
 
 
@@ -153,3 +153,32 @@ def test_nothing_is_drawn_of_nothing() -> None:
     line = curves(rows, {"teacher": [(1, 2), (2, 3)]}, "threads", "tokens/s")
     assert line is not None
     assert "threads" in line
+
+
+def test_what_is_lost_is_drawn_over_decades_and_the_same_numbers_stand_at_the_bottom() -> None:
+    """Bits per byte of 8 and 4 bits lay on one line; a KL of 0 has no place on a logarithmic axis."""
+    rows = full_report()["rows"][:1] * 4
+    rows = [
+        {**row, "name": name, "kl": kl} for row, name, kl in zip(rows, "abcd", (None, 0.0, 8e-5, 2e-3), strict=True)
+    ]
+    svg = tradeoff(rows, SIZE, LOSS)
+    assert svg is not None
+    told = re.findall(r"<title>(\w): .*?KL from the first row, nats a token (\S+)</title>", svg)
+    assert told == [("b", "1e-07"), ("c", "8e-05"), ("d", "0.002")], "the first row is what the others are measured by"
+    assert ">1e-05<" in svg
+    assert ">0.001<" in svg
+
+
+def test_many_curves_are_told_apart_and_stand_clear_of_their_names() -> None:
+    """Twenty names lay on the lines, in seven colours."""
+    rows = [{"name": f"row {number}", "kind": "bundle"} for number in range(16)]
+    points = {row["name"]: [(1.0, 1.0 + place), (2.0, 2.0 + place)] for place, row in enumerate(rows)}
+    svg = curves(rows, points, "threads", "tokens/s")
+    assert svg is not None
+    styles = re.findall(r'style="(fill: none; stroke(?:-dasharray)?: .*?)"', svg)
+    assert len({style for style in styles if "stroke-linecap" in style or "dasharray" in style}) >= 16
+    frame = re.search(r'id="patch_2">\s*<path d="M (\S+) \S+ \nL (\S+)', svg)
+    assert frame is not None
+    names = [float(x) for x in re.findall(r"<text[^>]* x="(\S+)"[^>]*>row \d+<", svg)]
+    assert len(names) == 16
+    assert min(names) > float(frame[2]), "beside the frame, not in it"

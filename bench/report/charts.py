@@ -16,16 +16,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from bench.report.pareto import front
-from bench.report.plots import COLOURS, MARKERS, QUALITY, SIZE, SPEED, Axis, draw_panel, label_points
+from bench.report.plots import COLOURS, LOSS, MARKERS, QUALITY, SIZE, SPEED, Axis, draw_panel, label_points
 
 Row = Mapping[str, Any]
 _INK, _FAINT, _FRONT = "#333333", "#DDDDDD", "#999999"
+_STYLES = ("-", "--", ":", "-.")  # where the colours are used up
 _SHOWN = 400  # points of a distribution that are drawn, evenly taken
 
 
 def tradeoff(rows: Sequence[Row], across: Axis, up: Axis = QUALITY, *, higher_x: bool = False) -> str | None:
     """Each row as a point, and the front that no row beats; None where fewer than two rows have both measures."""
-    shown = [row for row in rows if row.get(across.key) and row.get(up.key)]
+    shown = [row for row in rows if row.get(across.key) and row.get(up.key) is not None]
     if len(shown) < 2:
         return None
     figure, axes = _canvas(6.4, 4.6)
@@ -51,6 +52,16 @@ def against_size(rows: Sequence[Row]) -> str | None:
 def against_speed(rows: Sequence[Row]) -> str | None:
     """Quality against tokens per second."""
     return tradeoff(rows, SPEED, higher_x=True)
+
+
+def loss_against_size(rows: Sequence[Row]) -> str | None:
+    """KL from the first row against the bytes that ship."""
+    return tradeoff(rows, SIZE, LOSS)
+
+
+def loss_against_speed(rows: Sequence[Row]) -> str | None:
+    """KL from the first row against tokens per second."""
+    return tradeoff(rows, SPEED, LOSS, higher_x=True)
 
 
 def distribution(rows: Sequence[Row], samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
@@ -83,12 +94,14 @@ def curves(
     shown = [row for row in rows if len(points.get(row["name"], ())) > 1]
     if not shown:
         return None
-    figure, axes = _canvas(6.4, 3.8)
+    many = len(shown) > len(COLOURS)
+    figure, axes = _canvas(7.4 if many else 6.4, max(3.8, 0.24 * len(shown)))
+    names = [row["name"] for row in rows]
     for row in shown:
         xs, ys = zip(*sorted(points[row["name"]]), strict=True)
-        axes.plot(
-            xs, ys, marker=MARKERS.get(row["kind"], "^"), color=_colour(rows, row), label=row["name"], markersize=6
-        )
+        style = _STYLES[names.index(row["name"]) // len(COLOURS) % len(_STYLES)]
+        marker = MARKERS.get(row["kind"], "^")
+        axes.plot(xs, ys, style, marker=marker, color=_colour(rows, row), label=row["name"], markersize=6)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     ticks = sorted({x for row in shown for x, _ in points[row["name"]]})
@@ -96,7 +109,10 @@ def curves(
     axes.minorticks_off()
     axes.set_xlabel(across)
     axes.set_ylabel(up)
-    axes.legend(frameon=False, fontsize=8.5)
+    if many:  # they would hide the lines
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    else:
+        axes.legend(frameon=False, fontsize=8.5)
     return _svg(figure)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.report.charts import against_size, against_speed, curves, distribution
+from bench.report.charts import against_size, against_speed, curves, distribution, loss_against_size, loss_against_speed
 from bench.report.document import SCENARIO_NOTES, notes
 from bench.report.tables import TEXT, Table, is_wrong, main_table, mark, scenario_table
 from bench.timing import latency_figures
@@ -50,6 +50,7 @@ MEANING = {
     "of 4, p99 ms": "with four conversations, the 99th percentile of the time between two tokens of one of them",
 }
 
+_LITTLE = "what computes the same stands at 10⁻⁷"
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1400px;margin:2.2rem auto;padding:0 1.2rem}
 h1{font-size:1.7rem;margin:0 0 .2rem}h2{font-size:1.2rem;margin:2.4rem 0 .6rem}
@@ -58,7 +59,8 @@ th,td{padding:.3rem .55rem;text-align:right;border-bottom:1px solid #e4e4e4}th{f
 td.text,th.text{text-align:left}
 td:first-child,th:first-child{position:sticky;left:0;background:#fff}tbody tr:hover{background:#f5f8fb}
 .marked td:first-child{color:#B34700}.lost{color:#999}
-.pictures{display:flex;flex-wrap:wrap;gap:1.2rem}figure{margin:0;flex:1 1 430px}figure.wide{flex-basis:100%}
+.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,520px),1fr));gap:1.2rem}
+figure{margin:0}figure.wide{grid-column:1/-1}
 svg{max-width:100%;height:auto}figcaption{color:#555;font-size:.9em}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1.2rem}dt{font-weight:600}dd{margin:0}
 .faint{color:#555}
@@ -132,6 +134,8 @@ def _pictures(rows: Sequence[Mapping[str, Any]], samples: Mapping[str, Any]) -> 
     drawn = [
         (against_speed(rows), "Quality against speed: right and below is better.", ""),
         (against_size(rows), "Quality against size: left and below is better.", ""),
+        (loss_against_speed(rows), f"What is lost against speed; {_LITTLE}.", ""),
+        (loss_against_size(rows), f"What is lost against size; {_LITTLE}.", ""),
         (distribution(rows, samples), "Every token's time, all rounds.", ' class="wide"'),
     ]
     figures = [f"<figure{kind}>{svg}<figcaption>{text}</figcaption></figure>" for svg, text, kind in drawn if svg]

@@ -42,21 +42,26 @@ _PLACES = [
 
 @dataclass(frozen=True)
 class Axis:
-    """One measure of a row: its key, its title, whether its scale is logarithmic, and what one of it is."""
+    """One measure of a row: its key, its title, whether its scale is logarithmic, what one of it is, and the least.
+
+    What is smaller than `least` stands there.
+    """
 
     key: str
     title: str
     log: bool = False
     unit: float = 1.0
+    least: float = 0.0
 
     def of(self, row: Mapping[str, Any]) -> float:
         """Where a row stands on this axis."""
-        return float(row[self.key]) / self.unit
+        return max(float(row[self.key]) / self.unit, self.least)
 
 
 SIZE = Axis("file_mb", "all files, MB  (left is smaller)", log=True)
 SPEED = Axis("tokens_per_s", "new tokens per second  (right is faster)", log=True)
 QUALITY = Axis("bits_per_byte", "bits per byte on held-out conversations  (lower is better)")
+LOSS = Axis("kl", "KL from the first row, nats a token  (lower is better)", log=True, least=1e-7)
 RATE = Axis("tokens_per_s", "new tokens per second  (higher is faster)")
 PARAMETERS = Axis("parameters", "parameters, millions  (left is smaller)", log=True, unit=1e6)
 STEP = Axis("tpot_ms_p50", "ms per token  (left is faster)", log=True)
@@ -179,10 +184,11 @@ class _RoundTicks(MaxNLocator):
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
-        steps = [unit * 10.0**power for power in range(-3, 7) for unit in (1, 1.5, 2, 3, 4, 5, 7)]
+        steps = [unit * 10.0**power for power in range(-8, 7) for unit in (1, 1.5, 2, 3, 4, 5, 7)]
         inside = [step for step in steps if low <= step <= high]
         coarse = [step for step in inside if f"{step:e}"[0] in "125" and f"{step:.1e}"[2] == "0"]
-        self._ticks = coarse if len(coarse) >= 3 else inside
+        decades = [step for step in coarse if f"{step:e}"[0] == "1"]
+        self._ticks = decades if len(decades) >= 4 else coarse if len(coarse) >= 3 else inside
 
     def tick_values(self, vmin: float, vmax: float) -> Any:
         return [tick for tick in self._ticks if min(vmin, vmax) <= tick <= max(vmin, vmax)]
