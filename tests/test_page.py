@@ -179,6 +179,6 @@ def test_many_curves_are_told_apart_and_stand_clear_of_their_names() -> None:
     assert len({style for style in styles if "stroke-linecap" in style or "dasharray" in style}) >= 16
     frame = re.search(r'id="patch_2">\s*<path d="M (\S+) \S+ \nL (\S+)', svg)
     assert frame is not None
-    names = [float(x) for x in re.findall(r"<text[^>]* x="(\S+)"[^>]*>row \d+<", svg)]
+    names = [float(x) for x in re.findall(r'<text[^>]* x="(\S+)"[^>]*>row \d+<', svg)]
     assert len(names) == 16
     assert min(names) > float(frame[2]), "beside the frame, not in it"
