@@ -8,7 +8,7 @@ ids lie within `TIE` of their standard deviation. Anything else is a wrong answe
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.latency import Controller, Measurement, ask_sample, load
+from bench.controller import Controller, Measurement, ask_sample, load
 from bench.process import WorkerLost, WorkerProcess
 
 PROMPTS = 3

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.latency import Job
+from bench.controller import Job
 from bench.measured import MeasuredModel
 from bench.peers import Asked, CannotPrepare, Kitchen, PeerModel, find_python
 from bench.quality.measure import open_held_out

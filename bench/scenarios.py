@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.latency import Controller, Measurement, Plan, Step, ask_sample, first_token, load, prompts_of
+from bench.controller import Controller, Measurement, Plan, Step, ask_sample, first_token, load, prompts_of
 from bench.machine.environment import cores
 from bench.process import WorkerProcess
 

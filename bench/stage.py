@@ -11,7 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench.latency import Measured, Plan, measure
+from bench.controller import Plan
+from bench.latency import Measured, measure
 from bench.lineup import Row, jobs_of, model_rows, peer_rows, why_no_cuda
 from bench.machine.environment import cores, environment, load_average
 from bench.measured import MeasuredModel

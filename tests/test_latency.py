@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.latency import Job, Plan, measure
+from bench.controller import Job, Plan
+from bench.latency import measure
 from bench.timing import latency_figures, speed_ratio
 
 COMPARED = [("fast", False), ("slow", True), ("fast", False)]

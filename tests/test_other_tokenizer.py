@@ -8,7 +8,7 @@ import pytest
 from transformers import GPT2LMHeadModel
 
 from bench.quality.other_tokenizer import retokenized, turns_of
-from bench.report.document import notes
+from bench.report.notes import notes
 from bench.stage import bench
 from bench.work import Work
 from chitchat.checkpoint import load_tokenizer, save_checkpoint

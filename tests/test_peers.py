@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from bench.backends.llama_cpp import gguf_name
 from bench.peers import PEERS, Asked, PeerModel, find_python, read_peers
-from bench.report.document import notes
+from bench.report.notes import notes
 from bench.runtimes import KINDS
 from bench.stage import bench
 from bench.work import Work

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from families import tiny_family
 
-from bench.latency import Job, Measured, Measurement
+from bench.controller import Job, Measurement
+from bench.latency import Measured
 from bench.lineup import unique_names
 from bench.report.candidates import pruning_candidates
-from bench.report.document import as_markdown, notes, print_table, read_report
+from bench.report.document import as_markdown, print_table, read_report
+from bench.report.notes import notes
 from bench.report.rows import build_rows
 from bench.stage import bench
 from bench.work import Work, make_prompts
@@ -279,10 +281,12 @@ def test_when_no_model_can_be_measured_the_work_failed_and_no_folder_is_left(
 def test_ctrl_c_leaves_a_report_of_what_is_done(family: dict[str, Path], tmp_path: Path) -> None:
     """An hour of samples was lost to an impatient key, or passed for a whole run."""
     code = (
-        "import os, signal, bench.latency as latency\n"
+        "import os, signal\n"
+        "from bench import controller, latency\n"
         "from compress.cli import main\n"
         "turns = iter(range(100))\n"
-        "latency.settle = lambda: os.kill(os.getpid(), signal.SIGINT) if next(turns) == 10 else None\n"
+        "settle = lambda: os.kill(os.getpid(), signal.SIGINT) if next(turns) == 10 else None\n"
+        "controller.settle = latency.settle = settle\n"
         "main()"
     )
     models = [str(family["bundle-fp32"]), str(family["bundle-w8"])]

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import bench.latency
+from bench import controller, latency
 from bench.agreement import is_tie
-from bench.latency import Job, Measured, Plan, measure
+from bench.controller import Job, Plan
+from bench.latency import Measured, measure
 from bench.scenarios import ROUNDS, SCENARIOS, STARTS, TURNS, WIDTHS, prompt_lengths, scenario_figures, thread_counts
 from bench.timing import latency_figures
 
@@ -153,7 +154,8 @@ def test_a_run_that_is_stopped_keeps_its_complete_rounds(tmp_path: Path, monkeyp
         if settled == 2 + 3 + 3 + 2:  # a round of warm-up, two rounds and the bandwidths after them, half of a third
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench.latency, "settle", settle)
+    for module in (controller, latency):
+        monkeypatch.setattr(module, "settle", settle)
     measured = run(tmp_path, ["a 0 0 0", "b 0 0 0"])
     assert measured.partial
     assert [len(row.samples) for row in measured.rows] == [2, 2]
@@ -168,7 +170,8 @@ def test_stopped_before_the_first_round_there_is_nothing_to_report(
     def settle() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench.latency, "settle", settle)
+    for module in (controller, latency):
+        monkeypatch.setattr(module, "settle", settle)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, ["a 0 0 0"])
 

@@ -49,6 +49,38 @@ class SteppingBackend(ABC):
 
     def runtime(self) -> Any:
         """See `bench.sample.Backend.runtime`."""
-        from bench.quality.runtime import PeerRuntime
+        return SteppingRuntime(self)
 
-        return PeerRuntime(self)
+
+class SteppingRuntime:
+    """Such a backend as quality is measured on it (`bench.quality.runtime.Runtime`), one conversation at a time."""
+
+    def __init__(self, backend: SteppingBackend) -> None:
+        self._backend = backend
+        self.context: int = backend.context
+
+    def scorer(self) -> Any:
+        """See `Runtime.scorer`."""
+        from serve.engine import score_rows
+
+        def score(sequences: Sequence[Sequence[int]]) -> list[tuple[Floats, npt.NDArray[np.bool_]]]:
+            return [score_rows(self._backend.logits(ids[:-1]), ids[1:]) for ids in sequences]
+
+        return score
+
+    def logits(self, ids: Sequence[int]) -> Floats:
+        """See `Runtime.logits`."""
+        return self._backend.logits(ids)
+
+    def rows(self, tokens: int) -> int:
+        """See `Runtime.rows`."""
+        return 1
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Floats:
+        """See `Runtime.start`."""
+        (prompt,) = prompts
+        return self._backend.feed(prompt, fresh=True)[None]
+
+    def step(self, going: Sequence[int], tokens: Sequence[int]) -> Floats:
+        """See `Runtime.step`."""
+        return self._backend.feed(tokens, fresh=False)[None]

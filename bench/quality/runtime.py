@@ -1,8 +1,8 @@
 """A loaded model as quality is measured on it: token scores, logits of whole texts, and replies step by step.
 
-Torch, the engine that ships, and peers, behind one protocol that speaks ids only. What is done with the numbers
-(`bench.quality.divergence`, `bench.quality.replies`) is the same code for all. Nothing here is timed; for that there
-are `bench.backends`.
+Torch and the engine that ships here, peers in `bench.backends.stepping`, behind one protocol that speaks ids only. What
+is done with the numbers (`bench.quality.divergence`, `bench.quality.replies`) is the same code for all. Nothing here is
+timed; for that there are `bench.backends`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
-    from bench.backends.stepping import SteppingBackend
     from serve.engine import Engine
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -117,37 +116,3 @@ class TorchRuntime:
     def _numbers(self, found: Any) -> Floats:
         numbers: Floats = found.float().cpu().numpy()
         return numbers
-
-
-class PeerRuntime:
-    """A runtime that is not ours, one conversation at a time (`bench.backends.stepping.SteppingBackend`)."""
-
-    def __init__(self, backend: "SteppingBackend") -> None:
-        self._backend = backend
-        self.context: int = backend.context
-
-    def scorer(self) -> Any:
-        """See `Runtime.scorer`."""
-        from serve.engine import score_rows
-
-        def score(sequences: Sequence[Sequence[int]]) -> list[tuple[Floats, npt.NDArray[np.bool_]]]:
-            return [score_rows(self._backend.logits(ids[:-1]), ids[1:]) for ids in sequences]
-
-        return score
-
-    def logits(self, ids: Sequence[int]) -> Floats:
-        """See `Runtime.logits`."""
-        return self._backend.logits(ids)
-
-    def rows(self, tokens: int) -> int:
-        """See `Runtime.rows`."""
-        return 1
-
-    def start(self, prompts: Sequence[Sequence[int]]) -> Floats:
-        """See `Runtime.start`."""
-        (prompt,) = prompts
-        return self._backend.feed(prompt, fresh=True)[None]
-
-    def step(self, going: Sequence[int], tokens: Sequence[int]) -> Floats:
-        """See `Runtime.step`."""
-        return self._backend.feed(tokens, fresh=False)[None]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.report.charts import against_size, against_speed, curves, distribution, loss_against_size, loss_against_speed
-from bench.report.document import SCENARIO_NOTES, notes
+from bench.report.notes import SCENARIO_NOTES, notes
 from bench.report.tables import TEXT, Table, is_wrong, main_table, mark, scenario_table
 from bench.timing import latency_figures
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bench.latency import Measured, Measurement
+from bench.controller import Measurement
+from bench.latency import Measured
 from bench.measured import MeasuredModel
 from bench.peers import PeerModel
 from bench.quality.measure import Quality
