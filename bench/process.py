@@ -40,7 +40,10 @@ class WorkerProcess:
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Give the answer to one request. Raises `WorkerLost`."""
         if self._running is None:
-            self._running = _Running(self._command, self._environment)
+            try:
+                self._running = _Running(self._command, self._environment)
+            except OSError as error:
+                raise WorkerLost(f"cannot be started: {error}") from error
         try:
             line = self._running.ask(json.dumps(request).encode() + b"\n", self._timeout_s)
         except queue.Empty:

@@ -64,3 +64,19 @@ def test_a_runtime_that_gives_too_few_tokens_is_no_sample() -> None:
     assert (good.ttft_ms, good.token_ms, good.ids) == (500.0, [250.0], [7, 8])
     with pytest.raises(RuntimeError, match="gave 1 new tokens in place of 2"):
         as_sample(1.0, [1.5], [7], 2)
+
+
+def test_an_interpreter_that_is_gone_loses_the_row_and_the_age_begins_with_the_first_request(tmp_path: Path) -> None:
+    """A peer's environment was removed during a run, and all other rows went with it."""
+    gone = WorkerProcess([str(tmp_path / "python"), "-m", "bench.worker"], threads=1, timeout_s=60)
+    with pytest.raises(WorkerLost, match="cannot be started: .*No such file"):
+        gone.ask({"op": "memory"})
+    gone.close()
+    worker = WorkerProcess([sys.executable, "-m", "bench.worker"], threads=1, timeout_s=60)
+    try:
+        assert worker.age_s == 0
+        worker.ask({"op": "memory"})
+        young = worker.age_s
+        assert 0 < young <= worker.age_s
+    finally:
+        worker.close()
