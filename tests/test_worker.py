@@ -69,7 +69,7 @@ def test_a_runtime_that_gives_too_few_tokens_is_no_sample() -> None:
 def test_an_interpreter_that_is_gone_loses_the_row_and_the_age_begins_with_the_first_request(tmp_path: Path) -> None:
     """A peer's environment was removed during a run, and all other rows went with it."""
     gone = WorkerProcess([str(tmp_path / "python"), "-m", "bench.worker"], threads=1, timeout_s=60)
-    with pytest.raises(WorkerLost, match="cannot be started: .*No such file"):
+    with pytest.raises(WorkerLost, match=r"cannot be started: .*No such file"):
         gone.ask({"op": "memory"})
     gone.close()
     worker = WorkerProcess([sys.executable, "-m", "bench.worker"], threads=1, timeout_s=60)
