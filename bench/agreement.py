@@ -52,7 +52,7 @@ def _compare(
     plan, job = controller.plan, row.job
     with controller.worker(row) as worker:
         try:
-            worker.ask({"op": "load", "spec": job.whole, "kind": job.kind, "device": "cpu", "threads": plan.threads})
+            load(plan, spec=job.whole, device="cpu")(worker, row)
             for prompt, ids in zip(prompts, expected, strict=True):
                 said = _ids(worker, row, prompt, plan.new_tokens)
                 same = next((place for place, id in enumerate(ids) if said[place] != id), len(ids))

@@ -141,7 +141,7 @@ class Controller:
 
 
 def load(plan: Plan, **options: Any) -> Step:
-    """The step that loads a row's model; `options` override what the plan says (threads, slots)."""
+    """The step that loads a row's model; `options` go before what plan and job say (threads, spec, slots)."""
 
     def step(worker: WorkerProcess, row: Measurement) -> None:
         _ask_load(worker, row, plan, **options)

@@ -77,7 +77,7 @@ def jobs_of(rows: Sequence[Row], held_out: Any, scratch: Path, work: Work) -> li
         job = Job(row.name, spec, model.kind, model.dialogue.end_of_turn_id, device=row.device, python=row.python)
         job = replace(job, error=row.error, whole=str(row.whole) if row.whole else None)
         if row.error is None:
-            alike = _reads_alike(model, first)
+            alike = model.reads_like(first)
             other = {} if alike else _own_work(model, held_out, work, scratch / f"data-{number}")
             job = replace(
                 job, compared=alike and number > 0, speech=_speech(model, scratch / f"tokenizer-{number}.json"), **other
@@ -116,11 +116,6 @@ def unique_names(models: Sequence[MeasuredModel]) -> list[str]:
 
 def _first_repeated(names: Sequence[str]) -> int:
     return next(place for place, name in enumerate(names) if name in names[:place])
-
-
-def _reads_alike(model: MeasuredModel, first: MeasuredModel) -> bool:
-    """Whether every id means the same to both, so that prompts are shared and predictions compare."""
-    return model.vocabulary == first.vocabulary and model.geometry["vocab"] == first.geometry["vocab"]
 
 
 def why_no_cuda() -> str | None:

@@ -82,6 +82,10 @@ class MeasuredModel(ABC):
         """A sha256 that two models share when the same ids mean the same text for both."""
         return vocabulary_identity(self.tokenizer_json())
 
+    def reads_like(self, other: "MeasuredModel") -> bool:
+        """Whether every id means the same to both, so that prompts are shared and predictions compare."""
+        return self.vocabulary == other.vocabulary and self.geometry["vocab"] == other.geometry["vocab"]
+
     def codec(self) -> Any:
         """Text to ids and back, as the edge runtime does it."""
         from tokenizers import Tokenizer

@@ -161,11 +161,10 @@ class PeerModel(MeasuredModel):
 
 
 class Kitchen:
-    """Makes what peers load out of one checkpoint, in a folder; each thing once."""
+    """Makes what peers load out of one checkpoint, in a folder; each thing once, complete or absent."""
 
     def __init__(self, checkpoint: MeasuredModel, folder: Path, threads: int, data: Path | None) -> None:
         self._checkpoint, self._folder, self._threads, self._data = checkpoint, folder, threads, data
-        self._made: dict[str, Path] = {}
 
     def model(self, asked: Asked, python: str) -> PeerModel:
         """The model of a row. Raises `CannotPrepare` with the last words of the peer's converter."""
@@ -175,9 +174,8 @@ class Kitchen:
         source = self._source(asked)
         if not asked.peer.converts:
             return source
-        key = asked.name.replace(" ", "-")
-        if key not in self._made:
-            out = self._folder / key
+        out = self._folder / asked.name.replace(" ", "-")
+        if not out.is_dir():
             command = [python, "-m", "bench.prepare", asked.peer.name, asked.form, str(source), str(out)]
             done = subprocess.run(
                 [*command, str(self._threads)], env=_environment(), capture_output=True, text=True, errors="replace"
@@ -185,8 +183,7 @@ class Kitchen:
             if done.returncode:
                 lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
                 raise CannotPrepare(f"could not be prepared: {lines[-1][-300:] if lines else 'no word why'}")
-            self._made[key] = out
-        return self._made[key]
+        return out
 
     def _source(self, asked: Asked) -> Path:
         if asked.peer.source == "checkpoint":
@@ -199,11 +196,10 @@ class Kitchen:
     def _bundle(self, name: str, checkpoint: Path, **options: Any) -> Path:
         from export.stage import export
 
-        if name not in self._made:
-            out = self._folder / name
+        out = self._folder / name
+        if not out.is_dir():
             export(str(checkpoint), out, data=self._data, **options)
-            self._made[name] = out
-        return self._made[name]
+        return out
 
     def _quantized(self, scheme: str) -> Path:
         from compress.quantize.options import QuantizeOptions

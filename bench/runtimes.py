@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bench.sample import Backend
 
-Make = Callable[..., Backend]  # (spec, threads, device), and slots where conversations run side by side
+Make = Callable[..., Backend]  # (spec, threads, device), and slots, how many conversations run side by side
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ KINDS = {
 
 def runtime_version(kind: str) -> str | None:
     """The version of the first package that the kind needs, which is loaded; None where it does not say."""
-    module = KINDS[kind].needs[0] if kind in KINDS else ""
-    said = getattr(sys.modules.get(module), "__version__", None)
+    said = getattr(sys.modules.get(KINDS[kind].needs[0]), "__version__", None)
     return None if said is None else str(said).split("-")[0]  # OpenVINO adds its build
 
 

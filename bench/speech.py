@@ -24,28 +24,28 @@ class Speech:
     tokenizer: str
     dialogue: Mapping[str, Any]
 
-    def open(self) -> "Speaker":
-        """Read the tokenizer, once for all replies."""
-        return Speaker(TextCodec.open(Path(self.tokenizer)), Dialogue.from_json(self.dialogue))
+    def open(self, backend: Any) -> "Speaker":
+        """Read the tokenizer, once for all replies of `backend`."""
+        return Speaker(TextCodec.open(Path(self.tokenizer)), Dialogue.from_json(self.dialogue), backend)
 
 
 class Speaker:
-    """Answers texts with any backend."""
+    """Answers texts with a backend (`bench.sample.Backend`)."""
 
-    def __init__(self, codec: TextCodec, dialogue: Dialogue) -> None:
+    def __init__(self, codec: TextCodec, dialogue: Dialogue, backend: Any) -> None:
         self._codec, self._dialogue = codec, dialogue
+        self._backend, self._runtime = backend, backend.runtime()
 
-    def reply(self, backend: Any, runtime: Any, text: str, seed: int, new_tokens: int) -> dict[str, Any]:
+    def reply(self, text: str, seed: int, new_tokens: int) -> dict[str, Any]:
         """`ms` from text to the last piece of text, `first_ms` to the first token, `tokens`, and the reply's `text`.
 
-        `runtime` is that of `backend`. A reply ends at its end of turn, after one token at least, or with the context,
-        half of which a prompt may take.
+        A reply ends at its end of turn, after one token at least, or with the context, half of which a prompt may take.
         """
         options = SamplingOptions(seed=seed, max_new_tokens=new_tokens, min_new_tokens=1)
         started = time.perf_counter()
         prompt = self._dialogue.encode([self._codec.encode(text)])
         decoder, pieces, tokens, first = self._codec.stream(), [], 0, 0.0
-        for token in self._ids(backend, runtime, prompt[-(runtime.context // 2) :], options):
+        for token in self._ids(prompt[-(self._runtime.context // 2) :], options):
             tokens += 1
             first = first or time.perf_counter() - started
             pieces.append(decoder.feed(token))
@@ -53,10 +53,10 @@ class Speaker:
         took = time.perf_counter() - started
         return {"ms": took * 1000, "first_ms": first * 1000, "tokens": tokens, "text": "".join(pieces)}
 
-    def _ids(self, backend: Any, runtime: Any, prompt: Sequence[int], options: SamplingOptions) -> Iterator[int]:
-        if hasattr(backend, "reply"):
-            return cast(Iterator[int], backend.reply(prompt, options, self._dialogue))
-        end = self._dialogue.end_of_turn_id
+    def _ids(self, prompt: Sequence[int], options: SamplingOptions) -> Iterator[int]:
+        if hasattr(self._backend, "reply"):
+            return cast(Iterator[int], self._backend.reply(prompt, options, self._dialogue))
+        runtime, end = self._runtime, self._dialogue.end_of_turn_id
         sample = build_sampler(options, self._dialogue.banned_ids, end)
         most = min(options.max_new_tokens, runtime.context - len(prompt))
         return draw(sample, end, most, runtime.start([prompt])[0], lambda token: runtime.step([0], [token])[0])

@@ -41,7 +41,6 @@ class Worker:
     def __init__(self) -> None:
         self._backend: Backend | None = None
         self._speaker: Any = None  # a `bench.speech.Speaker`
-        self._runtime: Any = None  # a `bench.quality.runtime.Runtime`, made for the first reply
         self._place: tuple[int, str] = (1, "cpu")  # threads and device
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -61,8 +60,7 @@ class Worker:
         make = open_backend(request["kind"])  # imports the runtime, which is not what load_s measures
         started = time.perf_counter()
         self._place = request["threads"], request["device"]
-        slots = request.get("slots", 1)
-        self._backend = make(request["spec"], *self._place, **({"slots": slots} if slots > 1 else {}))
+        self._backend = make(request["spec"], *self._place, slots=request.get("slots", 1))
         took = time.perf_counter() - started
         return {"load_s": took, "version": runtime_version(request["kind"])}
 
@@ -86,11 +84,8 @@ class Worker:
 
         assert self._backend is not None, "load comes first"
         if self._speaker is None:
-            self._speaker = Speech(**request["speech"]).open()
-        self._runtime = self._runtime or self._backend.runtime()
-        return dict(
-            self._speaker.reply(self._backend, self._runtime, request["text"], request["seed"], request["new_tokens"])
-        )
+            self._speaker = Speech(**request["speech"]).open(self._backend)
+        return dict(self._speaker.reply(request["text"], request["seed"], request["new_tokens"]))
 
     def _margin(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._backend is not None, "load comes first"

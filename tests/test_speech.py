@@ -23,8 +23,8 @@ def speech(tiny_checkpoint: Path) -> Speech:
 
 
 def replies(backend: Any, speech: Speech) -> list[dict[str, Any]]:
-    speaker, runtime = speech.open(), backend.runtime()
-    return [speaker.reply(backend, runtime, text, seed, 12) for seed, text in enumerate(TEXTS)]
+    speaker = speech.open(backend)
+    return [speaker.reply(text, seed, 12) for seed, text in enumerate(TEXTS)]
 
 
 def test_the_loop_without_a_cache_has_none_in_its_replies(

@@ -102,35 +102,34 @@ class NoCacheBackend(TorchBackend):
 
         times: list[float] = []
         started = time.perf_counter()
-        ids = torch.tensor([list(prompt)], device=self._model.device)
-        with torch.no_grad():
-            for _ in range(new_tokens):
-                logits = self._model(input_ids=ids, use_cache=False).logits[0, -1]
-                logits[end_of_turn_id] = -torch.inf
-                ids = torch.cat([ids, logits.argmax().reshape(1, 1)], dim=1)
-                times.append(time.perf_counter())
-        return as_sample(started, times, ids[0, len(prompt) :].tolist(), new_tokens)
+        ids = list(prompt)
+        for _ in range(new_tokens):
+            logits = self._anew(ids)
+            logits[end_of_turn_id] = -torch.inf
+            ids.append(int(logits.argmax()))
+            times.append(time.perf_counter())
+        return as_sample(started, times, ids[len(prompt) :], new_tokens)
 
     def reply(self, prompt: Sequence[int], options: Any, dialogue: Any) -> Iterator[int]:
         """See `bench.sample.ReplyBackend`: the same loop, with our sampler."""
-        import torch
-
         from serve.sampler import build_sampler, draw
 
         ids = list(prompt)
 
-        def logits() -> Any:
-            with torch.no_grad():
-                found = self._model(input_ids=torch.tensor([ids], device=self._model.device), use_cache=False).logits
-            return found[0, -1].float().cpu().numpy()
-
         def step(token: int) -> Any:
             ids.append(token)
-            return logits()
+            return self._anew(ids).cpu().numpy()
 
         end = dialogue.end_of_turn_id
         most = min(options.max_new_tokens, self._model.config.n_positions - len(prompt))
-        return draw(build_sampler(options, dialogue.banned_ids, end), end, most, logits(), step)
+        return draw(build_sampler(options, dialogue.banned_ids, end), end, most, self._anew(ids).cpu().numpy(), step)
+
+    def _anew(self, ids: Sequence[int]) -> Any:
+        """Logits [vocab] after the whole text."""
+        import torch
+
+        with torch.no_grad():
+            return self._model(input_ids=torch.tensor([ids], device=self._model.device), use_cache=False).logits[0, -1]
 
 
 class DynamicInt8Backend(TorchBackend):

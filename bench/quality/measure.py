@@ -142,8 +142,8 @@ def measure_quality(runtime: Runtime, data: "ChatData", task: Task, teacher: Run
 def open_teacher(spec: str, model: MeasuredModel) -> MeasuredModel:
     """The teacher that `model` is compared with. Raises `BadInput` unless every id means the same to both."""
     teacher = open_model(spec)
-    sizes = [each.geometry["vocab"] for each in (model, teacher)]
-    if teacher.vocabulary != model.vocabulary or sizes[0] != sizes[1]:
+    if not teacher.reads_like(model):
+        sizes = [each.geometry["vocab"] for each in (model, teacher)]
         raise BadInput(
             f"--teacher {spec}: has another vocabulary ({sizes[1]} ids) than {model.spec} ({sizes[0]}), so their "
             "predictions cannot be compared; give a teacher of the same tokenizer, or compare bits per byte"

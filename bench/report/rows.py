@@ -36,6 +36,7 @@ def build_rows(names: Sequence[str], models: Sequence[MeasuredModel], measured: 
     """One row a model. The first model that is a plain checkpoint at the top is the full-precision generator."""
     rows = []
     first = measured.rows[0]
+    reference = Quality.from_json(first.quality) if first.quality and first.error is None else None
     for place, (name, model, result) in enumerate(zip(names, models, measured.rows, strict=True)):
         runtime = model.runtime
         if place == 0 and model.kind == "checkpoint":
@@ -43,7 +44,7 @@ def build_rows(names: Sequence[str], models: Sequence[MeasuredModel], measured: 
         elif isinstance(model, PeerModel) and result.version:
             runtime += f" {result.version}"
         lost = result.error is not None
-        quality = {} if lost else _quality_figures(result, first if place else None)
+        quality = {} if lost else _quality_figures(result, reference if place else None)
         row = {
             "name": name,
             "spec": model.spec,
@@ -75,12 +76,10 @@ def build_rows(names: Sequence[str], models: Sequence[MeasuredModel], measured: 
     return rows
 
 
-def _quality_figures(result: Measurement, first: Measurement | None) -> dict[str, Any]:
-    """The figures of one row, and its ratios to the first row where that has any; {} without quality."""
+def _quality_figures(result: Measurement, reference: Quality | None) -> dict[str, Any]:
+    """The figures of one row, and its ratios to those of the first row where it is given; {} without quality."""
     if not result.quality:
         return {}
-    compared = first if first is not None and first.quality and first.error is None else None
-    teacher = None if compared is None else Quality.from_json(compared.quality or {})
-    figures = Quality.from_json(result.quality).figures(teacher)
+    figures = Quality.from_json(result.quality).figures(reference)
     own_ids = result.job.data is not None
     return {name: value for name, value in figures.items() if not (own_ids and name in _BY_TOKEN)}
