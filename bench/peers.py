@@ -6,18 +6,16 @@ form of a peer is the full precision in which its greedy answers are held agains
 """
 
 import importlib.util
-import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.measured import MeasuredModel
 from chitchat.errors import BadInput
+from compress.child import child_environment
 
-ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_PYTHON = ".venv-peers/bin/python"  # where `make peers` puts it
 
 
@@ -177,9 +175,8 @@ class Kitchen:
         out = self._folder / asked.name.replace(" ", "-")
         if not out.is_dir():
             command = [python, "-m", "bench.prepare", asked.peer.name, asked.form, str(source), str(out)]
-            done = subprocess.run(
-                [*command, str(self._threads)], env=_environment(), capture_output=True, text=True, errors="replace"
-            )
+            command.append(str(self._threads))
+            done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, errors="replace")
             if done.returncode:
                 lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
                 raise CannotPrepare(f"could not be prepared: {lines[-1][-300:] if lines else 'no word why'}")
@@ -215,9 +212,3 @@ class Kitchen:
 
 class CannotPrepare(Exception):
     """A peer's files could not be made; the message is one line."""
-
-
-def _environment() -> Mapping[str, str]:
-    """Ours, with the project importable in the peer's interpreter."""
-    path = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)}

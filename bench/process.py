@@ -4,7 +4,6 @@ A worker that crashes, hangs or refuses is lost with its last words; what it is 
 """
 
 import json
-import os
 import queue
 import signal
 import subprocess
@@ -12,10 +11,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from chitchat.errors import WorkFailed
+from compress.child import child_environment
 
 WORKER = ("-m", "bench.worker")
 
@@ -134,12 +133,5 @@ class _Running:
 
 def _worker_environment(threads: int) -> dict[str, str]:
     """Our environment with the same thread count for every library, and the project importable from any folder."""
-    root = str(Path(__file__).resolve().parents[1])
-    path = os.environ.get("PYTHONPATH")
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root,
-    }
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return {**child_environment(), **counts, "TOKENIZERS_PARALLELISM": "false"}

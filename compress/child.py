@@ -20,19 +20,24 @@ _CLEAN_UP_S = 30.0  # for one that was told to end
 _PR_SET_PDEATHSIG = 1
 
 
+def child_environment() -> dict[str, str]:
+    """Our environment, with the project importable in any folder and by any interpreter."""
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
+
+
 def run_child(argv: Sequence[str], echo: Callable[[str], None]) -> tuple[int, dict[str, Any] | None]:
     """Run `argv`; give its exit code (-n: killed by signal n) and the JSON object in its last line of stdout, if any.
 
     The lines before go to `echo`. What ends this function early ends the child too.
     """
-    root = str(Path(__file__).resolve().parents[1])
-    path = os.environ.get("PYTHONPATH")
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(os.getpid()), *argv],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         encoding="utf-8",
-        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root},
+        env=child_environment(),
     )
     assert process.stdout is not None
     last = ""

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from bench.report.pareto import front
-from bench.report.plots import COLOURS, LOSS, MARKERS, QUALITY, SIZE, SPEED, Axis, draw_panel, label_points
+from bench.report.plots import COLOURS, MARKERS, QUALITY, Axis, draw_panel, label_points
 
 Row = Mapping[str, Any]
 _INK, _FAINT, _FRONT = "#333333", "#DDDDDD", "#999999"
@@ -24,7 +24,7 @@ _STYLES = ("-", "--", ":", "-.")  # where the colours are used up
 _SHOWN = 400  # points of a distribution that are drawn, evenly taken
 
 
-def tradeoff(rows: Sequence[Row], across: Axis, up: Axis = QUALITY, *, higher_x: bool = False) -> str | None:
+def tradeoff(rows: Sequence[Row], across: Axis, up: Axis = QUALITY) -> str | None:
     """Each row as a point, and the front that no row beats; None where fewer than two rows have both measures."""
     shown = [row for row in rows if row.get(across.key) and row.get(up.key) is not None]
     if len(shown) < 2:
@@ -36,32 +36,12 @@ def tradeoff(rows: Sequence[Row], across: Axis, up: Axis = QUALITY, *, higher_x:
     for row, (x, y), point in zip(shown, points, axes.lines, strict=True):
         told = f"{across.title.split('  ')[0]} {x:.4g}, {up.title.split('  ')[0]} {y:.4g}"
         point.set_gid(f"tip:{row['name']}: {told}")
-    best = [points[number] for number in front(points, higher_x=higher_x)]
+    best = [points[number] for number in front(points, higher_x=across.higher, higher_y=up.higher)]
     axes.plot(*zip(*best, strict=True), color=_FRONT, linewidth=1.2, linestyle="--", zorder=1, label="Pareto front")
     axes.legend(handles=axes.lines[-1:], frameon=False, fontsize=8.5)
     figure.canvas.draw()  # the layout is known only after a first drawing
     label_points(axes, across, up, shown, colours)
     return _svg(figure)
-
-
-def against_size(rows: Sequence[Row]) -> str | None:
-    """Quality against the bytes that ship."""
-    return tradeoff(rows, SIZE)
-
-
-def against_speed(rows: Sequence[Row]) -> str | None:
-    """Quality against tokens per second."""
-    return tradeoff(rows, SPEED, higher_x=True)
-
-
-def loss_against_size(rows: Sequence[Row]) -> str | None:
-    """KL from the first row against the bytes that ship."""
-    return tradeoff(rows, SIZE, LOSS)
-
-
-def loss_against_speed(rows: Sequence[Row]) -> str | None:
-    """KL from the first row against tokens per second."""
-    return tradeoff(rows, SPEED, LOSS, higher_x=True)
 
 
 def distribution(rows: Sequence[Row], samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
@@ -96,10 +76,9 @@ def curves(
         return None
     many = len(shown) > len(COLOURS)
     figure, axes = _canvas(7.4 if many else 6.4, max(3.8, 0.24 * len(shown)))
-    names = [row["name"] for row in rows]
     for row in shown:
         xs, ys = zip(*sorted(points[row["name"]]), strict=True)
-        style = _STYLES[names.index(row["name"]) // len(COLOURS) % len(_STYLES)]
+        style = _STYLES[_number(rows, row) // len(COLOURS) % len(_STYLES)]
         marker = MARKERS.get(row["kind"], "^")
         axes.plot(xs, ys, style, marker=marker, color=_colour(rows, row), label=row["name"], markersize=6)
     axes.set_xscale("log", base=2)
@@ -128,7 +107,11 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _colour(rows: Sequence[Row], row: Row) -> str:
-    return COLOURS[[each["name"] for each in rows].index(row["name"]) % len(COLOURS)]
+    return COLOURS[_number(rows, row) % len(COLOURS)]
+
+
+def _number(rows: Sequence[Row], row: Row) -> int:
+    return [each["name"] for each in rows].index(row["name"])
 
 
 def _svg(figure: Figure) -> str:

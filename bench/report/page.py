@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.report.charts import against_size, against_speed, curves, distribution, loss_against_size, loss_against_speed
+from bench.report.charts import curves, distribution, tradeoff
 from bench.report.notes import SCENARIO_NOTES, notes
+from bench.report.plots import LOSS, SIZE, SPEED
 from bench.report.tables import TEXT, Table, is_wrong, main_table, mark, scenario_table
 from bench.timing import latency_figures
 
@@ -132,10 +133,10 @@ def _table(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _pictures(rows: Sequence[Mapping[str, Any]], samples: Mapping[str, Any]) -> str:
     drawn = [
-        (against_speed(rows), "Quality against speed: right and below is better.", ""),
-        (against_size(rows), "Quality against size: left and below is better.", ""),
-        (loss_against_speed(rows), f"What is lost against speed; {_LITTLE}.", ""),
-        (loss_against_size(rows), f"What is lost against size; {_LITTLE}.", ""),
+        (tradeoff(rows, SPEED), "Quality against speed: right and below is better.", ""),
+        (tradeoff(rows, SIZE), "Quality against size: left and below is better.", ""),
+        (tradeoff(rows, SPEED, LOSS), f"What is lost against speed; {_LITTLE}.", ""),
+        (tradeoff(rows, SIZE, LOSS), f"What is lost against size; {_LITTLE}.", ""),
         (distribution(rows, samples), "Every token's time, all rounds.", ' class="wide"'),
     ]
     figures = [f"<figure{kind}>{svg}<figcaption>{text}</figcaption></figure>" for svg, text, kind in drawn if svg]

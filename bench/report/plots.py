@@ -42,9 +42,9 @@ _PLACES = [
 
 @dataclass(frozen=True)
 class Axis:
-    """One measure of a row: its key, its title, whether its scale is logarithmic, what one of it is, and the least.
+    """One measure of a row: its key and title, whether its scale is logarithmic, what one of it is.
 
-    What is smaller than `least` stands there.
+    What is smaller than `least` stands there; `higher` says whether more is better.
     """
 
     key: str
@@ -52,6 +52,7 @@ class Axis:
     log: bool = False
     unit: float = 1.0
     least: float = 0.0
+    higher: bool = False
 
     def of(self, row: Mapping[str, Any]) -> float:
         """Where a row stands on this axis."""
@@ -59,10 +60,10 @@ class Axis:
 
 
 SIZE = Axis("file_mb", "all files, MB  (left is smaller)", log=True)
-SPEED = Axis("tokens_per_s", "new tokens per second  (right is faster)", log=True)
+SPEED = Axis("tokens_per_s", "new tokens per second  (right is faster)", log=True, higher=True)
 QUALITY = Axis("bits_per_byte", "bits per byte on held-out conversations  (lower is better)")
 LOSS = Axis("kl", "KL from the first row, nats a token  (lower is better)", log=True, least=1e-7)
-RATE = Axis("tokens_per_s", "new tokens per second  (higher is faster)")
+RATE = Axis("tokens_per_s", "new tokens per second  (higher is faster)", higher=True)
 PARAMETERS = Axis("parameters", "parameters, millions  (left is smaller)", log=True, unit=1e6)
 STEP = Axis("tpot_ms_p50", "ms per token  (left is faster)", log=True)
 PERPLEXITY = Axis("perplexity", "perplexity on held-out conversations  (lower is better)")
