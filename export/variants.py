@@ -20,7 +20,6 @@ from compress.quantize.activations import calibrate_kv
 from export.bundle import EXTERNAL_DATA_BYTES, write_graph
 from export.graph import GraphSpec, build_graph, geometry_of, graph_names, graph_spec
 from export.parity import Parity, changed_weights, check_parity, grade_of
-from export.portable import check_portable, export_portable
 from export.source import Source
 from export.weights import GraphWeights, half_weights, with_kv_scales
 from serve.bundle import GRAPH, Bundle, Graph, Manifest
@@ -99,6 +98,8 @@ def write_cuda(work: Work, file: str = GRAPH) -> Variant:
 
 def write_portable(work: Work) -> Variant:
     """Write optimum's graph and prove it through optimum's runtime."""
+    from export.portable import check_portable, export_portable  # its environment is not everyone's
+
     source = work.source
     inputs, outputs = export_portable(source.model, source.tokenizer, work.folder)
     parity = check_portable(work.folder, source.model, work.prompts, work.origin)
