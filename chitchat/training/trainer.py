@@ -26,7 +26,7 @@ from chitchat.training.batches import GlobalBatches, ProcessBatches, TrainingWin
 from chitchat.training.callbacks import Patience, Progress, Schedule, patience_spent
 from chitchat.training.objective import Objective, Trainable, fused_gelu
 from chitchat.training.planning import make_plan, time_step
-from chitchat.training.processes import Processes
+from chitchat.training.processes import Processes, no_leftovers
 from chitchat.training.workfolder import Plan, WorkFolder
 
 
@@ -102,7 +102,7 @@ def fit(
         work.sweep() if resume else work.remove()
     processes.wait()
     try:
-        with fused_gelu(model):
+        with no_leftovers(), fused_gelu(model):
             trainer = _trainer(model, windows, objective, options, work, inputs, processes, started)
             _run(trainer)
             return _result(trainer)

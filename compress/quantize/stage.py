@@ -25,6 +25,7 @@ from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import Stage, identity
+from chitchat.training.processes import Processes
 from compress.calibration import (
     CALIBRATION_TOKENS,
     KL_TOKENS,
@@ -56,7 +57,8 @@ def quantize(
 
     `resume` goes on with a fine-tune (method kd) that was stopped. Raises `BadInput` for a checkpoint that is quantized
     already or holds NaN or Inf, a data set of another tokenizer or with too few conversations to calibrate on, and a
-    loss that cannot be had; `WorkFailed` when less than 95 % of the weight bytes could be quantized.
+    loss that cannot be had; `WorkFailed` when less than 95 % of the weight bytes could be quantized. Under a launcher
+    every process calls this; the first one writes.
     """
     started, options = time.monotonic(), options or QuantizeOptions()
     check_output(out, "checkpoint")
@@ -65,7 +67,7 @@ def quantize(
     check_vocabulary(tokenizer, model.config.to_dict(), checkpoint)
     check_same_tokenizer(opened, tokenizer, checkpoint)
     check_finite(model, checkpoint)
-    work = out.parent / f".{out.name}.quantizing"
+    work, processes = out.parent / f".{out.name}.quantizing", Processes()
     task = _Task(model, opened, options, work, resume)
 
     chosen, notes = task.choose()
@@ -73,7 +75,8 @@ def quantize(
     if options.method == "kd":
         notes |= task.finetune(rounded)
     done, total = count_weight_bytes(model, rounded.matrices)
-    print(f"{done:,} of {total:,} weight bytes quantized")
+    if processes.first:
+        print(f"{done:,} of {total:,} weight bytes quantized")
     if done < LEAST_SHARE * total:
         raise WorkFailed(f"{checkpoint}: only {done / total:.1%} of the weight bytes could be quantized, not 95 %")
     quantized = checkpoint_of(rounded, tokenizer, chosen, options.scheme, options.method)
@@ -86,11 +89,13 @@ def quantize(
     }
     parent = identity(Path(checkpoint)) if Path(checkpoint).is_dir() else None
     recorded = {**asdict(options), "block_size": quantized.config["quantization_config"]["block_size"]}
-    with staged_folder(out, "checkpoint") as staging:
-        model.generation_config.save_pretrained(staging)
-        stage = Stage("quantize", recorded, options.seed, parent, opened.identity, metrics)
-        save_quantized(staging, quantized, stage, parent=checkpoint)
-    shutil.rmtree(work, ignore_errors=True)
+    if processes.first:
+        with staged_folder(out, "checkpoint") as staging:
+            model.generation_config.save_pretrained(staging)
+            stage = Stage("quantize", recorded, options.seed, parent, opened.identity, metrics)
+            save_quantized(staging, quantized, stage, parent=checkpoint)
+        shutil.rmtree(work, ignore_errors=True)
+    processes.wait()
     minutes = (time.monotonic() - started) / 60
     figures = {"scheme": options.scheme, "method": options.method, "block_size": recorded["block_size"]}
     return {**figures, **_figures(metrics), "file_mb": (out / WEIGHTS).stat().st_size / 1e6, "minutes": minutes}
