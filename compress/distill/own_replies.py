@@ -11,7 +11,6 @@ alone, 0.0462 after replies and windows, 0.0434 after windows alone).
 """
 
 import copy
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +26,7 @@ from compress.distill.task import Task
 
 OWN_ROWS = 0.5  # of the windows of a round; the others are read before ones
 OWN_RATE = 0.2  # of the first part's peak learning rate
+WRITING_SHARE = 0.4  # of a round's time that the student may write, at most
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,17 @@ def heal_on_own_replies(task: Task, budget: Budget, windows: TrainingWindows, be
 
 
 def _round(task: Task, budget: Budget, windows: TrainingWindows, number: int, eval_tokens: int) -> FitResult:
-    started = time.monotonic()
     reads = budget.round_steps * task.options.batch_size
     count = max(1, round(OWN_ROWS * reads))
+    left = budget.rounds - number + 1
 
     def write() -> SampledWindows:
         task.student.to(task.processes.device)
         seed = task.options.seed + 1000 * number
-        return own_replies(task.student, task.data, task.context, count, seed=seed)
+        enough = task.over(WRITING_SHARE / left)
+        return own_replies(task.student, task.data, task.context, count, seed=seed, enough=enough)
 
+    ends = None if task.ends is None else task.stopwatch.part(task.ends, 1 / left)
     replies = task.stored_windows(task.work / f"round-{number}.npz", write)
     random = np.random.default_rng([task.options.seed, 5, number])
     others = random.permutation(len(windows))[: max(1, reads - count)]
@@ -74,8 +76,8 @@ def _round(task: Task, budget: Budget, windows: TrainingWindows, number: int, ev
     )
     return fit(
         task.student, Joined(replies, read_before), task.objective(SKEW), options,
-        WorkFolder(task.work / f"round-{number}"), task.key, resume=task.resume,
-        spent_seconds=time.monotonic() - started,
+        WorkFolder(task.work / f"round-{number}"), task.key, resume=task.resume, stopwatch=task.stopwatch,
+        ends=ends,
     )  # fmt: skip
 
 

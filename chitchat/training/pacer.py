@@ -1,0 +1,104 @@
+"""Keeps a run within its minutes: measures steps as they come, and moves the end when the promise would break.
+
+The end that was planned stays as long as the run would end between 92 and 103 % of its minutes, so that a kill, whose
+lost work and second start cost a few per cent, changes no step. Beyond that the end is moved to where 97 % are used. A
+step in progress is never cut, and what no one could foresee is not made good: a run that is stopped beyond its end
+takes only as many steps more as it needs to decay.
+"""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable
+
+from chitchat.training.rate import Decision, RateSchedule, patient_end
+from chitchat.training.workfolder import Plan
+
+AIM, EARLY, LATE = 0.97, 0.92, 1.03  # shares of the minutes: where a moved end lies, and when it is moved
+LAST_DECAY = 0.03  # of the minutes, for a decay whose time is over before it began
+_MOST_STEPS_SEEN, _FEWEST_STEPS_SEEN = 64, 8
+
+
+class Pacer:
+    """Decides after every step, in the process that decides. Costs are counted in padded ids, `tokens(step)` of a step
+    (0-based): batches differ in length, and evaluations and saves get slower with the machine as steps do."""
+
+    def __init__(
+        self, plan: Plan, schedule: RateSchedule, tokens: Callable[[int], int], seconds: Callable[[], float]
+    ) -> None:
+        self.plan, self.schedule, self.tokens, self.seconds = plan, schedule, tokens, seconds
+        self._mean_tokens = statistics.fmean(tokens(step) for step in range(64))
+        planned = plan.step_seconds / self._mean_tokens
+        self._token_seconds: deque[float] = deque(maxlen=_MOST_STEPS_SEEN)
+        self._planned_token_seconds = planned
+        self._evaluations, self._saves = [plan.evaluation_seconds / planned], [plan.save_seconds / planned]
+        self._lap = seconds()
+
+    def begin(self) -> None:
+        """The steps begin now."""
+        self._lap = self.seconds()
+
+    def evaluated(self, step: int) -> None:
+        """An evaluation has just ended."""
+        self._evaluations.append(self._seconds_since() / self._rate(step))
+
+    def saved(self, step: int) -> None:
+        """A checkpoint has just been written."""
+        self._saves.append(self._seconds_since() / self._rate(step))
+
+    def stepped(self, step: int) -> Decision | None:
+        """What is decided now, after `step` steps; nothing where an earlier run has decided already."""
+        self._token_seconds.append(self._seconds_since() / self.tokens(step - 1))
+        if self.plan.ends is None or step <= self.schedule.decisions[-1].step:
+            return None
+        now, end = self.seconds(), self.schedule.end(step)
+        ready = now + (end - step) * self._step_seconds(step) + self._closing_seconds(step)
+        window = self.plan.ends - self.plan.begins
+        if ready <= self.plan.begins + LATE * window and (
+            ready >= self.plan.begins + EARLY * window or self._gave_up() or end == step
+        ):
+            return None
+        decision = Decision(step, step + self._steps_left(step, now), "clock")
+        return decision if decision.end != end and not (self._gave_up() and decision.end > end) else None
+
+    def impatient(self, step: int) -> Decision | None:
+        """What is decided where patience is spent: the decay, which brings most, begins; once begun it goes on."""
+        end = self.schedule.end(step)
+        if self.schedule.decays(step) or step >= end or step <= self.schedule.decisions[-1].step:
+            return None
+        return Decision(step, min(patient_end(step), end), "patience")
+
+    def _steps_left(self, step: int, now: float) -> int:
+        assert self.plan.ends is not None
+        window = self.plan.ends - self.plan.begins
+        left = self.plan.begins + AIM * window - now - self._closing_seconds(step)
+        if not self.schedule.decays(step):
+            left = max(left, LAST_DECAY * window)
+        return max(0, math.floor(left / self._step_seconds(step)))
+
+    def _gave_up(self) -> bool:
+        return any(each.cause == "patience" for each in self.schedule.decisions)
+
+    def _rate(self, step: int) -> float:
+        """Seconds per padded id of late: the mean of the last steps without the slowest eighth, since a process that
+        was stopped for a minute is not slow. Fewer steps count towards the end, where there is no time to be wrong."""
+        if len(self._token_seconds) < _FEWEST_STEPS_SEEN:
+            return self._planned_token_seconds
+        count = min(max((self.schedule.end(step) - step) // 2, _FEWEST_STEPS_SEEN), len(self._token_seconds))
+        latest = sorted(list(self._token_seconds)[-count:])
+        return max(statistics.fmean(latest[: count - count // 8]), 1e-12)
+
+    def _step_seconds(self, step: int) -> float:
+        """Of a step to come, with its share of evaluations and saves."""
+        between = statistics.median(self._evaluations) / self.plan.eval_every
+        between += statistics.median(self._saves) / self.plan.save_every
+        return self._rate(step) * (self._mean_tokens + between)
+
+    def _closing_seconds(self, step: int) -> float:
+        """Of what comes after the last step: an evaluation, a checkpoint, and what the caller does with the result."""
+        last = statistics.median(self._evaluations) + statistics.median(self._saves)
+        return self._rate(step) * (last + self.plan.closing_seconds / self._planned_token_seconds)
+
+    def _seconds_since(self) -> float:
+        before, self._lap = self._lap, self.seconds()
+        return max(self._lap - before, 1e-9)
