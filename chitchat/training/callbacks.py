@@ -67,7 +67,7 @@ class Schedule(TrainerCallback):
 
         It reads the log, which is part of every checkpoint, so it has no state of its own that a resume could lose.
         """
-        self.pacer.evaluated(state.global_step)
+        self.pacer.evaluated()
         if patience_spent(state.log_history, self.patience):
             self._take(self.pacer.impatient(state.global_step), kwargs.get("lr_scheduler"))
 
@@ -80,7 +80,7 @@ class Schedule(TrainerCallback):
         if self.processes.first:
             self.work.mark_complete(state.global_step)
             self.work.keep_only({f"checkpoint-{state.global_step}", f"checkpoint-{state.best_global_step}"})
-        self.pacer.saved(state.global_step)
+        self.pacer.saved()
 
     def _take(self, decision: Decision | None, rates: Any) -> None:
         if decision is None:

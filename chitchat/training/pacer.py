@@ -16,7 +16,7 @@ from chitchat.training.workfolder import Plan
 
 AIM, EARLY, LATE = 0.97, 0.92, 1.03  # shares of the minutes: where a moved end lies, and when it is moved
 LAST_DECAY = 0.03  # of the minutes, for a decay whose time is over before it began
-_MOST_STEPS_SEEN, _FEWEST_STEPS_SEEN = 64, 8
+_STEPS_SEEN, _LAST_STEPS = 16, 5  # that tell how fast the machine is
 
 
 class Pacer:
@@ -29,22 +29,23 @@ class Pacer:
         self.plan, self.schedule, self.tokens, self.seconds = plan, schedule, tokens, seconds
         self._mean_tokens = statistics.fmean(tokens(step) for step in range(64))
         planned = plan.step_seconds / self._mean_tokens
-        self._token_seconds: deque[float] = deque(maxlen=_MOST_STEPS_SEEN)
+        self._token_seconds: deque[float] = deque(maxlen=_STEPS_SEEN)
         self._planned_token_seconds = planned
         self._evaluations, self._saves = [plan.evaluation_seconds / planned], [plan.save_seconds / planned]
         self._lap = seconds()
+        self._grace = 0.0  # until when a decay that began beyond its time may go on
 
     def begin(self) -> None:
         """The steps begin now."""
         self._lap = self.seconds()
 
-    def evaluated(self, step: int) -> None:
+    def evaluated(self) -> None:
         """An evaluation has just ended."""
-        self._evaluations.append(self._seconds_since() / self._rate(step))
+        self._evaluations.append(self._seconds_since() / self._rate())
 
-    def saved(self, step: int) -> None:
+    def saved(self) -> None:
         """A checkpoint has just been written."""
-        self._saves.append(self._seconds_since() / self._rate(step))
+        self._saves.append(self._seconds_since() / self._rate())
 
     def stepped(self, step: int) -> Decision | None:
         """What is decided now, after `step` steps; nothing where an earlier run has decided already."""
@@ -52,14 +53,14 @@ class Pacer:
         if self.plan.ends is None or step <= self.schedule.decisions[-1].step:
             return None
         now, end = self.seconds(), self.schedule.end(step)
-        ready = now + (end - step) * self._step_seconds(step) + self._closing_seconds(step)
+        ready = now + (end - step) * self._step_seconds() + self._closing_seconds()
         window = self.plan.ends - self.plan.begins
-        if ready <= self.plan.begins + LATE * window and (
-            ready >= self.plan.begins + EARLY * window or self._gave_up() or end == step
-        ):
+        late = ready > max(self.plan.begins + LATE * window, self._grace)
+        early = ready < self.plan.begins + EARLY * window and step < end and self._knows() and not self._gave_up()
+        if not late and not early:
             return None
-        decision = Decision(step, step + self._steps_left(step, now), "clock")
-        return decision if decision.end != end and not (self._gave_up() and decision.end > end) else None
+        moved = step + self._steps_left(step, now)
+        return Decision(step, moved, "clock") if (moved < end if late else moved > end) else None
 
     def impatient(self, step: int) -> Decision | None:
         """What is decided where patience is spent: the decay, which brings most, begins; once begun it goes on."""
@@ -71,33 +72,39 @@ class Pacer:
     def _steps_left(self, step: int, now: float) -> int:
         assert self.plan.ends is not None
         window = self.plan.ends - self.plan.begins
-        left = self.plan.begins + AIM * window - now - self._closing_seconds(step)
-        if not self.schedule.decays(step):
-            left = max(left, LAST_DECAY * window)
-        return max(0, math.floor(left / self._step_seconds(step)))
+        left = self.plan.begins + AIM * window - now - self._closing_seconds()
+        if not self.schedule.decays(step) and left < LAST_DECAY * window:
+            left = LAST_DECAY * window
+            self._grace = now + 2 * left + self._closing_seconds()
+        return max(0, math.floor(left / self._step_seconds()))
 
     def _gave_up(self) -> bool:
         return any(each.cause == "patience" for each in self.schedule.decisions)
 
-    def _rate(self, step: int) -> float:
+    def _rate(self) -> float:
         """Seconds per padded id of late: the mean of the last steps without the slowest eighth, since a process that
-        was stopped for a minute is not slow. Fewer steps count towards the end, where there is no time to be wrong."""
-        if len(self._token_seconds) < _FEWEST_STEPS_SEEN:
+        was stopped for a minute is not slow. The median of the very last ones where that is more, since a machine that
+        has just become slow is."""
+        if not self._token_seconds:
             return self._planned_token_seconds
-        count = min(max((self.schedule.end(step) - step) // 2, _FEWEST_STEPS_SEEN), len(self._token_seconds))
-        latest = sorted(list(self._token_seconds)[-count:])
-        return max(statistics.fmean(latest[: count - count // 8]), 1e-12)
+        last = statistics.median(list(self._token_seconds)[-_LAST_STEPS:])
+        if not self._knows():
+            return last
+        return max(last, statistics.fmean(sorted(self._token_seconds)[: _STEPS_SEEN - _STEPS_SEEN // 8]))
 
-    def _step_seconds(self, step: int) -> float:
+    def _knows(self) -> bool:
+        return len(self._token_seconds) == _STEPS_SEEN
+
+    def _step_seconds(self) -> float:
         """Of a step to come, with its share of evaluations and saves."""
         between = statistics.median(self._evaluations) / self.plan.eval_every
         between += statistics.median(self._saves) / self.plan.save_every
-        return self._rate(step) * (self._mean_tokens + between)
+        return self._rate() * (self._mean_tokens + between)
 
-    def _closing_seconds(self, step: int) -> float:
+    def _closing_seconds(self) -> float:
         """Of what comes after the last step: an evaluation, a checkpoint, and what the caller does with the result."""
         last = statistics.median(self._evaluations) + statistics.median(self._saves)
-        return self._rate(step) * (last + self.plan.closing_seconds / self._planned_token_seconds)
+        return self._rate() * (last + self.plan.closing_seconds / self._planned_token_seconds)
 
     def _seconds_since(self) -> float:
         before, self._lap = self._lap, self.seconds()

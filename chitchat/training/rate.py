@@ -41,7 +41,8 @@ class RateSchedule:
         return self._progress(step)[1] > 0
 
     def factor(self, step: int) -> float:
-        """The share of the peak rate in step `step` (0-based); above 0 up to the last step."""
+        """The share of the peak rate in step `step` (0-based): 0 in the first step of a warm-up, which fills the
+        optimizer's moments alone, and above 0 up to the last one."""
         warm, decayed = self._progress(step)
         return warm * (1 - math.sqrt(decayed))
 
@@ -57,11 +58,11 @@ class RateSchedule:
         warm = decayed = 0.0
         known = self._before(step)
         for number, each in enumerate(known):
-            upto = known[number + 1].step if number + 1 < len(known) else step + 1
+            upto = known[number + 1].step if number + 1 < len(known) else step
             length = warmup_steps(self.warmup, each.end)
             warm = _ramp(warm, each.step, max(length, each.step + length // 4), upto)
             begin = each.step if decayed else max(each.step, each.end - round(DECAY_SHARE * each.end))
-            decayed = _ramp(decayed, begin, each.end, upto)
+            decayed = _ramp(decayed, begin, each.end + 1, upto + (number + 1 == len(known)))
         return warm, decayed
 
 
@@ -80,7 +81,7 @@ def patient_end(step: int) -> int:
 
 
 def _ramp(progress: float, begin: int, end: int, upto: int) -> float:
-    """`progress` after the steps from `begin` to `upto`, when it would be 1 one step after `end`."""
-    if upto <= begin:
-        return progress
-    return progress + (1 - progress) * min(1.0, (upto - begin) / (max(end, begin) - begin + 1))
+    """`progress` at `upto` where it goes evenly to 1 from `begin` to `end`; at once where that is no way."""
+    if end <= begin:
+        return 1.0
+    return progress + (1 - progress) * min(max((upto - begin) / (end - begin), 0.0), 1.0)

@@ -256,8 +256,9 @@ def step_seconds(
     make_optimizer = partial(_trial_optimizer, options=options)
     limit = 3.0 if options.max_minutes is None else 0.03 * 60 * options.max_minutes
     return time_step(
-        view, batches, load, make_optimizer, processes.count, options.grad_accumulation, limit, stopwatch.clock
-    )
+        view, batches, load, make_optimizer, processes.count, options.grad_accumulation, limit, stopwatch.clock,
+        processes.from_first,
+    )  # fmt: skip
 
 
 def _run(trainer: ExactTrainer) -> None:

@@ -121,7 +121,8 @@ def teacher_conversations(
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     batches = [[prompts[number] for number in order[i : i + BATCH_ROWS]] for i in range(0, len(order), BATCH_ROWS)]
     # Long prompts and short ones in any order: a limit of time must not leave the long ones out.
-    sampler = Sampler(teacher, data.dialogue.banned_ids, seed=int(random.integers(2**31)), enough=enough)
+    banned = data.banned_ids(teacher.config.vocab_size)
+    sampler = Sampler(teacher, banned, seed=int(random.integers(2**31)), enough=enough)
     written: list[list[int]] = []
     labelled: list[int] = []
     for number in random.permutation(len(batches)):
@@ -149,7 +150,8 @@ def own_replies(
     random = np.random.default_rng([seed, 4])
     room = min(REPLY_TOKENS, context // 2)
     prompts = sorted(draw_prompts(data, count, min(PROMPT_TOKENS, context - room), random), key=len)
-    sampler = Sampler(student, data.dialogue.banned_ids, seed=int(random.integers(2**31)), enough=enough)
+    banned = data.banned_ids(student.config.vocab_size)
+    sampler = Sampler(student, banned, seed=int(random.integers(2**31)), enough=enough)
     written: list[list[int]] = []
     labelled: list[int] = []
     for number in random.permutation(range(0, count, BATCH_ROWS)):
