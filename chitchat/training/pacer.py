@@ -47,6 +47,11 @@ class Pacer:
         """A checkpoint has just been written."""
         self._saves.append(self._seconds_since() / self._rate())
 
+    @property
+    def evaluation_seconds(self) -> float:
+        """What an evaluation takes now."""
+        return self._rate() * statistics.median(self._evaluations)
+
     def stepped(self, step: int) -> Decision | None:
         """What is decided now, after `step` steps; nothing where an earlier run has decided already."""
         self._token_seconds.append(self._seconds_since() / self.tokens(step - 1))
@@ -103,8 +108,8 @@ class Pacer:
 
     def _closing_seconds(self) -> float:
         """Of what comes after the last step: an evaluation, a checkpoint, and what the caller does with the result."""
-        last = statistics.median(self._evaluations) + statistics.median(self._saves)
-        return self._rate() * (last + self.plan.closing_seconds / self._planned_token_seconds)
+        last = statistics.median(self._saves) + self.plan.closing_seconds / self._planned_token_seconds
+        return self.evaluation_seconds + self._rate() * last
 
     def _seconds_since(self) -> float:
         before, self._lap = self._lap, self.seconds()

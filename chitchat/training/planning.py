@@ -51,7 +51,7 @@ def make_plan(
     `closing_seconds` come after the last step. By epochs or steps, nothing that the weights depend on is taken from the
     clock, so two machines plan the same run.
     """
-    token_seconds, save_seconds = 0.0, _state_bytes(model) / _DISK_BYTES_PER_SECOND
+    token_seconds, save_seconds, before = 0.0, _state_bytes(model) / _DISK_BYTES_PER_SECOND, None
     if steps is not None:
         total = steps
         evaluations = _clamp(steps / STEPS_BETWEEN_EVALUATIONS, EVALUATIONS)
@@ -62,11 +62,16 @@ def make_plan(
         eval_tokens = eval_tokens or EVALUATION_TOKENS[1]
     else:
         assert ends is not None
-        token_seconds = _time_evaluation(objective, model, stopwatch)
+        if eval_tokens is None:
+            token_seconds = _time_evaluation(objective, model, stopwatch)
+        else:
+            started = stopwatch.seconds
+            before = objective.evaluate(model, eval_tokens)
+            token_seconds = max((stopwatch.seconds - started) / eval_tokens, 1e-9)
         left = max(0.0, begins + AIM * (ends - begins) - stopwatch.seconds - closing_seconds)
         evaluations, eval_tokens = _affordable(left, token_seconds, eval_tokens)
-        # One evaluation more than the run has: the untrained model is evaluated too.
-        left -= (evaluations + 1) * (eval_tokens * token_seconds + save_seconds)
+        # One evaluation more than the run has where the untrained model is still to be evaluated.
+        left -= (evaluations + (before is None)) * (eval_tokens * token_seconds + save_seconds)
         total = max(1, int(left / step_seconds))
     log_every, save_every, eval_every = _intervals(total, evaluations, step_seconds, save_seconds)
     return Plan(
@@ -82,7 +87,7 @@ def make_plan(
         closing_seconds=closing_seconds,
         begins=begins,
         ends=ends,
-        before=objective.evaluate(model, eval_tokens),
+        before=before or objective.evaluate(model, eval_tokens),
     )
 
 

@@ -34,6 +34,7 @@ from chitchat.training.rate import Decision, RateSchedule
 from chitchat.training.stopwatch import CLOCK, Stopwatch
 from chitchat.training.workfolder import Plan, WorkFolder
 
+RATE = "warm-up, stable, decay"  # a run of an earlier version had another schedule, and does not go on with this one
 # Steps that a run by minutes never has: the clock ends it.
 NO_END = 2**31
 
@@ -68,8 +69,9 @@ class FitOptions:
 class FitResult:
     """What a run did. `before` and `after` are the objective's figures of the first and of the best model.
 
-    `tokens` are ids read, `eval_tokens` what an evaluation reads at most; `stopped_early` tells that patience was
-    spent. `log` holds a dict per noted step (`loss`) and per evaluation (`eval_...`), no clock in it.
+    `tokens` are ids read, `eval_tokens` what an evaluation reads at most, `eval_seconds` what the last ones took;
+    `stopped_early` tells that patience was spent. `log` holds a dict per noted step (`loss`) and per evaluation
+    (`eval_...`), no clock in it.
     """
 
     before: Mapping[str, float]
@@ -80,6 +82,7 @@ class FitResult:
     minutes: float
     stopped_early: bool
     eval_tokens: int
+    eval_seconds: float
     log: list[dict[str, float]]
 
 
@@ -168,8 +171,10 @@ class ExactTrainer(Trainer):
         self.options, self.work, self.processes, self.stopwatch = options, work, processes, stopwatch
         self.schedule = RateSchedule(decisions, options.warmup)
         parts = processes.count * options.grad_accumulation
-        pacer = Pacer(plan, self.schedule, lambda step: batches.padded_tokens(step, parts), lambda: stopwatch.seconds)
-        self.add_callback(Schedule(plan, work, processes, pacer, stopwatch, options.patience))
+        self.pacer = Pacer(
+            plan, self.schedule, lambda step: batches.padded_tokens(step, parts), lambda: stopwatch.seconds
+        )
+        self.add_callback(Schedule(plan, work, processes, self.pacer, stopwatch, options.patience))
         self.add_callback(Progress(self.schedule.end, processes.first))
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
@@ -215,7 +220,7 @@ def _trainer(
     inputs: Mapping[str, Any], processes: Processes, stopwatch: Stopwatch, ends: float | None, closing_seconds: float,
 ) -> ExactTrainer:  # fmt: skip
     """The trainer with its plan and decisions: those in the work folder, else new ones, the same in every process."""
-    key = {"options": asdict(options), "inputs": dict(inputs), "processes": processes.count}
+    key = {"options": asdict(options), "inputs": dict(inputs), "processes": processes.count, "rate": RATE}
     batches = GlobalBatches(windows.lengths, options.batch_size, options.seed)
     view = Trainable.around(model, objective)
     found = processes.from_first(
@@ -289,6 +294,7 @@ def _result(trainer: ExactTrainer) -> FitResult:
         minutes=(trainer.stopwatch.seconds - trainer.plan.begins) / 60,
         stopped_early=any(each.cause == "patience" for each in trainer.schedule.decisions),
         eval_tokens=trainer.plan.eval_tokens,
+        eval_seconds=trainer.pacer.evaluation_seconds,
         log=log,
     )
 

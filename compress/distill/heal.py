@@ -115,7 +115,7 @@ def heal(
             if main.before["loss"] <= main.after["loss"]:  # a refitted student has come far without a step
                 student.load_state_dict(start)
             best = min(main.before["loss"], main.after["loss"])
-            own = heal_on_own_replies(task, budget, joined, best, main.eval_tokens)
+            own = heal_on_own_replies(task, budget, joined, best, main)
     except BaseException as error:
         _tidy(task, error)
         raise
