@@ -107,7 +107,7 @@ def test_a_run_takes_its_minutes_whatever_the_machine_does(run, name):
     result, work, _ = run(machine)
     assert 0.9 * MINUTE <= machine.now <= 1.1 * MINUTE
     rates = [entry["learning_rate"] for entry in result.log if "loss" in entry]
-    assert rates[-1] < 0.25 * 1e-3
+    assert rates[-1] < 0.4 * 1e-3
     assert [entry["step"] for entry in result.log if "eval_loss" in entry][-1] == result.steps
     assert result.minutes == pytest.approx(machine.now / 60, rel=0.01)
     decisions = work.read_decisions()
@@ -121,7 +121,7 @@ def test_a_machine_that_stops_beyond_the_end_leaves_a_short_decay(run):
     result, _, _ = run(machine)
     assert machine.now < 125.0 + 0.1 * MINUTE
     rates = [entry["learning_rate"] for entry in result.log if "loss" in entry]
-    assert rates[-1] < 0.25 * 1e-3
+    assert rates[-1] < 0.4 * 1e-3
 
 
 def test_spent_patience_never_makes_a_run_longer(run):
