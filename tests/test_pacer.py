@@ -14,10 +14,11 @@ from chitchat.data.dataset import open_dataset
 from chitchat.score import score, torch_scorer
 from chitchat.training.callbacks import Schedule
 from chitchat.training.objective import NextToken
+from chitchat.training.options import FitOptions
 from chitchat.training.pacer import Pacer
 from chitchat.training.rate import Decision, RateSchedule
 from chitchat.training.stopwatch import Stopwatch
-from chitchat.training.trainer import FitOptions, fit, weights_sha256
+from chitchat.training.trainer import fit, weights_sha256
 from chitchat.training.workfolder import Plan, WorkFolder
 
 MINUTE = 60.0

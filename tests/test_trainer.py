@@ -23,12 +23,13 @@ from chitchat.training.batches import GlobalBatches
 from chitchat.training.callbacks import Schedule, patience_spent
 from chitchat.training.curve import save_curve
 from chitchat.training.objective import NextToken, Trainable, fused_gelu
+from chitchat.training.options import FitOptions
 from chitchat.training.pacer import Pacer
 from chitchat.training.processes import Processes
 from chitchat.training.rate import Decision, RateSchedule
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.train import TrainOptions, train
-from chitchat.training.trainer import FitOptions, fit, weights_sha256
+from chitchat.training.trainer import fit, weights_sha256
 from chitchat.training.workfolder import Plan, WorkFolder
 
 TINY = {"layers": 2, "width": 32, "heads": 4, "context": 32, "batch_size": 8, "dropout": 0.1}

@@ -23,9 +23,9 @@ SECONDS_BETWEEN_SAVES = 45.0
 SECONDS_BETWEEN_EVALUATIONS = 40.0
 STEPS_BETWEEN_EVALUATIONS = 100  # where the budget is a number of steps
 EVALUATIONS = (3, 40)  # fewest and most of a run
-EVALUATION_TOKENS = (2_000, 50_000)  # fewest and most validation tokens of one evaluation
+EVALUATION_TOKENS = (1_000, 50_000)  # fewest and most validation tokens of one evaluation
 _DISK_BYTES_PER_SECOND = 200e6  # a slow disk; saving may take a twentieth of the time
-_PROBE_TOKENS = 2_000
+_PROBE_TOKENS = 500
 _LOGS_PER_EVALUATION = 8
 
 LoadBatch = Callable[[int], dict[str, torch.Tensor]]
@@ -169,7 +169,7 @@ def _plain(model: Trainable) -> torch.nn.Module:
 
 def _time_evaluation(objective: Objective, model: Trainable, stopwatch: Stopwatch) -> float:
     """Seconds per validation token; the first call warms up."""
-    objective.evaluate(model, _PROBE_TOKENS // 4)
+    objective.evaluate(model, _PROBE_TOKENS)
     started = stopwatch.seconds
     objective.evaluate(model, _PROBE_TOKENS)
     return max((stopwatch.seconds - started) / _PROBE_TOKENS, 1e-9)

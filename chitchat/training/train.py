@@ -18,9 +18,10 @@ from chitchat.score import score, torch_scorer
 from chitchat.tokenizer import tokenizer_of
 from chitchat.training.curve import save_curve
 from chitchat.training.objective import NextToken
+from chitchat.training.options import FitOptions, FitResult
 from chitchat.training.processes import Processes
 from chitchat.training.stopwatch import Stopwatch
-from chitchat.training.trainer import FitOptions, FitResult, fit, weights_sha256
+from chitchat.training.trainer import fit, weights_sha256
 from chitchat.training.workfolder import WorkFolder
 
 if TYPE_CHECKING:

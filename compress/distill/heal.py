@@ -24,9 +24,10 @@ from chitchat.data.dataset import ChatData
 from chitchat.errors import BadInput
 from chitchat.folder import write_json
 from chitchat.training.batches import TrainingWindows
+from chitchat.training.options import FitResult
 from chitchat.training.processes import Processes
 from chitchat.training.stopwatch import CLOCK, Stopwatch
-from chitchat.training.trainer import FitResult, fit, step_seconds, weights_sha256
+from chitchat.training.trainer import fit, step_seconds, weights_sha256
 from chitchat.training.workfolder import MARKER, WorkFolder, read_keyed
 from compress.distill.budget import Budget, share_budget
 from compress.distill.options import HealOptions

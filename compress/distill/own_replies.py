@@ -18,7 +18,8 @@ import numpy as np
 
 from chitchat.data.windows import IGNORED
 from chitchat.training.batches import TrainingWindows
-from chitchat.training.trainer import FitResult, fit
+from chitchat.training.options import FitResult
+from chitchat.training.trainer import fit
 from chitchat.training.workfolder import PLAN, WorkFolder
 from compress.distill.budget import Budget
 from compress.distill.objective import SKEW

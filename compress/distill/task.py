@@ -12,10 +12,10 @@ from transformers import GPT2LMHeadModel
 from chitchat.data.dataset import ChatData, Windows
 from chitchat.errors import ChitchatError
 from chitchat.training.objective import Objective
+from chitchat.training.options import FitOptions
 from chitchat.training.processes import Processes
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.train import scratch_rate
-from chitchat.training.trainer import FitOptions
 from compress.distill.objective import Distillation, next_token
 from compress.distill.options import HealOptions
 from compress.distill.samples import SampledWindows

@@ -25,6 +25,7 @@ from compress.prune.plan import Candidate
 
 SEARCH_SHARE = 0.2  # of the healing budget goes to trials
 LEAST_MINUTES, LEAST_STEPS = 1.0, 30  # of a trial: less says no more than the refit does
+LEAST_SHARE = 0.6  # of its minutes, for a trial to begin
 MOST_STEPS = 300
 COMPARED_TOKENS = 8_192  # held-out
 
@@ -34,13 +35,15 @@ def trial_of(healing: HealOptions, windows: int, candidates: int) -> HealOptions
 
     `healing` is the whole healing, its budget minutes or epochs; `windows` are those of the training split.
     """
-    short = replace(healing, own_replies=0.0, teacher_samples=False, patience=None, eval_tokens=COMPARED_TOKENS)
+    short = replace(healing, own_replies=0.0, teacher_samples=False, patience=None)
     share = SEARCH_SHARE / finalists(candidates)
     if healing.minutes is not None:
         minutes = share * healing.minutes
         return replace(short, minutes=minutes) if minutes >= LEAST_MINUTES else None
     steps = math.floor(share * (healing.epochs or 0) * (windows // healing.batch_size))
-    return replace(short, epochs=None, steps=min(steps, MOST_STEPS)) if steps >= LEAST_STEPS else None
+    if steps < LEAST_STEPS:
+        return None
+    return replace(short, epochs=None, steps=min(steps, MOST_STEPS), eval_tokens=COMPARED_TOKENS)
 
 
 def finalists(candidates: int) -> int:
@@ -81,9 +84,18 @@ def try_candidates(
             with stopwatch.paused():
                 student = knife.cut(tried[place].shape, TRIAL_TOKENS).student
             until = None if ends is None else stopwatch.part(ends, 1 / (len(chosen) - number))
+            if not Processes().from_first(_long_enough(trial, stopwatch, until)):
+                break
             result = heal(student, teacher, data, work / f"trial-{place}", trial, stopwatch=stopwatch, ends=until)
             with stopwatch.paused():
                 tried[place] = measured(replace(tried[place], steps=result.steps), student)
         shutil.rmtree(work, ignore_errors=True)
     best = min(tried, key=lambda each: (-min(each.steps, 1), each.kl))
     return [replace(each, chosen=each is best) for each in tried]
+
+
+def _long_enough(trial: HealOptions, stopwatch: Stopwatch, until: float | None) -> bool:
+    """Whether the time until then is most of what a trial was to have: a machine that got slow tries fewer shapes."""
+    if until is None or trial.minutes is None:
+        return True
+    return until - stopwatch.seconds >= LEAST_SHARE * 60 * trial.minutes

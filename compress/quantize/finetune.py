@@ -19,9 +19,10 @@ from torch.nn.utils import parametrize
 from transformers import GPT2LMHeadModel
 
 from chitchat.data.dataset import ChatData
+from chitchat.training.options import FitOptions, FitResult
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.train import scratch_rate
-from chitchat.training.trainer import FitOptions, FitResult, fit
+from chitchat.training.trainer import fit
 from chitchat.training.workfolder import WorkFolder
 from compress.distill.objective import Distillation
 from compress.quantize.blockwise import LIMITS, BlockTensor, from_integers, round_to, unpack
