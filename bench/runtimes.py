@@ -32,6 +32,7 @@ KINDS = {
     "bundle": Kind("engine", "EngineBackend", ("onnxruntime", "serve.scheduler")),
     "torch-no-cache": Kind("torch", "NoCacheBackend", _TORCH),
     "torch-int8": Kind("torch", "DynamicInt8Backend", _TORCH),
+    "torch-fp16": Kind("torch", "HalfBackend", _TORCH),
     "optimum": Kind("optimum", "OptimumBackend", ("onnxruntime", *_TORCH, "optimum.onnxruntime")),
     "llama.cpp": Kind("llama_cpp", "LlamaCppBackend", ("llama_cpp",)),
     "ctranslate2": Kind("ctranslate2", "CTranslate2Backend", ("ctranslate2",)),

@@ -1,5 +1,7 @@
 """Onnxruntime's part of the engine: the session over a graph, and runs of it with everything bound beforehand."""
 
+import contextlib
+import io
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ import numpy.typing as npt
 from serve.cache import KVCache
 from serve.errors import BadBundle, BadRequest, ServeError
 from serve.quiet import load
-from serve.variant import Choice
+from serve.variant import PROVIDERS, Choice
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -33,6 +35,9 @@ def open_session(choice: Choice, threads: int) -> "onnxruntime.InferenceSession"
     # Threads spin between the operators of a step: without, decode loses a quarter of its speed on an idle machine.
     # They go to sleep some 50 ms after the last run.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    if choice.provider == PROVIDERS["cuda"]:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session will tell
+            ort.preload_dlls()  # where CUDA's libraries came as Python packages, no loader finds them by itself
     try:
         session: onnxruntime.InferenceSession = ort.InferenceSession(
             str(choice.path), options, providers=[choice.provider]
