@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import bench.gpu.models
-from bench.gpu.check import MODELS, Check, Step
+from bench.gpu.check import MODELS, Check, Step, digest
 from bench.gpu.machine import ask_torch, environment, lacking
 from bench.gpu.parts import cut
 from bench.standard import WHOLE
@@ -112,3 +112,13 @@ def test_a_step_that_fails_says_its_last_word(tmp_path: Path) -> None:
 def test_the_bench_is_given_what_is_exported() -> None:
     """The check names the models before it can import what makes them."""
     assert (WHOLE, *bench.gpu.models.BUNDLES) == MODELS
+
+
+def test_what_other_code_exported_is_not_taken_again(tmp_path: Path) -> None:
+    """A machine that is kept showed the figures of last week's graph."""
+    (tmp_path / "a.py").write_text("1")
+    (tmp_path / "b.py").write_text("2")
+    before = digest(tmp_path.iterdir())
+    assert before == digest(sorted(tmp_path.iterdir(), reverse=True))
+    (tmp_path / "b.py").write_text("3")
+    assert digest(tmp_path.iterdir()) != before

@@ -314,7 +314,7 @@ def test_a_gpu_that_is_not_there_is_a_row_beside_the_cpus(family: dict[str, Path
     report = bench([str(family["checkpoint"])], tmp_path / "out", work=work, peers="torch-fp16")
     on_cpu, on_gpu, peer = report["rows"]
     assert (on_cpu["device"], on_cpu["error"]) == ("cpu", None)
-    assert on_gpu["name"] == "checkpoint on cuda"
+    assert on_gpu["name"] == "teacher on cuda"
     assert on_gpu["device"] == "cuda"
     assert on_gpu["error"] == "skipped: torch finds no CUDA GPU on this machine"
     assert (peer["name"], peer["device"], peer["error"]) == ("torch-fp16 on cuda", "cuda", on_gpu["error"])

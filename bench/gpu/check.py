@@ -12,6 +12,7 @@ installed. `--rehearse` goes through all of it without a GPU: what needs one is 
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -19,17 +20,18 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from bench.gpu.machine import ROOT, ask_torch, environment, install, lacking
-from bench.gpu.parts import Manifest, Store
+from bench.gpu.parts import MANIFEST, Manifest, Store, sha256_of
 from chitchat.errors import BadInput, ChitchatError
 
 GRACE_S = 20.0  # for a step that was told to end: the bench writes what it has
+ROOMS = ("chitchat", "compress", "serve", "export", "bench")
 PEERS = "torch-fp16"
 MODELS = ("checkpoint", "whole", "whole-w4")  # as `bench.gpu.models` names them, which needs what is not installed yet
 RUNTIMES = (
@@ -117,7 +119,9 @@ def run(store: Store, out: Path, minutes: float, *, rehearse: bool) -> int:
     if lines:
         raise BadInput("\n".join(lines))
     out.mkdir(parents=True, exist_ok=True)
-    site, models = store.folder / "site", store.folder / "models"
+    # What is made of other wheels, or by other code, is not used again.
+    site = store.folder / f"site-{digest([store.folder / MANIFEST])}"
+    models = store.folder / f"models-{digest(path for room in ROOMS for path in (ROOT / room).rglob('*.py'))}"
     install(wheels, site)
     check = Check(out, environment(site, torch), ends)
     python, extra = sys.executable, ("--rehearse",) if rehearse else ()
@@ -137,6 +141,11 @@ def run(store: Store, out: Path, minutes: float, *, rehearse: bool) -> int:
     for result in check.results:
         print(f"{result.name:<10} {result.seconds:6.1f} s  {result.trouble or 'done'}")
     return int(any(result.trouble for result in check.results))
+
+
+def digest(files: Iterable[Path]) -> str:
+    """A short name for what files hold."""
+    return hashlib.sha256("".join(map(sha256_of, sorted(files))).encode()).hexdigest()[:12]
 
 
 def _tests(check: Check, report: Path, *, rehearse: bool) -> dict[str, int]:
