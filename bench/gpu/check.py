@@ -199,6 +199,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rehearse", action="store_true", help="go through all of it without a GPU")
     options = parser.parse_args(arguments)
     store, both = Store(options.store), options.receive == options.run
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a background job; steps would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if options.minutes <= 1:
             raise BadInput(f"--minutes {options.minutes:g}: give more than 1")
