@@ -45,7 +45,7 @@ _MODEL = ("checkpoint",)
 VERBS = {
     "data": Verb(
         argument="corpora",
-        options=("tokenizer", "vocab-size", "validation", "dialogue"),
+        options=("tokenizer", "vocab-size", "validation", "columns", "dialogue"),
         takes={"tokenizer": ("checkpoint", "quantized", "data")},
         makes="data",
     ),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from chitchat.data.conversation import Conversation, Tally
 from chitchat.data.corpora import open_corpora, open_corpus
-from chitchat.data.readers import Conversation, Tally, stream_items
+from chitchat.data.json_stream import stream_items
 from chitchat.errors import BadInput
 
 
@@ -172,9 +173,9 @@ def test_missing_files_folders_and_unknown_endings_are_refused(tmp_path: Path) -
     assert missing in _refusal(missing)
     assert "no such file" in _refusal(missing)
     assert "regular file" in _refusal(str(tmp_path))
-    table = _write(tmp_path / "c.csv", "a,b\n")
-    assert "'.csv'" in _refusal(table)
-    assert ".jsonl" in _refusal(table)
+    page = _write(tmp_path / "c.html", "a,b\n")
+    assert "'.html'" in _refusal(page)
+    assert ".jsonl" in _refusal(page)
     with pytest.raises(BadInput, match="CORPUS"):
         open_corpora([])
 
