@@ -30,6 +30,7 @@ from onnxscript import GraphBuilder
 from transformers import PreTrainedTokenizerFast
 
 from chitchat.errors import WorkFailed
+from chitchat.formats.tokenizer_files import save_tokenizer
 from export.parity import Floats, greedy_reply
 from serve.bundle import Bundle, Geometry
 from serve.dialogue import Dialogue
@@ -55,7 +56,7 @@ def write_genai(bundle: Bundle, tokenizer: PreTrainedTokenizerFast) -> None:
     (folder / GENAI_CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     if json.loads(tokenizer.backend_tokenizer.to_str())["model"]["type"] == "BPE":
         with tempfile.TemporaryDirectory() as saved:
-            tokenizer.save_pretrained(saved)
+            save_tokenizer(tokenizer, Path(saved))
             for name in TOKENIZER_FILES:
                 if (Path(saved) / name).exists():
                     shutil.copyfile(Path(saved) / name, folder / name)

@@ -34,18 +34,20 @@ def export(
     dialogue: str | None = None,
     kv: str = "float32",
     genai: bool = False,
+    tokenizer: str | None = None,
 ) -> dict[str, Any]:
     """Export `checkpoint` to the bundle `out`. With `data`, parity runs on held-out prompts and quality is measured.
 
     `dialogue` is the family of a checkpoint that does not say its own; `kv` "int8" stores the cpu graph's cache in
-    bytes, calibrated on `data`; `genai` adds what onnxruntime-genai reads. Gives the figures. Raises BadInput for what
+    bytes, calibrated on `data`; `genai` adds what onnxruntime-genai reads; `tokenizer` is that of a checkpoint whose
+    vocabulary lies elsewhere. Gives the figures. Raises BadInput for what
     cannot be exported and WorkFailed when parity fails; `out` is then as it was before.
     """
     started = time.monotonic()
     _check_options(target, kv, genai, data)
     check_output(out, "bundle")
     chat = open_dataset(data) if data is not None else None
-    source = open_source(checkpoint, chat, dialogue)
+    source = open_source(checkpoint, chat, dialogue, tokenizer)
     _check_scheme(target, source)
     with staged_folder(out, "bundle") as staging:
         geometry = geometry_of(source.model.config)

@@ -28,6 +28,7 @@ from chitchat.data.survey import SAMPLE_BYTES, Survey, conversation_key, open_va
 from chitchat.dialogue import FAMILIES, Dialogue, dialogue_of, encode_text
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import OUR_FILES, check_output, staged_folder
+from chitchat.formats.tokenizer_files import save_tokenizer
 from chitchat.lineage import Stage, sha256, write_lineage
 from chitchat.tokenizer import check_vocab_size, open_tokenizer, train_tokenizer
 
@@ -83,7 +84,7 @@ def build_dataset(
         # What is held out comes first, so that its repetitions in the other corpora are the ones that are dropped.
         ordered = [held, *opened] if isinstance(held, Corpus) else opened
         figures = _write_splits(ordered, found, fast, format_, staging, seed)
-        fast.save_pretrained(staging)
+        save_tokenizer(fast, staging)
         report = {
             "format": 1,
             "corpora": [_named(corpus) for corpus in opened],

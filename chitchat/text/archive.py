@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow as pa
-
 from chitchat.errors import BadInput
 
 PACKINGS = (".gz", ".zst")
@@ -91,6 +89,8 @@ def _unpacked(file: IO[bytes], packing: str) -> Iterator[Any]:
         with gzip.open(file) as stream:
             yield stream
     elif packing == ".zst":
+        import pyarrow as pa  # which `datasets` brings along
+
         with pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd") as stream:
             yield stream
     else:

@@ -30,6 +30,7 @@ from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.data.figures import Counter, split_figures
 from chitchat.dialogue import Dialogue, encode_text
 from chitchat.folder import OUR_FILES, staged_folder
+from chitchat.formats.tokenizer_files import save_tokenizer
 from chitchat.lineage import Stage, write_lineage
 
 _ROWS_AT_ONCE = 1000
@@ -60,7 +61,7 @@ def retokenize(data: ChatData, tokenizer: PreTrainedTokenizerFast, folder: Path)
                 writer.finalize()
                 save_split(scratch / f"{split}.arrow", staging / split)
         shutil.rmtree(scratch)
-        tokenizer.save_pretrained(staging)
+        save_tokenizer(tokenizer, staging)
         report = _report(data, dialogue, len(tokenizer), speller, counters)
         text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
         (staging / OUR_FILES["data"]).write_text(text, encoding="utf-8")

@@ -29,10 +29,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from chitchat.assemble import build_gpt2
 from chitchat.checkpoint import load_tokenizer, read_config
 from chitchat.errors import BadInput
+from chitchat.formats.tokenizer_files import save_tokenizer
 from chitchat.lineage import Stage, write_lineage
-from compress.assemble import build_gpt2
 from compress.quantize.activations import LINEARS
 from compress.quantize.blockwise import BlockTensor, dequantize_blocks
 from compress.quantize.channelwise import ChannelTensor, dequantize_channels
@@ -107,7 +108,7 @@ def save_quantized(
     save_file(rows, folder / WEIGHTS, {"format": "pt"})
     config = {**checkpoint.config, "architectures": ["GPT2LMHeadModel"]}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    checkpoint.tokenizer.save_pretrained(folder)
+    save_tokenizer(checkpoint.tokenizer, folder)
     known = Path(parent) if parent is not None and Path(parent).is_dir() else None
     write_lineage(folder, stage, parent=known)
 
