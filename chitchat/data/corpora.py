@@ -148,7 +148,8 @@ def _table_reader(hub: HubData | None, columns: Columns | None) -> Reader:
 def _within(path: Path) -> str:
     """Corpus files in a folder, to name in an error."""
     try:
-        files = sorted(each for each in path.iterdir() if form_of(each)[0] in _READERS) if path.is_dir() else []
+        listed = sorted(path.iterdir()) if path.is_dir() else []
+        files = [each for each in listed if form_of(each)[0] in _READERS and each.is_file()]
     except OSError:
         files = []
     return f" (there are {', '.join(map(str, files[:3]))}{' …' if len(files) > 3 else ''} in it)" if files else ""

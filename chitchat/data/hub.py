@@ -7,6 +7,7 @@ a data set is run, and nothing is kept in a cache. A row is read as a value of a
 """
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +25,7 @@ from chitchat.lineage import sha256
 
 PREFIX = "hf:"
 _TIMEOUT_S = 20
+_REMEDY = "say with --columns which columns are the conversation, as --columns question,answer or --columns dialog"
 _SAVED = ("dataset_dict.json", "state.json")
 
 
@@ -66,7 +68,7 @@ class HubData:
     def revision(self) -> str:
         """The commit of the hub that is read. Raises `BadInput` where the hub does not answer."""
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+        from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
         if self.name.startswith((".", "/", "~")) or self.name.count("/") > 1:
             raise BadInput(f"corpus {self.spec!r}: no such folder; give an existing one, or a name of the hub")
@@ -74,6 +76,10 @@ class HubData:
             return str(HfApi().dataset_info(self.name, timeout=_TIMEOUT_S).sha)
         except OfflineModeIsEnabled as error:
             raise self._unreached("HF_HUB_OFFLINE is set") from error
+        except HFValidationError as error:
+            raise BadInput(
+                f"corpus {self.spec!r}: no such folder, and no name of the hub; write hf:OWNER/NAME"
+            ) from error
         except RepositoryNotFoundError as error:
             raise BadInput(f"corpus {self.spec!r}: the hub has no data set {self.name}, or it is private") from error
         except Exception as error:
@@ -93,7 +99,7 @@ class HubData:
             placed = ((f"{self.spec}, row {number}", row) for number, row in enumerate(self._guarded(rows), 1))
             if columns is None:
                 for where, row in placed:
-                    yield conversation_of(row, where, tally)
+                    yield conversation_of(row, where, tally, _REMEDY)
             else:
                 yield from columns.conversations(_checked(placed, columns), tally)
 
@@ -103,7 +109,7 @@ class HubData:
         from datasets import DownloadConfig, load_dataset, load_from_disk
 
         folder = Path(self.name)
-        with tempfile.TemporaryDirectory(prefix="compress-hf-") as cache:
+        with _quiet(), tempfile.TemporaryDirectory(prefix="compress-hf-") as cache:
             if not self.local:
                 found = self._loaded(
                     lambda: load_dataset(self.name, self.config, revision=self.revision, streaming=True,
@@ -157,6 +163,18 @@ class HubData:
             f"corpus {self.spec!r}: the hub cannot be reached ({reason}); check the network, or give {PREFIX}FOLDER "
             "with a copy (datasets' save_to_disk)"
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within, `datasets` logs nothing: what goes wrong is said once, by us."""
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _checked(rows: Iterable[Row], columns: Columns) -> Iterator[Row]:

@@ -33,16 +33,16 @@ _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _REMEDY = 'write a list of turns or {"messages": [{"role", "content"}]}'
 
 
-def conversation_of(value: Any, where: str, tally: Tally) -> Conversation:
+def conversation_of(value: Any, where: str, tally: Tally, remedy: str = _REMEDY) -> Conversation:
     """The conversation that a decoded JSON value, or a row of a data set, stands for.
 
-    `where` begins the error. Raises `BadInput` for what is no conversation.
+    `where` begins the error, `remedy` ends it. Raises `BadInput` for what is no conversation.
     """
     messages = _messages_of(value, where, tally) if isinstance(value, Mapping) else value
     if isinstance(messages, Mapping):
         messages = _rows_of(messages)
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
-        raise BadInput(f"{where}: is not a conversation{_fields(value)}; {_REMEDY}")
+        raise BadInput(f"{where}: is not a conversation{_fields(value)}; {remedy}")
     if all(isinstance(message, str) for message in messages):
         return alternating(messages, tally)
     spoken = [each for message in messages for each in _spoken_by_key(message)]

@@ -26,6 +26,7 @@ _NOTHING = frozenset({"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT
 _GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
 _REMEDY = "write it as plain lists: pickle.dump([[int(i) for i in ids] for ids in data], file)"
 _PIECE_BYTES = 1 << 20
+_BATCH = 256  # conversations whose text is decoded at once
 _MOST_IDS = 1 << 23  # of a conversation, and of those that the pickler writes in one batch
 _MOST_BYTES = 1 << 16  # of one argument: nothing that a list of ids needs is longer
 
@@ -38,11 +39,16 @@ def read_pickle(path: Path, tally: Tally, tokenizer: "PreTrainedTokenizerFast | 
     if tokenizer is None:
         raise BadInput(f"{path}: holds token ids; give --tokenizer, the vocab.txt (or checkpoint) that they are of")
     turns = _Turns(tokenizer, dialogue_of(tokenizer))
+    batch: list[list[tuple[int, ...]]] = []
     for number, ids in enumerate(id_lists(path), 1):
         if ids is None:  # the same list object again
             tally.repeated_lists += 1
-        else:
-            yield turns.of(ids, f"{path}, conversation {number}", tally)
+            continue
+        batch.append(turns.cut(ids, f"{path}, conversation {number}", tally))
+        if len(batch) == _BATCH:
+            yield from turns.spelled(batch)
+            batch = []
+    yield from turns.spelled(batch)
 
 
 def id_lists(path: Path) -> Iterator[list[int] | None]:
@@ -100,7 +106,7 @@ class _Lists:
     def _push(self, value: Any) -> None:
         self._stack.append(value)
         if len(self._stack) + self._held > _MOST_IDS or len(self._marks) > 3:
-            raise self._bad(f"is nested, or has more than {_MOST_IDS} ids in one conversation")
+            raise self._bad("is nested too deeply, or holds too much at once")
 
     def push_number(self, number: Any) -> None:
         """Take a number."""
@@ -109,7 +115,9 @@ class _Lists:
         if not 0 <= number < 1 << 31:
             shown = number if abs(number) < 1 << 64 else "a huge number"
             raise self._bad(f"holds {shown}, which is no token id")
-        self._push(number)
+        self._stack.append(number)
+        if len(self._stack) > _MOST_IDS:
+            raise self._bad(f"has more than {_MOST_IDS} ids in one conversation")
 
     def _popped(self, count: int | None) -> list[Any]:
         """The last item of the stack, or those above the last mark."""
@@ -152,7 +160,7 @@ class _Turns:
         self._special = frozenset(special)
         self._unknown = None if dialogue.unk_id is None else tokenizer.convert_ids_to_tokens(dialogue.unk_id)
 
-    def of(self, ids: Sequence[int], where: str, tally: Tally) -> Conversation:
+    def cut(self, ids: Sequence[int], where: str, tally: Tally) -> list[tuple[int, ...]]:
         """The turns of one conversation. Raises `BadInput` for ids that are not of this vocabulary."""
         start, end = list(self._dialogue.start_ids), self._dialogue.end_of_turn_id
         beyond = next((each for each in ids if each >= self._size), None)
@@ -174,16 +182,19 @@ class _Turns:
                 turn.append(each)
         tally.cut_turns += bool(turn)  # no end of turn: it would be taught to end where it was cut
         tally.empty_turns += sum(not each for each in found)
-        kept = [each for each in found if each]
-        return [Turn(text, place % 2 == 1, ids=each) for place, (each, text) in enumerate(zip(kept, self._texts(kept),
-                strict=True))]  # fmt: skip
+        return [each for each in found if each]
 
-    def _texts(self, turns: Sequence[tuple[int, ...]]) -> list[str]:
+    def spelled(self, conversations: Sequence[list[tuple[int, ...]]]) -> Iterator[Conversation]:
+        """Conversations of ids with their text."""
         decode = self._tokenizer.backend_tokenizer.decode_batch
-        texts = decode([list(turn) for turn in turns], skip_special_tokens=False) if turns else []
-        if self._unknown is not None:
-            texts = [text.replace(self._unknown, "\ufffd") for text in texts]
-        return [clean(text, Cleaned()) for text in texts]
+        turns = [list(turn) for conversation in conversations for turn in conversation]
+        texts = iter(decode(turns, skip_special_tokens=False) if turns else [])
+        for conversation in conversations:
+            yield [Turn(self._text(next(texts)), place % 2 == 1, ids=ids) for place, ids in enumerate(conversation)]
+
+    def _text(self, text: str) -> str:
+        text = text if self._unknown is None else text.replace(self._unknown, "\ufffd")
+        return clean(text, Cleaned())
 
 
 class _Bounded:

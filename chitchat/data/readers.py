@@ -8,11 +8,13 @@ whole. Everything wrong with a file is a `BadInput` that names the file and the 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from chitchat.data.conversation import Conversation, Tally, alternating
 from chitchat.data.json_stream import reason_of, stream_items
 from chitchat.data.messages import conversation_of
 from chitchat.errors import BadInput
+from chitchat.text.archive import unpack_command
 from chitchat.text.cleaning import clean, is_blank
 from chitchat.text.lines import text_lines
 
@@ -26,8 +28,9 @@ def read_txt(path: Path, tally: Tally) -> Iterator[Conversation]:
         if not is_blank(line):
             if line.rstrip("\r").count("\r") >= _MIXED_ENDS:
                 raise BadInput(
-                    f"{path}, line {number}: holds carriage returns, line ends of another kind than the others; "
-                    "make them the same, for example with `tr '\\r' '\\n'`"
+                    f"{path}, line {number}: holds carriage returns, line ends of another kind than the others; make "
+                    f"them the same: `{unpack_command(path) or 'cat ' + quote(str(path)) + ' | '}sed 's/\\r$//' | "
+                    "tr '\\r' '\\n' > NEW.txt`"
                 )
             texts.append(line)
             continue

@@ -34,8 +34,14 @@ class Encoding:
 
 
 _WIDE = {
-    4: (Encoding("UTF-32 (little-endian)", "utf-32le", "utf-32-le"), Encoding("UTF-32", "utf-32be", "utf-32-be")),
-    2: (Encoding("UTF-16 (little-endian)", "utf-16le", "utf-16-le"), Encoding("UTF-16", "utf-16be", "utf-16-be")),
+    4: (
+        Encoding("UTF-32 (little-endian)", "utf-32le", "utf-32-le"),
+        Encoding("UTF-32 (big-endian)", "utf-32be", "utf-32-be"),
+    ),
+    2: (
+        Encoding("UTF-16 (little-endian)", "utf-16le", "utf-16-le"),
+        Encoding("UTF-16 (big-endian)", "utf-16be", "utf-16-be"),
+    ),
 }
 # Ranges of (first byte, last) lead bytes and (first, last) trail bytes.
 _Ranges = Sequence[tuple[int, int, int, int]]

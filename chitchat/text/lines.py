@@ -141,6 +141,8 @@ def _undecodable(error: UnicodeDecodeError, codec: str, path: Path, where: str, 
             f"what is damaged: {converted(path, 'utf-8', '-c ')}"
         )
     fitting = [wide] if wide else legacy_of(b"\n".join(foreign[1:-1] if len(foreign) > 50 else foreign))
+    if not fitting and sum(byte < 9 or 13 < byte < 32 for byte in sample) > len(sample) / 20:
+        return BadInput(f"{where}: is not text (or in an encoding that is not known); give a text file in UTF-8")
     if not fitting:
         return BadInput(
             f"{where}: is not UTF-8, and its encoding is not certain; save the file as UTF-8 in the program that wrote "
