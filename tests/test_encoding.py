@@ -51,7 +51,9 @@ def test_utf_16_and_utf_32_without_a_mark_are_told_apart(text: str, codec: str) 
     assert found.codec == codec
 
 
-@pytest.mark.parametrize("text", ["hello\0\nhi\0 there\n\ngood night\nsee you\n\n", "你好\0吗\n我很\0好\n" * 9, "no zeros"])
+@pytest.mark.parametrize(
+    "text", ["hello\0\nhi\0 there\n\ngood night\nsee you\n\n", "你好\0吗\n我很\0好\n" * 9, "no zeros"]
+)
 def test_some_nul_characters_do_not_make_utf_16(text: str) -> None:
     """Two NULs at odd places read as a mark of UTF-16 lead to a command that destroys the file."""
     assert wide_of(text.encode()) is None
@@ -69,7 +71,7 @@ def test_a_byte_order_mark_is_read() -> None:
 
 
 def test_samples_of_a_real_corpus_are_never_misnamed(shared: Path) -> None:
-    """Short texts lie in the ranges of several encodings: GB18030 must be among what is named, and alone by ten lines."""
+    """Short texts lie in the ranges of several encodings: GB18030 must be named first, and alone by ten lines."""
     lines = (shared / "data" / "kdconv" / "film.txt").read_text(encoding="utf-8").splitlines()
     chance = random.Random(0)
     for count in (2, 10):

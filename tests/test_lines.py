@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from chitchat.data.corpora import open_corpus
 from chitchat.data.conversation import Tally
+from chitchat.data.corpora import open_corpus
 from chitchat.errors import BadInput
 from chitchat.formats.wordpiece import read_wordpiece
 from chitchat.text.lines import text_lines
 
 TALK = "你好吗\n我很好 Hello\n\n今天天气不错，我们去喝茶吧。\n是的 OK\n\n喜欢茶吗\n喜欢，但是我更喜欢咖啡\n"
+TRADITIONAL = "你喜歡看電影嗎？\n喜歡，最近看了一部愛情片。\n\n今天天氣怎麼樣？\n很好，謝謝你的關心。\n"
 TURNS = [part.strip().split("\n") for part in TALK.split("\n\n")]
 
 
@@ -45,7 +46,11 @@ def test_the_command_for_another_encoding_gives_a_file_that_reads_right(
     tmp_path: Path, codec: str, packed: bool
 ) -> None:
     """The remedy led astray: the one command there was fitted one encoding, and a packed file not at all."""
-    text = TALK if codec != "big5" else "你喜歡看電影嗎？\n喜歡，最近看了一部愛情片。\n\n今天天氣怎麼樣？\n很好，謝謝你的關心。\n"
+    text = (
+        TALK
+        if codec != "big5"
+        else "你喜歡看電影嗎？\n喜歡，最近看了一部愛情片。\n\n今天天氣怎麼樣？\n很好，謝謝你的關心。\n"
+    )
     content = text.encode(codec)
     path = _file(tmp_path / ("a talk.txt" + ".gz" * packed), gzip.compress(content) if packed else content)
     command = _refusal(path).split("`")[1]

@@ -159,7 +159,7 @@ def _is_cyrillic(sample: bytes, encoding: Encoding) -> bool:
     cyrillic = [each for each in letters if "\u0400" <= each <= "\u04ff"]
     small = sum(each.islower() for each in cyrillic)
     beyond = sum(not each.isascii() for each in text)
-    return len(cyrillic) >= max(len(letters) * 0.6, beyond * 0.9, 1) and small >= len(cyrillic) * 0.6
+    return len(cyrillic) >= max(len(letters) * 0.6, beyond * 0.9, 4) and small >= len(cyrillic) * 0.6
 
 
 def _western_of(sample: bytes) -> list[Encoding]:
