@@ -104,6 +104,15 @@ def test_damage_in_utf_8_is_not_taken_for_another_encoding(tmp_path: Path) -> No
     assert _turns(tmp_path / "c-utf8.txt") == [*TURNS, ["bad", "ok"]]
 
 
+@pytest.mark.parametrize("ascii_lines", [5, 9_000, 120_001])
+def test_an_encoding_is_recognised_far_into_a_file(tmp_path: Path, ascii_lines: int) -> None:
+    """The piece that fails begins within a line, within a character even: the sample was no text of any encoding."""
+    talk = "how are you\nfine\n\n" * (ascii_lines // 3)
+    path = _file(tmp_path / "c.txt", talk.encode() + (TALK * 5_000).encode("gb18030"))
+    message = _refusal(path)
+    assert f", line {ascii_lines // 3 * 3 + 1}: is not UTF-8 but GB18030 (GBK, GB2312); convert it" in message
+
+
 def test_a_file_that_is_cut_short_is_told_as_such(tmp_path: Path) -> None:
     """A download that broke off ends within a character, which is no matter of encodings."""
     assert "cut short" in _refusal(_file(tmp_path / "c.txt", "你好\n你好".encode()[:-1]))

@@ -18,6 +18,8 @@ _OTHER_ROLES = frozenset(
     {"system", "developer", "tool", "function", "observation", "function_call", "function_response", "tool_call",
      "tool_calls", "tool_response", "ipython"}
 )  # fmt: skip
+_SIDES = _USER_ROLES | _BOT_ROLES
+_KNOWN_ROLES = _SIDES | _OTHER_ROLES
 _LISTS = (
     *("messages", "conversations", "conversation", "dialog", "dialogue", "dialogues", "turns", "utterances", "items"),
 )
@@ -38,15 +40,15 @@ def conversation_of(value: Any, where: str, tally: Tally, remedy: str = _REMEDY)
 
     `where` begins the error, `remedy` ends it. Raises `BadInput` for what is no conversation.
     """
-    messages = _messages_of(value, where, tally) if isinstance(value, Mapping) else value
-    if isinstance(messages, Mapping):
+    messages = _messages_of(value, where, tally) if isinstance(value, dict) else value
+    if isinstance(messages, dict):
         messages = _rows_of(messages)
-    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+    if not isinstance(messages, list | tuple):
         raise BadInput(f"{where}: is not a conversation{_fields(value)}; {remedy}")
     if all(isinstance(message, str) for message in messages):
         return alternating(messages, tally)
     spoken = [each for message in messages for each in _spoken_by_key(message)]
-    if not any(_who(message)[0] for message in spoken if isinstance(message, Mapping)):
+    if not any(_who(message)[0] for message in spoken if isinstance(message, dict)):
         return _by_turns(spoken, where, tally)
     found: list[Message] = []
     names = _names(spoken)
@@ -65,7 +67,7 @@ def sided(speaker: str, first: str | None) -> bool | None:
     role = speaker.strip().casefold()
     if role in _OTHER_ROLES:
         return None
-    if role in _BOT_ROLES or role in _USER_ROLES:
+    if role in _SIDES:
         return role in _BOT_ROLES
     return speaker != first
 
@@ -88,7 +90,7 @@ def _messages_of(value: Mapping[str, Any], where: str, tally: Tally) -> Any:
     system = value.get("system")
     tally.system_messages += isinstance(system, str) and bool(system.strip())
     for name in _LISTS:
-        if isinstance(value.get(name), Sequence | Mapping) and not isinstance(value[name], str | bytes):
+        if isinstance(value.get(name), list | tuple | dict):
             return value[name]
     for asked, answered in _PAIRS:
         if asked in value and answered in value:
@@ -132,9 +134,9 @@ def _rows_of(columns: Mapping[str, Any]) -> Any:
 
 def _spoken_by_key(message: Any) -> list[Any]:
     """A message whose keys are the speakers (`{"human": …, "assistant": …}`) as one message for each."""
-    if not isinstance(message, Mapping) or any(isinstance(message.get(key), str) for key in _ROLE_KEYS):
+    if not isinstance(message, dict) or any(isinstance(message.get(key), str) for key in _ROLE_KEYS):
         return [message]
-    roles = [key for key in message if key.strip().casefold() in _USER_ROLES | _BOT_ROLES | _OTHER_ROLES]
+    roles = [key for key in message if key.strip().casefold() in _KNOWN_ROLES]
     if any(key in message for key in _TEXT_KEYS) or not roles:
         return [message]
     weights = {key: message[key] for key in _WEIGHT_KEYS if key in message}
@@ -162,22 +164,22 @@ def _who(message: Mapping[str, Any]) -> tuple[str, str]:
 def _names(messages: Sequence[Any]) -> str | None:
     """The first speaker who is known by name, not by role."""
     for message in messages:
-        kind, name = _who(message) if isinstance(message, Mapping) else ("", "")
-        if kind == "speaker" and name.strip().casefold() not in _USER_ROLES | _BOT_ROLES | _OTHER_ROLES:
+        kind, name = _who(message) if isinstance(message, dict) else ("", "")
+        if kind == "speaker" and name.strip().casefold() not in _KNOWN_ROLES:
             return name
     return None
 
 
 def _message(message: Any, first: str | None, where: str, tally: Tally) -> Message | None:
     """One message; None for one of neither side, which is counted."""
-    if not isinstance(message, Mapping):
+    if not isinstance(message, dict):
         raise BadInput(f"{where}: message {str(message)[:60]!r} has no sender; {_REMEDY}")
     kind, name = _who(message)
     role = name.strip().casefold()
-    if role in _OTHER_ROLES or (message.get("content", "") is None and (_BOT_ROLES & {role}) and _calls(message)):
+    if role in _OTHER_ROLES or (message.get("content", "") is None and role in _BOT_ROLES and _calls(message)):
         tally.system_messages += 1
         return None
-    if kind != "speaker" and role not in _USER_ROLES | _BOT_ROLES:
+    if kind != "speaker" and role not in _SIDES:
         raise BadInput(f"{where}: role {name[:40]!r} is unknown; use user, assistant or system")
     reply = bool(sided(name, first))
     label = name if kind == "speaker" else "bot" if reply else "user"
@@ -191,20 +193,20 @@ def _calls(message: Mapping[str, Any]) -> bool:
 
 
 def _counts(message: Any, where: str) -> bool:
-    if not isinstance(message, Mapping):
+    if not isinstance(message, dict):
         return True
     return all(counts_of(message[key], where) for key in _WEIGHT_KEYS if key in message)
 
 
 def _text(message: Any, where: str, tally: Tally) -> str:
     """The text of a message: a string, the text parts of a list, nothing for null."""
-    key = next((key for key in _TEXT_KEYS if key in message), None) if isinstance(message, Mapping) else None
+    key = next((key for key in _TEXT_KEYS if key in message), None) if isinstance(message, dict) else None
     content = message[key] if key else 0
     if content is None:
         return ""
     if isinstance(content, str):
         return content
-    if isinstance(content, list) and all(isinstance(part, str | Mapping) for part in content):
+    if isinstance(content, list) and all(isinstance(part, str | dict) for part in content):
         texts = [part if isinstance(part, str) else _part(part) for part in content]
         tally.other_parts += texts.count(None)
         return "\n".join(text for text in texts if text is not None)
@@ -218,6 +220,6 @@ def _part(part: Mapping[str, Any]) -> str | None:
 
 def _fields(value: Any) -> str:
     """What an object has instead, for an error."""
-    if not isinstance(value, Mapping) or not value:
+    if not isinstance(value, dict) or not value:
         return ""
     return " (its fields are {})".format(" ".join(", ".join(map(str, value)).split())[:100])

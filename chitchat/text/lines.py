@@ -62,7 +62,7 @@ def text_pieces(path: Path, name: str | None = None) -> Iterator[str]:
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:
                 line += error.object[: error.start].count(b"\n")
-                raise _undecodable(error, codec, path, f"{name}, line {line}", plain) from error
+                raise _undecodable(error, codec, path, f"{name}, line {line}", plain, ends is None) from error
             if ends is None and text:
                 _check_printable(text, name)
                 ends = _line_ends(text)
@@ -120,8 +120,11 @@ def _line_ends(text: str) -> Callable[[str, bool], str]:
     return lambda piece, final: piece.translate(table)
 
 
-def _undecodable(error: UnicodeDecodeError, codec: str, path: Path, where: str, plain: bool) -> BadInput:
-    """The refusal of bytes that are not what they should be; `plain`: all text before this piece was ASCII."""
+def _undecodable(error: UnicodeDecodeError, codec: str, path: Path, where: str, plain: bool, first: bool) -> BadInput:
+    """The refusal of bytes that are not what they should be.
+
+    `plain`: all text before this piece was ASCII; `first`: there is none.
+    """
     if codec != "utf-8":
         return BadInput(f"{where}: is damaged {codec.upper()} ({error.reason}); save the file again, as UTF-8")
     piece = bytes(error.object)
@@ -132,6 +135,8 @@ def _undecodable(error: UnicodeDecodeError, codec: str, path: Path, where: str, 
     sample = piece[begin : begin + SAMPLE_BYTES]
     wide = wide_of(piece[:SAMPLE_BYTES])
     lines = sample.split(b"\n")
+    if len(lines) > 2:  # the first and the last may be cut within a character
+        lines = lines[begin > 0 or not first : None if begin + len(sample) == len(piece) else -1]
     foreign = [line for line in lines if not line.isascii()]
     whole = sum(_is_utf8(line) for line in foreign)
     if wide is None and (not plain or whole > len(foreign) - whole):
@@ -140,7 +145,7 @@ def _undecodable(error: UnicodeDecodeError, codec: str, path: Path, where: str, 
             f"{where}: is not UTF-8 (byte 0x{byte:02x}), though the text around it is; repair the line, or leave out "
             f"what is damaged: {converted(path, 'utf-8', '-c ')}"
         )
-    fitting = [wide] if wide else legacy_of(b"\n".join(foreign[1:-1] if len(foreign) > 50 else foreign))
+    fitting = [wide] if wide else legacy_of(b"\n".join(foreign))
     if not fitting and sum(byte < 9 or 13 < byte < 32 for byte in sample) > len(sample) / 20:
         return BadInput(f"{where}: is not text (or in an encoding that is not known); give a text file in UTF-8")
     if not fitting:
