@@ -154,7 +154,7 @@ CASES: dict[str, tuple[Callable[[Files], list[object]], str]] = {
     "altered bundle": (lambda f: ["info", f.harmed(f.bundle, "model.onnx", alter)], "model.onnx"),
     "truncated bundle": (lambda f: ["serve", f.harmed(f.bundle, "model.onnx", truncate)], "model.onnx"),
     "truncated manifest": (lambda f: ["serve", f.harmed(f.bundle, "bundle.json", truncate)], "bundle.json"),
-    "no bundle": (lambda f: ["serve", f.checkpoint], "bundle.json"),
+    "no bundle": (lambda f: ["serve", f.checkpoint], "is a checkpoint; make a bundle of it"),
     "no model": (lambda f: ["chat", "./gone"], "./gone: no such checkpoint folder"),
     "target": (lambda f: ["export", f.checkpoint, "--out", "out", "--target", "tpu"], "--target tpu"),
     "folder not ours": (
