@@ -152,7 +152,8 @@ def main() -> None:
         for family in asked.family or FAMILIES:
             folder = (asked.out or Path(scratch)) / family
             folder.mkdir(parents=True, exist_ok=True)
-            Walk(family, folder.resolve()).run()
+            figures = Walk(family, folder.resolve()).run()
+            (folder / "figures.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 if __name__ == "__main__":
