@@ -111,14 +111,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"audit: {error}", file=sys.stderr)
         return 2
     holding, accepted = judge(pins, advisories)
-    print("\n".join(accepted))
+    for line in accepted:
+        print(line)
     print(f"audit: {len(pins)} versions held against {len(advisories)} entries of {as_of}: {len(holding)} hold")
     if options.pip_audit:
         ids = [name for advisory in advisories if "accepted" in advisory for name in advisory["ids"]]
         found, why = ask_service(options.pip_audit, options.constraints, ids)
         print(f"audit: pip-audit was not asked: {why}" if why else f"audit: pip-audit: {len(found)} more")
         holding += found
-    print("\n".join(holding), file=sys.stderr)
+    for line in holding:
+        print(line, file=sys.stderr)
     return int(bool(holding))
 
 
