@@ -52,18 +52,21 @@ def peer_rows(
     kitchen = Kitchen(checkpoint, folder / "peers", work.threads or 1, data)
     rows = []
     for each in asked:
-        unprepared = PeerModel(each, checkpoint, checkpoint.folder)
+        unprepared, device = PeerModel(each, checkpoint, checkpoint.folder), each.peer.device
+        if device == "cuda" and (why := why_no_cuda()):
+            rows.append(Row(each.name, unprepared, device, error=f"skipped: {why}"))
+            continue
         interpreter = find_python(each.peer, python)
         if interpreter is None:
             error = f"not installed: pip install {each.peer.install} (make peers installs all of them)"
-            rows.append(Row(each.name, unprepared, error=error))
+            rows.append(Row(each.name, unprepared, device, error=error))
             continue
         print(f"preparing {each.name}", file=sys.stderr, flush=True)
         try:
             whole = kitchen.model(each.whole(), interpreter).folder if each.checked else None
-            rows.append(Row(each.name, kitchen.model(each, interpreter), python=interpreter, whole=whole))
+            rows.append(Row(each.name, kitchen.model(each, interpreter), device, python=interpreter, whole=whole))
         except CannotPrepare as error:
-            rows.append(Row(each.name, unprepared, error=str(error)))
+            rows.append(Row(each.name, unprepared, device, error=str(error)))
     return rows
 
 

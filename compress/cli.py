@@ -47,7 +47,11 @@ app = typer.Typer(
 @app.command()
 def data(
     corpora: Annotated[
-        list[str], typer.Argument(help="Files (.txt .json .jsonl) or installed corpora (byu, chatterbot:<language>).")
+        list[str],
+        typer.Argument(
+            help="Files (.txt .json .jsonl .csv .tsv .pkl, each also .gz or .zst), installed corpora (byu, "
+            "chatterbot:<language>) or data sets (hf:NAME[:split])."
+        ),
     ],
     out: Annotated[Path, Out("the data set")],
     tokenizer: Annotated[
@@ -57,6 +61,13 @@ def data(
     validation: Annotated[str, typer.Option(help="Share of conversations held out, or a corpus held out whole.")] = (
         "0.05"
     ),
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns of .csv, .tsv and hf: by name or number; the turns in order (question,answer), or "
+            "conversation=id,speaker=who,text=said."
+        ),
+    ] = None,
     dialogue: Annotated[str | None, typer.Option(help="Dialogue format: chitchat or dialogpt.")] = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -70,6 +81,7 @@ def data(
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         validation=validation,
+        columns=columns,
         dialogue=dialogue,
         seed=seed,
     )
@@ -213,13 +225,13 @@ def prune(
         seed=seed,
     )
     if plan:
-        figures = run_plan(checkpoint, data, options, Clock.of(checkpoint, scheme))
+        figures = run_plan(checkpoint, data, options, Clock.of(checkpoint, scheme, tokenizer))
         show_table(figures["candidates"])
         show(figures, as_json)
         return
     if out is None:
         raise BadInput("--out: say where the smaller checkpoint goes, or --plan to see what the budget buys")
-    clock = Clock.of(checkpoint, scheme)
+    clock = Clock.of(checkpoint, scheme, tokenizer)
     show(run_pruning(checkpoint, data, out, options, resume=resume, clock=clock, stopwatch=stopwatch), as_json)
 
 
@@ -523,5 +535,8 @@ def _pace(quantized: Path) -> dict[str, float]:
 
 def main() -> None:
     """Entry point of the console script `compress` and of `python -m compress`."""
+    from serve.quiet import silence
+
+    silence()
     quiet_libraries()
     call(lambda: app(standalone_mode=False))

@@ -10,16 +10,15 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import onnxruntime as ort
 import torch
-from optimum.exporters.onnx import onnx_export_from_model
-from optimum.onnxruntime import ORTModelForCausalLM
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from chitchat.errors import WorkFailed
 from export.parity import NEW_TOKENS, Parity, same_tokens
+from serve.quiet import load
 
 
 def export_portable(
@@ -30,6 +29,7 @@ def export_portable(
     Gives the names of the graph's inputs and outputs. Raises WorkFailed when optimum cannot.
     """
     with _quiet():
+        onnx_export_from_model = load("optimum.exporters.onnx").onnx_export_from_model
         try:
             onnx_export_from_model(model, folder, task="text-generation-with-past", do_validation=False)
         except Exception as error:  # optimum and torch.onnx raise what they please
@@ -39,12 +39,12 @@ def export_portable(
     return tuple(item.name for item in session.get_inputs()), tuple(item.name for item in session.get_outputs())
 
 
-def open_portable(folder: Path) -> ORTModelForCausalLM:
-    """Load a portable bundle as a user would."""
-    options = ort.SessionOptions()
+def open_portable(folder: Path) -> Any:
+    """Load a portable bundle as a user would, as an ORTModelForCausalLM."""
+    options = load("onnxruntime").SessionOptions()
     options.log_severity_level = 4
     with _quiet():
-        return ORTModelForCausalLM.from_pretrained(folder, session_options=options)
+        return load("optimum.onnxruntime").ORTModelForCausalLM.from_pretrained(folder, session_options=options)
 
 
 def check_portable(

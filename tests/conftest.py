@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from serve.quiet import silence
+
+silence()  # before a test imports onnxruntime by itself
 # Two cores are shared by the suite and what else runs; tiny models are fastest on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -119,3 +122,11 @@ def small_disk(tmp_path: Path):
         pytest.skip(f"a small tmpfs cannot be mounted here: {made.stderr.strip()}")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(autouse=True)
+def notices_are_told_anew() -> None:
+    """A notice is told once a process, and a test must not depend on which others ran before it."""
+    from chitchat.notices import tell_once
+
+    tell_once.cache_clear()
