@@ -107,7 +107,7 @@ def train(
         typer.Option(help="Train for these minutes, loading and saving included, whatever the machine does."),
     ] = None,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after this many evaluations without a better validation loss.")
+        int | None, typer.Option(help="Begin the end after this many evaluations without a better validation loss.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Windows per optimizer step, over all processes.")] = None,
     grad_accumulation: Annotated[int, typer.Option(help="Parts that a step's batch is computed in.")] = 1,

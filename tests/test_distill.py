@@ -236,7 +236,8 @@ def test_all_parts_together_take_the_minutes(data, tmp_path, monkeypatch, name):
 
     student, options = model(seed=1), HealOptions(minutes=2.0, own_replies=0.5, teacher_samples=True)
     first = heal(student, model(layers=3), data, tmp_path / "work", options, stopwatch=Stopwatch(clock))
-    assert 0.9 * 120 <= machine.now <= 1.1 * 120
+    least = 0.85 if "own replies" in name else 0.9  # a round that would not end in time does not begin
+    assert least * 120 <= machine.now <= 1.1 * 120
     assert first.minutes == pytest.approx(machine.now / 60, rel=0.02)
     assert first.own_steps > 0 or "slower" in name
     assert first.teacher_tokens > 0

@@ -1,9 +1,9 @@
 """Keeps a run within its minutes: measures steps as they come, and moves the end when the promise would break.
 
 The end that was planned stays as long as the run would end between 92 and 103 % of its minutes, so that a kill, whose
-lost work and second start cost a few per cent, changes no step. Beyond that the end is moved to where 97 % are used. A
-step in progress is never cut, and what no one could foresee is not made good: a run that is stopped beyond its end
-takes only as many steps more as it needs to decay.
+lost work and second start cost a few per cent, changes no step. Beyond that the end is moved, to where 97 % are used,
+or all where the machine got slow and little is known. A step in progress is never cut, and what no one could foresee is
+not made good: a run that is stopped beyond its end takes only as many steps more as it needs to decay.
 """
 
 import math
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from chitchat.training.rate import Decision, RateSchedule, patient_end
 from chitchat.training.workfolder import Plan
 
-AIM, EARLY, LATE = 0.97, 0.92, 1.03  # shares of the minutes: where a moved end lies, and when it is moved
+AIM, EARLY, LATE = 0.97, 0.92, 1.03  # shares of the minutes: where the end is planned, and when it is moved
 LAST_DECAY = 0.03  # of the minutes, for a decay whose time is over before it began
 # Of the minutes, for what the caller does with the result where the machine got slow: one thread suffers less from
 # others than the steps do.
@@ -70,7 +70,7 @@ class Pacer:
         early = ready < self.plan.begins + EARLY * window and step < end and self._knows() and not self._gave_up()
         if not late and not early:
             return None
-        moved = step + self._steps_left(step, now)
+        moved = step + self._steps_left(step, now, 1.0 if late else AIM)
         if len(self._token_seconds) < _LAST_STEPS < moved - step:  # too few to know, and no need to know yet
             return None
         return Decision(step, moved, "clock") if (moved < end if late else moved > end) else None
@@ -82,9 +82,9 @@ class Pacer:
             return None
         return Decision(step, min(patient_end(step), end), "patience")
 
-    def _steps_left(self, step: int, now: float) -> int:
+    def _steps_left(self, step: int, now: float, aim: float) -> int:
         window = self._window
-        left = self.plan.begins + AIM * window - now - self._closing_seconds()
+        left = self.plan.begins + aim * window - now - self._closing_seconds()
         if not self.schedule.decays(step) and left < LAST_DECAY * window:
             left = LAST_DECAY * window
             self._grace = now + 2 * left + self._closing_seconds()

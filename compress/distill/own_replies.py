@@ -28,7 +28,7 @@ from compress.distill.task import Task
 
 OWN_ROWS = 0.5  # of the windows of a round; the others are read before ones
 OWN_RATE = 0.2  # of the first part's peak learning rate
-EVALUATIONS_PER_ROUND = 6  # whose time a round must have: it begins and ends with one
+EVALUATIONS_PER_ROUND = 4  # whose time a round must have: it begins and ends with one
 WRITING_SHARE = 0.4  # of a round's time that the student may write, at most
 
 
