@@ -121,9 +121,30 @@ def save_checkpoint(
         set_chat_template(tokenizer, dialogue_of(tokenizer).family)
     model.config.architectures = ["GPT2LMHeadModel"]
     model.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     known = Path(parent) if parent is not None and Path(parent).is_dir() else None
     write_lineage(folder, stage, parent=known)
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
+    """Write a tokenizer's files so that transformers 4 reads them as transformers 5 does.
+
+    Version 5 names a class, `TokenizersBackend`, and shapes of special tokens that version 4 refuses, while it reads
+    the older ones; the tools that stayed with 4 (optimum) and their users load what we write. Notes on how the tokenizer
+    was loaded are left out: they are not about the tokenizer.
+    """
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    if "model_specific_special_tokens" in settings:
+        settings["extra_special_tokens"] = settings.pop("model_specific_special_tokens")
+    for note in ("backend", "is_local", "local_files_only"):
+        settings.pop(note, None)
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", config: dict[str, Any], where: str | Path) -> None:

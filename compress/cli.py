@@ -24,6 +24,7 @@ from compress.options import (
     Model,
     NoRepeatNgram,
     Out,
+    PortablePython,
     RepetitionPenalty,
     Seed,
     Temperature,
@@ -244,6 +245,7 @@ def export(
         str, typer.Option(help="Numbers of the cpu graph's KV cache: float32, or int8 (calibrated on --data).")
     ] = "float32",
     genai: Annotated[bool, typer.Option("--genai", help="Add what onnxruntime-genai reads.")] = False,
+    portable_python: PortablePython = None,
     data: MaybeData = None,
     dialogue: DialogueFamily = None,
     seed: Seed = 0,
@@ -252,7 +254,8 @@ def export(
     """Checkpoint → ONNX graph with an in-place KV cache → bundle, once it proved equal to torch."""
     from export.stage import export as run_export
 
-    figures = run_export(checkpoint, out, target=target, data=data, seed=seed, dialogue=dialogue, kv=kv, genai=genai)
+    options = {"target": target, "dialogue": dialogue, "kv": kv, "genai": genai, "portable_python": portable_python}
+    figures = run_export(checkpoint, out, data=data, seed=seed, **options)
     if figures["scheme"] != "fp32" and "cpu" in target:
         figures |= _pace(Path(checkpoint))
     show(figures, as_json)
@@ -301,8 +304,9 @@ def bench(
         str | None, typer.Option(help="Tools that run the first model too: all, or some as llama.cpp:Q8_0,ctranslate2.")
     ] = None,
     peers_python: Annotated[
-        str | None, typer.Option(help="The interpreter that has them (default: the one of make peers).")
+        str | None, typer.Option(help="The interpreter that has them (default: PEERS_PYTHON, or the one of make peers).")
     ] = None,
+    portable_python: PortablePython = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Two report.json: what changed beyond noise.")
     ] = None,
@@ -336,7 +340,7 @@ def bench(
         seed=seed,
         scenarios=tuple(SCENARIOS) if full else (),
     )
-    report = run_bench(models or [], out, data, work, peers, peers_python)
+    report = run_bench(models or [], out, data, work, peers, peers_python, portable_python)
     print_table(report)
     show({"out": str(out), "rows": report["rows"]}, as_json)
     if report["partial"]:

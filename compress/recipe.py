@@ -77,7 +77,7 @@ VERBS = {
     ),
     "export": Verb(
         argument="from",
-        options=("target", "kv", "genai", "data", "dialogue"),
+        options=("target", "kv", "genai", "portable-python", "data", "dialogue"),
         takes={"from": ("checkpoint", "quantized"), "data": ("data",)},
         makes="bundle",
         flags=("genai",),
@@ -86,7 +86,7 @@ VERBS = {
         argument="models",
         options=(
             *("data", "prompt-tokens", "new-tokens", "device", "repetitions", "threads", "max-tokens"),
-            *("full", "peers", "peers-python"),
+            *("full", "peers", "peers-python", "portable-python"),
         ),
         takes={"models": ("checkpoint", "quantized", "bundle"), "data": ("data",)},
         makes="report",

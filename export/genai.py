@@ -29,6 +29,7 @@ import onnxruntime as ort
 from onnxscript import GraphBuilder
 from transformers import PreTrainedTokenizerFast
 
+from chitchat.checkpoint import save_tokenizer
 from chitchat.errors import WorkFailed
 from export.parity import Floats, greedy_reply
 from serve.bundle import Bundle, Geometry
@@ -55,7 +56,7 @@ def write_genai(bundle: Bundle, tokenizer: PreTrainedTokenizerFast) -> None:
     (folder / GENAI_CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     if json.loads(tokenizer.backend_tokenizer.to_str())["model"]["type"] == "BPE":
         with tempfile.TemporaryDirectory() as saved:
-            tokenizer.save_pretrained(saved)
+            save_tokenizer(tokenizer, Path(saved))
             for name in TOKENIZER_FILES:
                 if (Path(saved) / name).exists():
                     shutil.copyfile(Path(saved) / name, folder / name)

@@ -21,6 +21,7 @@ from datasets.table import MemoryMappedTable
 from datasets.utils import are_progress_bars_disabled
 from tqdm import tqdm
 
+from chitchat.checkpoint import save_tokenizer
 from chitchat.data.corpora import Corpus, open_corpora
 from chitchat.data.readers import Conversation, Tally
 from chitchat.data.survey import SAMPLE_BYTES, Survey, conversation_key, open_validation, survey
@@ -78,7 +79,7 @@ def build_dataset(
         # What is held out comes first, so that its repetitions in the other corpora are the ones that are dropped.
         ordered = [held, *opened] if isinstance(held, Corpus) else opened
         figures = _write_splits(ordered, found, fast, format_, staging, seed)
-        fast.save_pretrained(staging)
+        save_tokenizer(fast, staging)
         report = {
             "format": 1,
             "corpora": [_named(corpus) for corpus in opened],

@@ -24,6 +24,7 @@ from tokenizers.models import WordPiece
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from chitchat.checkpoint import save_tokenizer
 from chitchat.data.builder import FEATURES, SPLITS, Counter, save_split, split_figures
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.dialogue import Dialogue, encode_text
@@ -58,7 +59,7 @@ def retokenize(data: ChatData, tokenizer: PreTrainedTokenizerFast, folder: Path)
                 writer.finalize()
                 save_split(scratch / f"{split}.arrow", staging / split)
         shutil.rmtree(scratch)
-        tokenizer.save_pretrained(staging)
+        save_tokenizer(tokenizer, staging)
         report = _report(data, dialogue, len(tokenizer), speller, counters)
         text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
         (staging / OUR_FILES["data"]).write_text(text, encoding="utf-8")

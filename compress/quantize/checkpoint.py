@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from chitchat.checkpoint import load_tokenizer, read_config
+from chitchat.checkpoint import load_tokenizer, read_config, save_tokenizer
 from chitchat.errors import BadInput
 from chitchat.lineage import Stage, write_lineage
 from compress.assemble import build_gpt2
@@ -107,7 +107,7 @@ def save_quantized(
     save_file(rows, folder / WEIGHTS, {"format": "pt"})
     config = {**checkpoint.config, "architectures": ["GPT2LMHeadModel"]}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    checkpoint.tokenizer.save_pretrained(folder)
+    save_tokenizer(checkpoint.tokenizer, folder)
     known = Path(parent) if parent is not None and Path(parent).is_dir() else None
     write_lineage(folder, stage, parent=known)
 
