@@ -304,7 +304,8 @@ def bench(
         str | None, typer.Option(help="Tools that run the first model too: all, or some as llama.cpp:Q8_0,ctranslate2.")
     ] = None,
     peers_python: Annotated[
-        str | None, typer.Option(help="The interpreter that has them (default: PEERS_PYTHON, or the one of make peers).")
+        str | None,
+        typer.Option(help="The interpreter that has them (default: PEERS_PYTHON, or that of make peers)."),
     ] = None,
     portable_python: PortablePython = None,
     compare: Annotated[

@@ -83,7 +83,11 @@ def has_modules(python: str, modules: tuple[str, ...]) -> bool:
     """Whether an interpreter finds all of `modules`; they are not imported. Raises OSError where it cannot be run."""
     try:
         done = subprocess.run(
-            [python, "-c", _PROBE, *modules], capture_output=True, check=False, env=child_environment(), timeout=_PROBE_S
+            [python, "-c", _PROBE, *modules],
+            capture_output=True,
+            check=False,
+            env=child_environment(),
+            timeout=_PROBE_S,
         )
     except subprocess.TimeoutExpired as error:
         raise OSError(f"no answer in {_PROBE_S:g} s") from error

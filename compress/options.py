@@ -21,7 +21,7 @@ Device = Annotated[
 ]
 PortablePython = Annotated[
     str | None,
-    typer.Option(help="The interpreter that has optimum (default: PORTABLE_PYTHON, or the one of make portable)."),
+    typer.Option(help="The interpreter that has optimum (default: PORTABLE_PYTHON, or that of make portable)."),
 ]
 DialogueFamily = Annotated[
     str | None, typer.Option("--dialogue", help="Format of a checkpoint that names none: chitchat or dialogpt.")
