@@ -80,15 +80,10 @@ def named_interpreter(environment: Environment, given: str | None) -> tuple[str,
 
 
 def has_modules(python: str, modules: tuple[str, ...]) -> bool:
-    """Whether an interpreter finds all of `modules`; they are not imported. Raises OSError where it cannot be run."""
+    """Whether an interpreter finds all of `modules`, which are not imported. Raises OSError for one that cannot run."""
     try:
-        done = subprocess.run(
-            [python, "-c", _PROBE, *modules],
-            capture_output=True,
-            check=False,
-            env=child_environment(),
-            timeout=_PROBE_S,
-        )
+        command = [python, "-c", _PROBE, *modules]
+        done = subprocess.run(command, capture_output=True, env=child_environment(), timeout=_PROBE_S)
     except subprocess.TimeoutExpired as error:
         raise OSError(f"no answer in {_PROBE_S:g} s") from error
     return done.returncode == 0

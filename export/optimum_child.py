@@ -2,11 +2,11 @@
 
     python -I export/optimum_child.py CHECKPOINT OUT REQUEST
 
-It runs beside transformers 4, so it imports no module of ours. CHECKPOINT is a folder that transformers 4 reads, OUT the
-folder that gets model.onnx and what ORTModelForCausalLM and AutoTokenizer read, REQUEST a JSON file: `prompts` (ids of
-each), `new_tokens`, `context`. Lines of JSON on stdout: `{"reply": ids}` for each prompt as ORTModelForCausalLM
-continues it greedily, then the last one, `{"inputs": names, "outputs": names, "versions": …}` of the graph, or
-`{"error": one line}` with exit code 1. Nothing else is printed.
+It runs beside transformers 4, so it imports no module of ours. CHECKPOINT is a folder that transformers 4 reads, OUT
+gets model.onnx and what ORTModelForCausalLM and AutoTokenizer read, REQUEST is a JSON file: `prompts` (ids of each),
+`new_tokens`, `context`. Lines of JSON on stdout: `{"reply": ids}` for each prompt as ORTModelForCausalLM continues it
+greedily, then the last one, `{"inputs": names, "outputs": names, "versions": …}` of the graph, or `{"error": one line}`
+with exit code 1. Nothing else is printed.
 """
 
 import importlib.metadata

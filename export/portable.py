@@ -1,8 +1,8 @@
 """The portable flavour: standard ONNX operators with a growing cache, exported by optimum.
 
-It is the reference and the way into other tools: slower than our graph, and any ONNX runtime takes it. optimum cannot be
-installed beside our transformers, so it works in an environment of its own (`make portable`), as a child process that
-is given a checkpoint and prompts (`export.optimum_child`). The bundle is proven here: what optimum's ORTModelForCausalLM
+It is the reference and the way into other tools: slower than our graph, and any ONNX runtime takes it. optimum cannot
+be installed beside our transformers, so it works in an environment of its own (`make portable`), as a child process
+that is given a checkpoint and prompts (`export.optimum_child`). The bundle is proven here: what ORTModelForCausalLM
 generated there is held against torch. Our engine does not run it.
 """
 

@@ -12,7 +12,7 @@ from compress.child import child_environment
 from compress.interpreters import Environment, find_interpreter, has_modules
 
 APART = Environment(".venv-apart", "--apart-python", "APART_PYTHON", "make apart", "apart")
-HERE = ("json", "torch.nn")
+HERE = ("json", "email.mime")
 ABSENT = ("json", "no_such_module_x.y")
 
 

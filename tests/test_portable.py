@@ -1,7 +1,6 @@
 """The portable flavour: what optimum wrote in its own environment, optimum runs there, with torch's tokens."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -122,14 +121,11 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("extra", [[], ["<S>", "<T>"]])
-def test_a_user_of_transformers_4_loads_it(
-    portable_python: str, extra: list[str], tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    """A tokenizer as transformers 5 saves it is refused by 4: its class is unknown there, its list of tokens no dict."""
+def test_a_user_of_transformers_4_loads_it(portable_python: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A tokenizer as transformers 5 saves it is refused by 4: it knows neither its class nor its list of tokens."""
     tokenizer = load_tokenizer(tiny_checkpoint)
-    if extra:
-        tokenizer.add_special_tokens({"extra_special_tokens": extra})
+    extra = ["<S>", "<T>"]
+    tokenizer.add_special_tokens({"extra_special_tokens": extra})
     model = random_gpt2(n_layer=1, vocab_size=302)
     export_portable(model, tokenizer, tmp_path, prompts_of(model, 1)[0], portable_python)
     texts = ["hello there, how are you?", "I'm fine; it's 42 o'clock  today! <S>", "你好"]
@@ -209,13 +205,7 @@ def test_what_ends_the_export_ends_optimum(
     """An exporter that outlived its parent wrote into the folder of the next run."""
     command = [sys.executable, "-m", "compress", "export", str(tiny_checkpoint), "--out", str(tmp_path / "out" / "b")]
     command += ["--target", "portable", "--portable-python", portable_python]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
     try:
         while not exporters(tmp_path):
@@ -236,5 +226,5 @@ def test_what_ends_the_export_ends_optimum(
         assert len(left) == 1
         assert left[0].startswith(".b.partial-")
     else:
-        assert code == 130
+        assert code == 128 + number
         assert left == []
