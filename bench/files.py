@@ -18,15 +18,9 @@ _MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.inde
 
 
 def shipped_bytes(folder: Path) -> int:
-    """Bytes of the files that another machine needs: weights, configuration, tokenizer."""
+    """Bytes of the files beside the weights that another machine needs: configuration and tokenizer."""
     named = [folder / name for name in (*_MODEL_FILES, *_TOKENIZER_FILES)]
-    return sum(path.stat().st_size for path in [*named, *weight_files(folder)] if path.is_file())
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that the weights are read from: safetensors, else a plain-tensor `.bin`."""
-    safe = sorted(folder.glob("model*.safetensors"))
-    return safe or sorted(folder.glob("pytorch_model*.bin"))
+    return sum(path.stat().st_size for path in named if path.is_file())
 
 
 def payload_bytes(path: Path) -> int:

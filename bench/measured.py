@@ -1,7 +1,5 @@
 """What the bench, the chat and `compress info` need to know of any model: cheap facts first, weights when asked for."""
 
-import hashlib
-import json
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -9,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from chitchat.formats.same_tokenizer import tokenizer_identity
 from chitchat.lineage import identity, read_lineage
 
 
@@ -79,8 +78,8 @@ class MeasuredModel(ABC):
 
     @cached_property
     def vocabulary(self) -> str:
-        """A sha256 that two models share when the same ids mean the same text for both."""
-        return vocabulary_identity(self.tokenizer_json())
+        """A sha256 that two models share when their tokenizers give the same ids for every text."""
+        return tokenizer_identity(self.tokenizer_json())
 
     def reads_like(self, other: "MeasuredModel") -> bool:
         """Whether every id means the same to both, so that prompts are shared and predictions compare."""
@@ -114,15 +113,3 @@ class MeasuredModel(ABC):
     def lineage(self) -> list[dict[str, Any]]:
         """The records of the stages that led here, oldest first."""
         return read_lineage(self.folder)
-
-
-def vocabulary_identity(tokenizer_json: str) -> str:
-    """A sha256 over a tokenizer's ids, merges and added tokens; decoders, templates and padding do not count."""
-    record = json.loads(tokenizer_json)
-    model = record["model"]
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model.get("merges") or []]
-    vocab = model["vocab"]
-    added = sorted((token["id"], token["content"]) for token in record.get("added_tokens") or [])
-    entries = sorted(vocab.items()) if isinstance(vocab, dict) else vocab
-    text = json.dumps([model.get("type"), entries, merges, added], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -8,59 +8,60 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.files import payload_bytes, shipped_bytes, weight_files
+from bench.files import payload_bytes, shipped_bytes
 from bench.measured import MeasuredModel
 from chitchat.errors import BadInput
 
 
-def open_model(spec: str, dialogue: str | None = None) -> MeasuredModel:
+def open_model(spec: str, dialogue: str | None = None, tokenizer: str | None = None) -> MeasuredModel:
     """Recognise `spec` and verify it. Raises `BadInput` for what is no model of ours or was altered.
 
-    `dialogue` is the family of a checkpoint that does not say its own.
+    `dialogue` is the family of a checkpoint that does not say its own, `tokenizer` that of one whose vocabulary lies
+    elsewhere.
     """
     folder = Path(spec).expanduser()
     if (folder / "bundle.json").exists():
-        if dialogue is not None:
-            raise BadInput(f"--dialogue {dialogue}: {spec} is a bundle, whose format was fixed at export; leave it out")
+        for option, value in (("--dialogue", dialogue), ("--tokenizer", tokenizer)):
+            if value is not None:
+                raise BadInput(f"{option} {value}: {spec} is a bundle, which has its own from its export; leave it out")
         from bench.bundle import BundleModel
 
         return BundleModel(spec, folder)
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{spec}: is a file, not a model; give a checkpoint folder, a bundle folder or a hub id")
-    if not folder.exists():
-        folder = _fetch(spec)
-    return _checkpoint(spec, folder, dialogue)
+    from chitchat.checkpoint import locate, read_config
 
-
-def _checkpoint(spec: str, folder: Path, dialogue: str | None) -> MeasuredModel:
-    from chitchat.checkpoint import read_config
-
-    config = read_config(folder)
+    config = read_config(spec)
     kind = QuantizedModel if "quantization_config" in config else CheckpointModel
-    return kind(spec, folder, config, dialogue)
+    return kind(spec, locate(spec), config, dialogue, tokenizer)
 
 
-def _fetch(spec: str) -> Path:
-    """The local folder of a hub model, holding just the files that the loaders take."""
-    from transformers.utils import cached_file
+def for_missing(spec: str, tokenizer: str | None) -> str | None:
+    """--tokenizer for a model that holds none of its own, where several are given; None for one that does."""
+    if tokenizer is None:
+        return None
+    from chitchat.checkpoint import tokenizer_folder
+    from chitchat.formats.tokenizer_files import has_tokenizer
 
-    from chitchat.checkpoint import load_model, load_tokenizer, read_config
-
-    read_config(spec)
-    load_model(spec)
-    load_tokenizer(spec)
-    return Path(str(cached_file(spec, "config.json"))).parent
+    return None if has_tokenizer(tokenizer_folder(spec)) else tokenizer
 
 
 class CheckpointModel(MeasuredModel):
-    """A Hugging Face GPT-2 folder, computed by torch in float32."""
+    """A GPT-2 checkpoint, computed by torch in float32: a Hugging Face folder, or a file of weights in one."""
 
     kind: ClassVar[str] = "checkpoint"
 
-    def __init__(self, spec: str, folder: Path, config: dict[str, Any], family: str | None = None) -> None:
-        super().__init__(spec, folder)
+    def __init__(
+        self,
+        spec: str,
+        place: Path,
+        config: dict[str, Any],
+        family: str | None = None,
+        tokenizer_option: str | None = None,
+    ) -> None:
+        super().__init__(spec, place if place.is_dir() else place.parent)
+        self.place = place  # the folder, or the file that its weights are in
         self.config = config
         self.family = family
+        self.tokenizer_option = tokenizer_option
 
     @property
     def runtime(self) -> str:
@@ -68,10 +69,13 @@ class CheckpointModel(MeasuredModel):
 
     @cached_property
     def shape(self) -> Any:
-        """The `compress.prune.shape.Shape` in config.json."""
+        """The `compress.prune.shape.Shape` of the weights, which are read for it: config.json may tie what is not.
+
+        Raises `BadInput` for weights that are not there, damaged, or do not fit.
+        """
         from compress.prune.shape import Shape
 
-        return Shape.of(self.config)
+        return Shape.of(self.torch_model().config.to_dict())
 
     @property
     def geometry(self) -> dict[str, int]:
@@ -85,24 +89,32 @@ class CheckpointModel(MeasuredModel):
 
     @property
     def weight_bytes(self) -> int:
-        return sum(payload_bytes(path) for path in weight_files(self.folder))
+        return sum(payload_bytes(path) for path in self.weight_files)
 
     @property
     def file_bytes(self) -> int:
-        return shipped_bytes(self.folder)
+        return shipped_bytes(self.folder) + sum(path.stat().st_size for path in self.weight_files)
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files that the weights are read from."""
+        from chitchat.formats.weights import weight_files
+
+        return [self.place] if self.place.is_file() else weight_files(self.folder)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The fast tokenizer of the checkpoint."""
-        from chitchat.checkpoint import load_tokenizer
+        from chitchat.tokenizer import tokenizer_of
 
-        return load_tokenizer(self.folder)
+        return tokenizer_of(self.folder, self.tokenizer_option)
 
     @cached_property
     def dialogue(self) -> Any:
-        from chitchat.dialogue import open_dialogue
+        from chitchat.dialogue import open_dialogue, unassigned_ids, with_banned
 
-        return open_dialogue(self.tokenizer, self.spec, self.family)
+        found = open_dialogue(self.tokenizer, self.spec, self.family)
+        return with_banned(found, unassigned_ids(self.tokenizer, self.config["vocab_size"]))
 
     def tokenizer_json(self) -> str:
         return str(self.tokenizer.backend_tokenizer.to_str())
@@ -111,7 +123,7 @@ class CheckpointModel(MeasuredModel):
         """The weights as a `GPT2LMHeadModel` in float32."""
         from chitchat.checkpoint import load_model
 
-        return load_model(self.folder)
+        return load_model(self.place)
 
     def load(self, threads: int | None = None) -> Any:
         import torch
@@ -141,6 +153,12 @@ class QuantizedModel(CheckpointModel):
         from compress.quantize.checkpoint import load_quantized
 
         return load_quantized(self.folder).dequantized_model()
+
+    @property
+    def weight_files(self) -> list[Path]:
+        from compress.quantize.checkpoint import WEIGHTS
+
+        return [self.folder / WEIGHTS]
 
 
 def torch_device(device: str | None) -> str:

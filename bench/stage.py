@@ -16,7 +16,7 @@ from bench.latency import Measured, measure
 from bench.lineup import Row, jobs_of, model_rows, peer_rows, why_no_cuda
 from bench.machine.environment import cores, environment, load_average
 from bench.measured import MeasuredModel
-from bench.model import open_model
+from bench.model import for_missing, open_model
 from bench.peers import PeerModel, read_peers
 from bench.quality.measure import Task, check_vocabulary, open_held_out
 from bench.report.candidates import pruning_candidates
@@ -37,6 +37,7 @@ def bench(
     work: Work | None = None,
     peers: str | None = None,
     peers_python: str | None = None,
+    tokenizer: str | None = None,
     portable_python: str | None = None,
 ) -> dict[str, Any]:
     """Measure `models` and write report.json, .md, .html and .png into the folder `out`; give the report.
@@ -45,15 +46,15 @@ def bench(
     the smallest context, so that all models score the same tokens, with replies to the same prompts and, where the
     vocabulary is the same, against the first model; without it prompts are random ids. A model of another tokenizer
     reads the same conversations in its own ids. `peers` are the tools of `bench.peers` that run the first model, a
-    checkpoint, in the interpreters that have them (`bench.peers.find_python`). Raises `BadInput`, and `WorkFailed` when
-    no model at all could be measured.
+    checkpoint, in the interpreters that have them (`bench.peers.find_python`); `tokenizer` is that of checkpoints that
+    hold none. Raises `BadInput`, and `WorkFailed` when no model at all could be measured.
     """
     out, work = Path(out), work or Work()
     check_output(out, "report")
     _check_numbers(models, work)
     _check_devices(work.devices)
     asked = read_peers(peers)
-    opened = [open_model(spec) for spec in models]
+    opened = [open_model(spec, tokenizer=for_missing(spec, tokenizer)) for spec in models]
     if asked and opened[0].kind != "checkpoint":
         raise BadInput(f"--peers: they run the first model, and {opened[0].spec} is no checkpoint; name one first")
     for model in opened:

@@ -1,109 +1,174 @@
 """Reading and writing GPT-2 checkpoints: ordinary Hugging Face folders with safetensors and a lineage.
 
-A checkpoint is a local folder or a hub id. What is not a GPT-2, or would have to run code to be read, is refused.
+A checkpoint is a local folder, a file of weights with its `config.json` beside it, or a hub id. It may be of any age
+and from any tool (`chitchat.formats`). What is read can be saved again, so no stage fails at its last step for what its
+first one read. What is not a GPT-2, or would have to run code to be read, is refused. What is repaired or assumed on
+the way is told on stderr.
 """
 
-import json
-import socket
 from collections.abc import Iterator
-from functools import cache
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chitchat.dialogue import dialogue_of, set_chat_template
 from chitchat.errors import BadInput
+from chitchat.formats.config import gpt2_config, read_json
+from chitchat.formats.generation import savable_generation
+from chitchat.formats.hub import fetch_model, looks_like_hub_id
+from chitchat.formats.kinds import refuse_other_kinds
+from chitchat.formats.weights import read_weights, weight_files
 from chitchat.lineage import Stage, verify_lineage, write_lineage
+from chitchat.notices import tell_once
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 
-def load_model(source: str | Path) -> "GPT2LMHeadModel":
-    """The model of a checkpoint in float32 on the CPU, in eval mode, its head tied as its configuration says.
+def locate(source: str | Path, weights: bool = True) -> Path:
+    """Where a checkpoint lies: the folder, or the file of weights, that `source` names; a hub id is fetched.
 
-    Raises `BadInput` for a folder that is missing, incomplete, altered, quantized, of another architecture, or whose
-    weights are a pickle that carries code.
+    With `weights` false only the small files of a hub model are fetched. Raises `BadInput` for a path that is not
+    there, for a hub id that cannot be had, and for what is something else than a checkpoint.
     """
-    import torch
-    from transformers import GPT2LMHeadModel
-
-    config = read_config(source)
-    if "quantization_config" in config:
-        raise BadInput(
-            f"{source}: is already quantized ({config['quantization_config'].get('scheme')}); "
-            "give the checkpoint that it was made from"
-        )
-    options = {"dtype": torch.float32, **_hub_options(source)}
-    model, report = _load(
-        source, lambda: GPT2LMHeadModel.from_pretrained(str(source), output_loading_info=True, **options)
-    )
-    missing = [key for key in report["missing_keys"] if key != "lm_head.weight"]
-    mismatched = [key for key, *_ in report["mismatched_keys"]]
-    if missing or mismatched:
-        raise BadInput(
-            f"{source}: the weights do not fit config.json (missing {missing[:3]}, of another shape {mismatched[:3]}); "
-            "fetch the checkpoint again"
-        )
-    return honour_attention_scale(model.eval())
-
-
-def honour_attention_scale(model: "GPT2LMHeadModel") -> "GPT2LMHeadModel":
-    """The model, with plain attention where its configuration scales attention in a way of its own.
-
-    The fused attentions of transformers ignore `scale_attn_weights` and `scale_attn_by_inverse_layer_idx`.
-    """
-    if not model.config.scale_attn_weights or model.config.scale_attn_by_inverse_layer_idx:
-        model.set_attn_implementation("eager")
-    return model
-
-
-def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
-    """The fast tokenizer of a checkpoint. Raises `BadInput` where there is none that can be read."""
-    from transformers import AutoTokenizer
-
-    if not isinstance(source, Path) and not Path(source).exists():
-        options = _hub_options(source)
-        return _load(source, lambda: AutoTokenizer.from_pretrained(str(source), use_fast=True, **options))
-    folder = Path(source)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
-        raise BadInput(
-            f"{folder}: holds no tokenizer (tokenizer.json, vocab.txt or vocab.json); "
-            "copy the model's tokenizer files into it"
-        )
-    return _load(folder, lambda: AutoTokenizer.from_pretrained(str(folder), use_fast=True))
+    path = Path(source).expanduser()
+    if not path.exists():
+        if isinstance(source, Path) or not looks_like_hub_id(source):
+            raise BadInput(f"{source}: no such checkpoint folder")
+        path = fetch_model(source, weights)
+    refuse_other_kinds(path)
+    return path
 
 
 def read_config(source: str | Path) -> dict[str, Any]:
-    """The `config.json` of a checkpoint as a dict, after its lineage is verified and its architecture is accepted."""
-    folder = Path(source)
-    if folder.exists():
-        if not (folder / "config.json").is_file():
-            raise BadInput(
-                f"{folder}: is not a checkpoint (no config.json); give a folder that compress or transformers saved"
-            )
-        verify_lineage(folder)
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BadInput(f"{folder}/config.json: is not JSON ({error}); fetch the checkpoint again") from error
-    elif str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
-        raise BadInput(f"{source}: no such checkpoint folder")
-    else:
-        from transformers import GPT2Config
+    """What `config.json` says of the model, with the defaults of GPT2Config, after the lineage is verified.
 
-        options = _hub_options(source)
-        config = _load(source, lambda: GPT2Config.get_config_dict(str(source), **options)[0])
-        if not config:
-            raise BadInput(
-                f"{source}: neither a folder here nor a model that the hub serves; check the name and the network"
-            )
-    if config.get("model_type") != "gpt2":
+    `quantization_config` is passed on where there is one. Raises `BadInput` for a folder that is no checkpoint, was
+    altered, or is of another architecture.
+    """
+    place = locate(source, weights=False)
+    folder = place if place.is_dir() else place.parent
+    if not (folder / "config.json").is_file():
         raise BadInput(
-            f"{source}: is a {config.get('model_type')!r} model; compress works on GPT-2 (model_type 'gpt2') only"
+            f"{place}: is not a checkpoint (no config.json); give a folder that compress or transformers saved"
+            if place.is_dir()
+            else f"{place}: there is no config.json beside it; put the model's there"
         )
-    if config.get("add_cross_attention"):
-        raise BadInput(f"{source}: has cross-attention; compress works on decoder-only GPT-2")
-    return dict(config)
+    verify_lineage(folder)
+    record = read_json(folder / "config.json")
+    config = gpt2_config(record, source)
+    if "model_type" not in record:
+        tell_once(f"{source}: config.json names no model_type; by its sizes (n_embd, n_layer, n_head) it is a GPT-2")
+    return config
+
+
+def load_model(source: str | Path) -> "GPT2LMHeadModel":
+    """The model of a checkpoint in float32 on the CPU, in eval mode; it can be saved whatever was read.
+
+    Its head is tied as config.json says, unless the weights have a head that is not the table. Raises `BadInput` for
+    a folder that is missing, incomplete, altered, quantized, or of another architecture, for weights that are a pickle
+    with code, that do not fit config.json, or that are not all finite.
+    """
+    config = read_config(source)
+    if "quantization_config" in config:
+        raise _quantized(source, config["quantization_config"])
+    place = locate(source)
+    files = [place] if place.is_file() else weight_files(place)
+    if not files:
+        raise BadInput(
+            f"{source}: holds no weights (model.safetensors or pytorch_model.bin); fetch the checkpoint again"
+        )
+    if files[0].name not in ("model.safetensors", "pytorch_model.bin") and len(files) == 1 and place.is_dir():
+        tell_once(f"{source}: its weights are read from {files[0].name}")
+    weights, tied, notes = read_weights(files, config["tie_word_embeddings"])
+    folder = place if place.is_dir() else place.parent
+    generation, said = savable_generation(folder)
+    for note in (*notes, *said):
+        tell_once(note)
+    return _assembled(source, {**config, "tie_word_embeddings": tied}, weights, generation)
+
+
+def _quantized(source: str | Path, quantization: Any) -> BadInput:
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method != "compress":
+        return BadInput(f"{source}: was quantized by {method or 'another tool'}; give the float checkpoint")
+    return BadInput(
+        f"{source}: is already quantized ({quantization.get('scheme')}); give the checkpoint that it was made from"
+    )
+
+
+def _assembled(
+    source: str | Path, config: dict[str, Any], weights: dict[str, Any], generation: Any
+) -> "GPT2LMHeadModel":
+    """The model, after the weights are known to be exactly those that the configuration describes."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from chitchat.assemble import build_gpt2
+
+    described = GPT2Config.from_dict({name: value for name, value in config.items() if name != "model_type"})
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in GPT2LMHeadModel(described).state_dict().items()}
+    if described.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    missing = [name for name in shapes if name not in weights]
+    left_over = [name for name in weights if name not in shapes]
+    others = [
+        f"{name} {list(weights[name].shape)} for {list(shape)}"
+        for name, shape in shapes.items()
+        if name in weights and weights[name].shape != shape
+    ]
+    if missing or left_over or others:
+        found = (("missing", missing), ("left over", left_over), ("of another shape", others))
+        said = "; ".join(f"{what} {', '.join(names[:2])}" for what, names in found if names)
+        raise BadInput(f"{source}: the weights do not fit config.json ({said}); fetch the checkpoint again")
+    with torch.random.fork_rng(devices=[]):
+        return build_gpt2(described, weights, generation)
+
+
+def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
+    """The fast tokenizer of a checkpoint or of any folder that holds one.
+
+    Special tokens that a library appended past the rows of the checkpoint's table are left out. Raises `BadInput`
+    where there is none that can be read, and where the table has no row for a token.
+    """
+    from chitchat.formats.tokenizer_files import read_tokenizer
+
+    place = tokenizer_folder(source)
+    return fit_tokenizer(read_tokenizer(place), place, str(source))
+
+
+def tokenizer_folder(source: str | Path) -> Path:
+    """The folder in which the tokenizer of `source` would lie; a hub id is fetched. Raises `BadInput`."""
+    path = Path(source).expanduser()
+    if not path.exists() and not isinstance(source, Path) and looks_like_hub_id(source):
+        path = fetch_model(source, weights=False)
+    if not path.exists():
+        raise BadInput(f"{source}: no such folder; give the one that holds the tokenizer")
+    return path if path.is_dir() else path.parent
+
+
+def fit_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path, where: str) -> "PreTrainedTokenizerFast":
+    """The tokenizer without what the table of the checkpoint in `folder` has no row for, if only such was appended.
+
+    A folder that is no checkpoint asks for nothing. Raises `BadInput` for a tokenizer of another vocabulary.
+    """
+    from chitchat.formats.tokenizer_files import without_rows
+
+    if not (folder / "config.json").is_file():
+        return tokenizer
+    rows = gpt2_config(read_json(folder / "config.json"), folder)["vocab_size"]
+    past = sorted(token for token, index in tokenizer.get_vocab().items() if index >= rows)
+    if not past:
+        return tokenizer
+    fitted = without_rows(tokenizer, rows)
+    if fitted is None:
+        raise BadInput(
+            f"{where}: the tokenizer has {len(tokenizer)} tokens and the model's table {rows} rows; "
+            "give the tokenizer that the model was trained with (--tokenizer)"
+        )
+    tell_once(f"{where}: {', '.join(past)} left out, since the model's table has {rows} rows and none for it")
+    return fitted
 
 
 def save_checkpoint(
@@ -117,97 +182,37 @@ def save_checkpoint(
 
     A tokenizer without a chat template is given that of its dialogue format, so that other tools talk as we do.
     """
+    from chitchat.formats.tokenizer_files import save_tokenizer
+
     if tokenizer.chat_template is None:
         set_chat_template(tokenizer, dialogue_of(tokenizer).family)
     model.config.architectures = ["GPT2LMHeadModel"]
-    model.save_pretrained(folder, safe_serialization=True)
+    with _no_progress_bar():
+        model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     known = Path(parent) if parent is not None and Path(parent).is_dir() else None
     write_lineage(folder, stage, parent=known)
 
 
-def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
-    """Write a tokenizer's files so that transformers 4 reads them as transformers 5 does.
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """While it lasts, transformers draws no bars: it would where stderr is no terminal as well."""
+    from transformers.utils import logging
 
-    Version 5 names a class, `TokenizersBackend`, and shapes of special tokens that version 4 refuses, while it reads
-    the older ones; the tools that stayed with 4 (optimum) and their users load what we write. Notes on how the tokenizer
-    was loaded are left out: they are not about the tokenizer.
-    """
-    tokenizer.save_pretrained(folder)
-    file = folder / "tokenizer_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    if settings.get("tokenizer_class") == "TokenizersBackend":
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(settings.get("extra_special_tokens"), list):
-        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
-    if "model_specific_special_tokens" in settings:
-        settings["extra_special_tokens"] = settings.pop("model_specific_special_tokens")
-    for note in ("backend", "is_local", "local_files_only"):
-        settings.pop(note, None)
-    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", config: dict[str, Any], where: str | Path) -> None:
     """Raise `BadInput` when the tokenizer has ids that the model's table does not hold."""
-    if len(tokenizer) > config["vocab_size"]:
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= config["vocab_size"]:
         raise BadInput(
             f"{where}: the tokenizer has {len(tokenizer)} tokens and the model's table {config['vocab_size']} rows; "
-            "use the checkpoint's own tokenizer"
+            "give the tokenizer that the model was trained with (--tokenizer)"
         )
-
-
-def _hub_options(source: str | Path) -> dict[str, Any]:
-    """How the loaders reach `source`: from the local cache alone when there is no way to the hub.
-
-    Left to themselves they ask five times, with growing pauses, before they say that there is no network.
-    """
-    if Path(source).exists() or _hub_answers():
-        return {}
-    return {"local_files_only": True}
-
-
-@cache
-def _hub_answers() -> bool:
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies
-
-    from huggingface_hub import constants
-
-    address = urlsplit(constants.ENDPOINT)
-    if constants.HF_HUB_OFFLINE or getproxies().get(address.scheme):
-        return not constants.HF_HUB_OFFLINE
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=3).close()
-    except OSError:
-        return False
-    return True
-
-
-def _load(source: str | Path, read: Any) -> Any:
-    """Call `read` and turn what the loaders raise into one line."""
-    import pickle
-
-    from safetensors import SafetensorError
-
-    try:
-        return read()
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        if any(isinstance(cause, pickle.UnpicklingError) for cause in _causes(error)):
-            raise BadInput(
-                f"{source}: its weights are a pickle that asks to run code or is damaged; "
-                "only safetensors and plain tensors are read"
-            ) from error
-        if not Path(source).exists() and not _hub_answers():
-            raise BadInput(
-                f"{source}: no such folder here, and the model hub cannot be reached; check the path or the network"
-            ) from error
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"{source}: cannot be read ({reason}); check the path, the files and the network") from error
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from or while handling: loaders wrap each other's errors."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -7,8 +7,8 @@ Text never becomes a special token here: what looks like one is encoded as the c
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,8 @@ class Dialogue:
     """How conversations are written in token ids.
 
     `start_ids` opens a conversation, `end_of_turn_id` closes every turn, `blank_ids` is the prompt of unconditional
-    generation, `banned_ids` (sorted) are never to be generated: all special ids but the end of turn.
+    generation, `banned_ids` (sorted) are never to be generated: all special ids but the end of turn and, in a model's
+    dialogue, the rows of its table that are no token.
     """
 
     family: str
@@ -125,6 +126,17 @@ def _unknown_id(tokenizer: "PreTrainedTokenizerFast") -> int | None:
         return int(tokenizer.unk_token_id)
     name = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
     return tokenizer.backend_tokenizer.token_to_id(name) if isinstance(name, str) else None
+
+
+def unassigned_ids(tokenizer: "PreTrainedTokenizerFast", rows: int) -> tuple[int, ...]:
+    """The ids below `rows`, those of a model's table, that are no token: padding of the table, which means nothing."""
+    known = set(tokenizer.get_vocab().values())
+    return tuple(index for index in range(rows) if index not in known)
+
+
+def with_banned(dialogue: Dialogue, ids: Iterable[int]) -> Dialogue:
+    """The dialogue whose banned ids are these as well."""
+    return replace(dialogue, banned_ids=tuple(sorted({*dialogue.banned_ids, *ids})))
 
 
 def set_chat_template(tokenizer: "PreTrainedTokenizerFast", family: str) -> None:

@@ -7,6 +7,7 @@ Ids go in and ids come out; text lives elsewhere.
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +106,8 @@ class TorchGenerator:
     ) -> None:
         device = self.model.device
         ids = torch.tensor([prompt_ids], device=device)
-        with torch.inference_mode(), torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        devices = [] if device.type == "cpu" else [device]
+        with torch.inference_mode(), torch.random.fork_rng(devices=devices), no_defaults(self.model):
             if settings["seed"] is not None:
                 torch.manual_seed(settings["seed"])
             else:
@@ -146,6 +148,20 @@ class TorchGenerator:
         if settings["temperature"] > 0:
             fields |= {name: settings[name] for name in ("temperature", "top_k", "top_p", "min_p")}
         return GenerationConfig(**fields)
+
+
+@contextmanager
+def no_defaults(model: "GPT2LMHeadModel") -> Iterator[None]:
+    """While it lasts, `generate` does what it is told and nothing that the checkpoint's generation settings add.
+
+    transformers 5 fills every setting that is not given from those, a repetition penalty for example.
+    """
+    kept = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 class _QueueStreamer(BaseStreamer):

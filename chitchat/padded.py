@@ -52,10 +52,10 @@ class PaddedRows:
         positions = (self._mask.cumsum(1) - 1).clamp(0, self._last)[:, -ids.shape[1] :]
         with torch.inference_mode():
             logits: Tensor = self._model(
-                input_ids=ids.to(self._mask.device),
+                ids.to(self._mask.device),
+                self._cache,  # by place: transformers 5.24 renamed it from past_key_values to cache
                 attention_mask=self._mask,
                 position_ids=positions,
-                past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]

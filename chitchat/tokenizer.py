@@ -8,32 +8,25 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from chitchat.checkpoint import load_tokenizer
+from chitchat.checkpoint import fit_tokenizer, load_tokenizer, tokenizer_folder
 from chitchat.dialogue import WORD_JOINER, dialogue_of, open_dialogue, set_chat_template
 from chitchat.errors import BadInput
+from chitchat.formats.hub import looks_like_hub_id
+from chitchat.formats.tokenizer_files import TOKENIZER_FILES, has_tokenizer
+from chitchat.formats.wordpiece import read_wordpiece, wrap_tokenizer
+from chitchat.notices import tell_once
 
 _SPECIALS = {
     "chitchat": {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
     "dialogpt": {"eos_token": "<|endoftext|>"},
 }
-_BERT_SPECIALS = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
 # The trainer holds some 120 bytes of memory for each byte of a distinct word. In Chinese a whole clause is such a word,
 # so 16 MB of text took 1.9 GB; with this limit it is a third of a gigabyte in any language.
 DISTINCT_BYTES = 3_000_000
 _WORD = re.compile(r"\w+")
-# Scripts that put no spaces between words, with their punctuation and the full-width forms.
-_UNSPACED = (
-    r"[\u2E80-\u312F\u31A0-\u9FFF\uF900-\uFAFF\uFE30-\uFE4F\uFF00-\uFFEF\u2014\u2018-\u201D\u2026\x{20000}-\x{3FFFF}]"
-)
 
 
 def check_vocab_size(vocab_size: int, family: str) -> None:
@@ -80,86 +73,51 @@ def _bounded(texts: Iterable[str], limit: int) -> Iterator[str]:
 
 
 def read_vocab_txt(path: Path, dialogue: str | None = None) -> PreTrainedTokenizerFast:
-    """The WordPiece tokenizer of a BERT `vocab.txt` (a token a line), every Chinese character a word of its own.
-
-    Text is put into lower case unless the vocabulary has tokens with capitals. Raises `BadInput` for a file that is
-    not such a vocabulary.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise BadInput(f"--tokenizer {path}: line {line} is not UTF-8; convert the file") from error
-    except OSError as error:
-        raise BadInput(f"--tokenizer {path}: cannot be read ({error.strerror}); check the path") from error
-    tokens = [line.rstrip("\r") for line in lines]
-    if tokens[-1] == "":
-        tokens.pop()
-    vocab = {token: index for index, token in enumerate(tokens)}
-    missing = [token for token in _BERT_SPECIALS.values() if token not in vocab and token != "[MASK]"]
-    if missing:
-        raise BadInput(
-            f"--tokenizer {path}: is not a BERT vocabulary (no {', '.join(missing)}); give a vocab.txt, a token a line"
-        )
-    if len(vocab) < len(tokens):
-        twice = next(token for index, token in enumerate(tokens) if vocab[token] != index)
-        raise BadInput(f"--tokenizer {path}: the token {twice!r} stands in it twice; every line must be another token")
-    specials = {name: token for name, token in _BERT_SPECIALS.items() if token in vocab}
-    cased = any(token != token.lower() for token in tokens if not (token.startswith("[") and token.endswith("]")))
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=not cased)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = unspaced_decoder()
-    family = dialogue_of(_wrapped(tokenizer, specials), dialogue).family
-    return _finished(tokenizer, specials, family)
-
-
-def unspaced_decoder() -> decoders.Decoder:
-    """A WordPiece decoder that puts no spaces beside characters of scripts that are written without them."""
-    gap = Regex(f"(?<={_UNSPACED}) | (?={_UNSPACED})")
-    return decoders.Sequence(
-        [decoders.WordPiece(prefix="##", cleanup=True), decoders.Fuse(), decoders.Replace(gap, "")]
-    )
+    """The WordPiece tokenizer of a BERT `vocab.txt` (`chitchat.formats.wordpiece`), its dialogue format set."""
+    tokenizer = read_wordpiece(path, "--tokenizer")
+    set_chat_template(tokenizer, dialogue_of(tokenizer, dialogue).family)
+    return tokenizer
 
 
 def open_tokenizer(spec: str, dialogue: str | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer that `--tokenizer` names: a BERT vocab.txt, a folder that has one, or a hub id.
 
-    Raises `BadInput` for anything else. The dialogue format is recognised, or is `dialogue`, and set.
+    A folder is a checkpoint, a data set, a bundle, or holds GPT-2's files in either naming. Raises `BadInput` for
+    anything else. The dialogue format is recognised, or is `dialogue`, and set.
     """
-    path = Path(spec)
-    if path.is_file():
-        if path.suffix != ".txt":
-            raise BadInput(f"--tokenizer {path}: is neither a vocab.txt nor a folder; give the folder that holds it")
+    path = Path(spec).expanduser()
+    if path.is_file() and path.suffix == ".txt" and path.name != "merges.txt":
         return read_vocab_txt(path, dialogue)
-    if not path.exists() and (
-        spec.startswith((".", "/", "~")) or spec.count("/") > 1 or path.suffix in (".txt", ".json")
-    ):
+    if path.is_file() and path.name not in (*TOKENIZER_FILES, "merges.txt", "tokenizer_config.json"):
+        raise BadInput(f"--tokenizer {path}: is neither a vocab.txt nor a folder; give the folder that holds it")
+    if not path.exists() and (not looks_like_hub_id(spec) or path.suffix in (".txt", ".json")):
         raise BadInput(f"--tokenizer {spec}: no such file or folder; give a vocab.txt, a checkpoint folder or a hub id")
     try:
         tokenizer = load_tokenizer(path if path.exists() else spec)
     except BadInput as error:
         raise BadInput(f"--tokenizer {error}") from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise BadInput(f"--tokenizer {spec}: has no fast version (tokenizer.json); convert it with transformers first")
-    _unspace(tokenizer)
     set_chat_template(tokenizer, open_dialogue(tokenizer, f"--tokenizer {spec}", dialogue).family)
     return tokenizer
 
 
-def _unspace(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Give a BERT tokenizer that splits Chinese into characters a decoder that joins them again."""
-    backend = tokenizer.backend_tokenizer
-    if isinstance(backend.model, models.WordPiece) and isinstance(backend.decoder, decoders.WordPiece):
-        backend.decoder = unspaced_decoder()
+def tokenizer_of(
+    checkpoint: str | Path, given: str | None = None, other: PreTrainedTokenizerFast | None = None
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of a checkpoint: `given` (--tokenizer), else its own, else `other`, that of the data set.
+
+    Tokens past the checkpoint's table are left out or refused (`chitchat.checkpoint.fit_tokenizer`). Raises `BadInput`
+    where there is none.
+    """
+    if given is not None:
+        return fit_tokenizer(open_tokenizer(given), tokenizer_folder(checkpoint), f"--tokenizer {given}")
+    folder = tokenizer_folder(checkpoint)
+    if other is None or has_tokenizer(folder):
+        return load_tokenizer(checkpoint)
+    tell_once(f"{checkpoint}: holds no tokenizer; that of the data set is taken for its own")
+    return fit_tokenizer(other, folder, "--data")
 
 
 def _finished(tokenizer: Tokenizer, specials: dict[str, str], family: str) -> PreTrainedTokenizerFast:
-    fast = _wrapped(tokenizer, specials)
+    fast = wrap_tokenizer(tokenizer, specials)
     set_chat_template(fast, family)
     return fast
-
-
-def _wrapped(tokenizer: Tokenizer, specials: dict[str, str]) -> PreTrainedTokenizerFast:
-    # PreTrainedTokenizerFast and not BertTokenizerFast: it takes tokenizer.json as it is, the decoder included.
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **specials)

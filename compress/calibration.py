@@ -3,7 +3,6 @@
 It changes no model.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel
 
 from chitchat.data.dataset import ChatData, Windows, collate
 from chitchat.errors import BadInput
@@ -38,15 +37,6 @@ class Divergence:
 
     def as_json(self) -> dict[str, Any]:
         return {"kl": self.kl, "top1": self.top1, "tokens": self.tokens}
-
-
-def check_same_tokenizer(data: ChatData, tokenizer: PreTrainedTokenizerFast, checkpoint: str) -> None:
-    """Raise `BadInput` unless the data set was tokenised with the checkpoint's tokenizer (vocabulary and merges)."""
-    if _rules(data.tokenizer) != _rules(tokenizer):
-        raise BadInput(
-            f"--data {data.path}: tokenised by another tokenizer ({len(data.tokenizer)} tokens) than {checkpoint}'s "
-            f"({len(tokenizer)}); make it with `compress data --tokenizer {checkpoint}`"
-        )
 
 
 def calibration_batches(
@@ -143,10 +133,3 @@ def measure(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, data: ChatData) 
         distance = divergence(reference, model, calibration_batches(windows, data.dialogue.pad_id, KL_TOKENS))
         metrics |= {"kl": distance.kl, "top1": distance.top1}
     return metrics
-
-
-def _rules(tokenizer: PreTrainedTokenizerFast) -> tuple[Any, ...]:
-    """What decides the ids of a text, as far as two tokenizers can be compared: vocabulary, special ids and merges."""
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model.get("merges", [])]
-    return model["type"], tokenizer.get_vocab(), merges

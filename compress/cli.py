@@ -29,6 +29,7 @@ from compress.options import (
     Seed,
     Temperature,
     Threads,
+    Tokenizer,
     TopK,
     TopP,
     Unused,
@@ -83,6 +84,7 @@ def train(
     init: Annotated[
         str | None, typer.Option(help="Fine-tune this checkpoint or hub id (default: from scratch).")
     ] = None,
+    tokenizer: Tokenizer = None,
     layers: Annotated[int | None, typer.Option(help="Layers, from scratch.")] = None,
     width: Annotated[int | None, typer.Option(help="Width (n_embd), from scratch.")] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads, from scratch.")] = None,
@@ -110,6 +112,7 @@ def train(
 
     given: dict[str, Any] = {
         "init": init,
+        "tokenizer": tokenizer,
         "layers": layers,
         "width": width,
         "heads": heads,
@@ -163,6 +166,7 @@ def prune(
         float, typer.Option(help="Share of the healing that goes to the student's own replies.")
     ] = 0.1,
     teacher: Annotated[str | None, typer.Option(help="Heal from this checkpoint (default: the unpruned one).")] = None,
+    tokenizer: Tokenizer = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run of the same options stopped.")] = (
         False
     ),
@@ -195,6 +199,7 @@ def prune(
         heal_labels=heal_labels,
         own_replies=own_replies,
         teacher=teacher,
+        tokenizer=tokenizer,
         seed=seed,
     )
     if plan:
@@ -221,6 +226,7 @@ def quantize(
     ] = None,
     max_kl: Annotated[float | None, typer.Option(help="What auto may lose, nats per held-out token.")] = None,
     kd_minutes: Annotated[float, typer.Option(help="Budget of method kd.")] = 4.0,
+    tokenizer: Tokenizer = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a fine-tune (kd) that was stopped.")] = False,
     seed: Seed = 0,
     as_json: Json = False,
@@ -229,7 +235,7 @@ def quantize(
     from compress.quantize.options import QuantizeOptions
     from compress.quantize.stage import quantize as run_quantization
 
-    options = QuantizeOptions(scheme, method, block_size, max_kl, kd_minutes, seed)
+    options = QuantizeOptions(scheme, method, block_size, max_kl, kd_minutes, seed, tokenizer)
     figures = run_quantization(checkpoint, data, out, options, resume=resume)
     show(figures | _pace(out), as_json)
 
@@ -247,6 +253,7 @@ def export(
     genai: Annotated[bool, typer.Option("--genai", help="Add what onnxruntime-genai reads.")] = False,
     portable_python: PortablePython = None,
     data: MaybeData = None,
+    tokenizer: Tokenizer = None,
     dialogue: DialogueFamily = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -254,8 +261,18 @@ def export(
     """Checkpoint → ONNX graph with an in-place KV cache → bundle, once it proved equal to torch."""
     from export.stage import export as run_export
 
-    options = {"target": target, "dialogue": dialogue, "kv": kv, "genai": genai, "portable_python": portable_python}
-    figures = run_export(checkpoint, out, data=data, seed=seed, **options)
+    figures = run_export(
+        checkpoint,
+        out,
+        target=target,
+        data=data,
+        seed=seed,
+        dialogue=dialogue,
+        kv=kv,
+        genai=genai,
+        tokenizer=tokenizer,
+        portable_python=portable_python,
+    )
     if figures["scheme"] != "fp32" and "cpu" in target:
         figures |= _pace(Path(checkpoint))
     show(figures, as_json)
@@ -273,6 +290,7 @@ def evaluate(
         int | None,
         typer.Option(help="Replies drawn to held-out prompts (default: 200, or as many as there are); 0: none.", min=0),
     ] = None,
+    tokenizer: Tokenizer = None,
     threads: Threads = None,
     seed: Unused = 0,
     as_json: Json = False,
@@ -280,7 +298,9 @@ def evaluate(
     """Quality on held-out conversations and the health of its replies, through the runtime that ships."""
     from bench.quality.measure import evaluate as run_evaluation
 
-    figures = run_evaluation(model, data, max_tokens=max_tokens, threads=threads, teacher=teacher, samples=samples)
+    figures = run_evaluation(
+        model, data, max_tokens=max_tokens, threads=threads, teacher=teacher, samples=samples, tokenizer=tokenizer
+    )
     show(figures, as_json)
 
 
@@ -304,10 +324,10 @@ def bench(
         str | None, typer.Option(help="Tools that run the first model too: all, or some as llama.cpp:Q8_0,ctranslate2.")
     ] = None,
     peers_python: Annotated[
-        str | None,
-        typer.Option(help="The interpreter that has them (default: PEERS_PYTHON, or that of make peers)."),
+        str | None, typer.Option(help="The interpreter that has them (default: PEERS_PYTHON, or .venv-peers).")
     ] = None,
     portable_python: PortablePython = None,
+    tokenizer: Tokenizer = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Two report.json: what changed beyond noise.")
     ] = None,
@@ -341,7 +361,7 @@ def bench(
         seed=seed,
         scenarios=tuple(SCENARIOS) if full else (),
     )
-    report = run_bench(models or [], out, data, work, peers, peers_python, portable_python)
+    report = run_bench(models or [], out, data, work, peers, peers_python, tokenizer, portable_python)
     print_table(report)
     show({"out": str(out), "rows": report["rows"]}, as_json)
     if report["partial"]:
@@ -358,6 +378,7 @@ def chat(
     repetition_penalty: RepetitionPenalty = 1.1,
     no_repeat_ngram: NoRepeatNgram = 0,
     length: Annotated[int, typer.Option(help="Tokens of a reply at most.", min=1)] = 64,
+    tokenizer: Tokenizer = None,
     dialogue: DialogueFamily = None,
     seed: MaybeSeed = None,
     threads: Threads = None,
@@ -379,7 +400,7 @@ def chat(
         max_new_tokens=length,
         seed=seed,
     )
-    opened = open_model(model, dialogue)
+    opened = open_model(model, dialogue, tokenizer)
     generator = opened.generator(threads, device)
     opened.tell(device)
     replies = run_terminal(generator, opened.codec(), options)
@@ -401,6 +422,7 @@ def generate(
     min_p: MinP = 0.0,
     repetition_penalty: RepetitionPenalty = 1.0,
     no_repeat_ngram: NoRepeatNgram = 0,
+    tokenizer: Tokenizer = None,
     dialogue: DialogueFamily = None,
     seed: Seed = 0,
     threads: Threads = None,
@@ -412,7 +434,7 @@ def generate(
     from serve.options import SamplingOptions
     from serve.terminal import sample_text
 
-    opened = open_model(model, dialogue)
+    opened = open_model(model, dialogue, tokenizer)
     generator, codec = opened.generator(threads, device), opened.codec()
     texts = []
     for sample in range(samples):
@@ -453,11 +475,11 @@ def serve(
 
 
 @app.command()
-def info(model: Model, seed: Unused = 0, as_json: Json = False) -> None:
+def info(model: Model, tokenizer: Tokenizer = None, seed: Unused = 0, as_json: Json = False) -> None:
     """What a model is: shape, parameters, bytes, dialogue format, lineage."""
     from bench.model import open_model
 
-    opened = open_model(model)
+    opened = open_model(model, tokenizer=tokenizer)
     show(opened.figures(), as_json)
     opened.tell()
 

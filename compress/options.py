@@ -26,6 +26,10 @@ PortablePython = Annotated[
 DialogueFamily = Annotated[
     str | None, typer.Option("--dialogue", help="Format of a checkpoint that names none: chitchat or dialogpt.")
 ]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="Vocabulary of a checkpoint that holds none: a vocab.txt, a folder or a hub id."),
+]
 Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
 TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")]
 TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this share.")]

@@ -42,20 +42,21 @@ class Verb:
 
 
 _MODEL = ("checkpoint",)
+_TOKENIZER = ("checkpoint", "quantized", "data")
 VERBS = {
     "data": Verb(
         argument="corpora",
         options=("tokenizer", "vocab-size", "validation", "dialogue"),
-        takes={"tokenizer": ("checkpoint", "quantized", "data")},
+        takes={"tokenizer": _TOKENIZER},
         makes="data",
     ),
     "train": Verb(
         argument="from",
         options=(
-            *("init", "layers", "width", "heads", "ffn", "context", "epochs", "max-minutes", "patience"),
+            *("init", "tokenizer", "layers", "width", "heads", "ffn", "context", "epochs", "max-minutes", "patience"),
             *("batch-size", "grad-accumulation", "learning-rate", "dropout", "loss"),
         ),
-        takes={"from": ("data",), "init": _MODEL},
+        takes={"from": ("data",), "init": _MODEL, "tokenizer": _TOKENIZER},
         makes="checkpoint",
     ),
     "prune": Verb(
@@ -63,22 +64,22 @@ VERBS = {
         options=(
             *("data", "keep", "max-mb", "max-ms-per-token", "layers", "width", "ffn", "vocab", "context"),
             *("heal-epochs", "heal-minutes", "heal-loss", "heal-labels", "own-replies", "teacher"),
-            *("scheme", "candidates", "importance", "no-refit"),
+            *("scheme", "candidates", "importance", "no-refit", "tokenizer"),
         ),
-        takes={"from": _MODEL, "data": ("data",), "teacher": _MODEL},
+        takes={"from": _MODEL, "data": ("data",), "teacher": _MODEL, "tokenizer": _TOKENIZER},
         makes="checkpoint",
         flags=("no-refit",),
     ),
     "quantize": Verb(
         argument="from",
-        options=("data", "scheme", "method", "block-size", "max-kl", "kd-minutes"),
-        takes={"from": _MODEL, "data": ("data",)},
+        options=("data", "scheme", "method", "block-size", "max-kl", "kd-minutes", "tokenizer"),
+        takes={"from": _MODEL, "data": ("data",), "tokenizer": _TOKENIZER},
         makes="quantized",
     ),
     "export": Verb(
         argument="from",
-        options=("target", "kv", "genai", "portable-python", "data", "dialogue"),
-        takes={"from": ("checkpoint", "quantized"), "data": ("data",)},
+        options=("target", "kv", "genai", "portable-python", "data", "dialogue", "tokenizer"),
+        takes={"from": ("checkpoint", "quantized"), "data": ("data",), "tokenizer": _TOKENIZER},
         makes="bundle",
         flags=("genai",),
     ),
@@ -86,9 +87,9 @@ VERBS = {
         argument="models",
         options=(
             *("data", "prompt-tokens", "new-tokens", "device", "repetitions", "threads", "max-tokens"),
-            *("full", "peers", "peers-python", "portable-python"),
+            *("full", "peers", "peers-python", "portable-python", "tokenizer"),
         ),
-        takes={"models": ("checkpoint", "quantized", "bundle"), "data": ("data",)},
+        takes={"models": ("checkpoint", "quantized", "bundle"), "data": ("data",), "tokenizer": _TOKENIZER},
         makes="report",
         flags=("full",),
     ),

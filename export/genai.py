@@ -29,8 +29,8 @@ import onnxruntime as ort
 from onnxscript import GraphBuilder
 from transformers import PreTrainedTokenizerFast
 
-from chitchat.checkpoint import save_tokenizer
 from chitchat.errors import WorkFailed
+from chitchat.formats.tokenizer_files import save_tokenizer
 from export.parity import Floats, greedy_reply
 from serve.bundle import Bundle, Geometry
 from serve.dialogue import Dialogue

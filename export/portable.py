@@ -17,8 +17,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from chitchat.checkpoint import save_tokenizer
 from chitchat.errors import BadInput, WorkFailed
+from chitchat.formats.tokenizer_files import save_tokenizer
 from compress.child import run_child
 from compress.interpreters import PORTABLE, find_interpreter, named_interpreter
 from export.parity import NEW_TOKENS, Parity, same_tokens

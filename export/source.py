@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, read_config
+from chitchat.checkpoint import load_model, read_config
 from chitchat.data.dataset import ChatData
-from chitchat.dialogue import Dialogue, open_dialogue
-from compress.calibration import check_same_tokenizer
+from chitchat.dialogue import Dialogue, open_dialogue, unassigned_ids, with_banned
+from chitchat.tokenizer import tokenizer_of
 from compress.quantize.checkpoint import load_quantized
 from export.weights import GraphWeights, float_weights, quantized_weights
 
@@ -32,19 +32,22 @@ class Source:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def open_source(checkpoint: str, chat: ChatData | None, family: str | None = None) -> Source:
+def open_source(
+    checkpoint: str, chat: ChatData | None, family: str | None = None, tokenizer_option: str | None = None
+) -> Source:
     """Load a float or quantized checkpoint. Raises BadInput when the data set was made with another tokenizer."""
     config, kernel = read_config(checkpoint), ""
+    tokenizer = tokenizer_of(checkpoint, tokenizer_option, chat.tokenizer if chat else None)
     if "quantization_config" in config:
         stored = load_quantized(checkpoint)
-        model, tokenizer = stored.dequantized_model(), stored.tokenizer
+        model = stored.dequantized_model()
         scheme, kernel = str(config["quantization_config"]["scheme"]), config["quantization_config"].get("kernel", "")
         weights = quantized_weights(stored.matrices, stored.floats, tied=model.config.tie_word_embeddings)
     else:
-        model, tokenizer, scheme = load_model(checkpoint), load_tokenizer(checkpoint), "fp32"
+        model, scheme = load_model(checkpoint), "fp32"
         weights = float_weights(model)
-    check_vocabulary(tokenizer, config, checkpoint)
     if chat is not None:
-        check_same_tokenizer(chat, tokenizer, checkpoint)
+        chat.check_tokenizer(tokenizer, tokenizer_option or checkpoint)
     dialogue = open_dialogue(tokenizer, checkpoint, family) if family or not chat else chat.dialogue
+    dialogue = with_banned(dialogue, unassigned_ids(tokenizer, config["vocab_size"]))
     return Source(checkpoint, model, tokenizer, dialogue, scheme, weights, kernel)

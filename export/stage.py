@@ -35,21 +35,23 @@ def export(
     dialogue: str | None = None,
     kv: str = "float32",
     genai: bool = False,
+    tokenizer: str | None = None,
     portable_python: str | None = None,
 ) -> dict[str, Any]:
     """Export `checkpoint` to the bundle `out`. With `data`, parity runs on held-out prompts and quality is measured.
 
     `dialogue` is the family of a checkpoint that does not say its own; `kv` "int8" stores the cpu graph's cache in
-    bytes, calibrated on `data`; `genai` adds what onnxruntime-genai reads; `portable_python` is the interpreter that
-    has optimum, for the target "portable" (default: the one of `make portable`). Gives the figures. Raises BadInput for
-    what cannot be exported and WorkFailed when parity fails; `out` is then as it was before.
+    bytes, calibrated on `data`; `genai` adds what onnxruntime-genai reads; `tokenizer` is that of a checkpoint whose
+    vocabulary lies elsewhere; `portable_python` is the interpreter that has optimum, for the target "portable"
+    (default: that of `make portable`). Gives the figures. Raises BadInput for what cannot be exported and WorkFailed
+    when parity fails; `out` is then as it was before.
     """
     started = time.monotonic()
     _check_options(target, kv, genai, data)
     check_output(out, "bundle")
     optimum = find_optimum(portable_python) if target == "portable" else ""
     chat = open_dataset(data) if data is not None else None
-    source = open_source(checkpoint, chat, dialogue)
+    source = open_source(checkpoint, chat, dialogue, tokenizer)
     _check_scheme(target, source)
     with staged_folder(out, "bundle") as staging:
         geometry = geometry_of(source.model.config)

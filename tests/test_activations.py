@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from bundles import random_gpt2, random_ids
+from transformers import DynamicCache
 
 from chitchat.errors import BadInput
 from compress.quantize.activations import HEADROOM, calibrate_kv, input_ranges
@@ -19,9 +20,11 @@ def test_the_scales_of_the_cache_are_those_of_torchs_keys_and_values() -> None:
     for layer, found in enumerate(scales):
         largest = []
         for ids in sequences:
+            cache = DynamicCache()
             with torch.no_grad():
-                cache = model(torch.tensor([ids]), use_cache=True).past_key_values
-            largest.append([part.abs().amax(dim=2, keepdim=True).numpy() for part in cache[layer][:2]])
+                model(torch.tensor([ids]), cache, use_cache=True)
+            parts = cache.layers[layer].keys, cache.layers[layer].values
+            largest.append([part.abs().amax(dim=2, keepdim=True).numpy() for part in parts])
         for scale, part in ((found.key, 0), (found.value, 1)):
             want = np.max([each[part] for each in largest], axis=0) * HEADROOM / 127
             assert scale.shape == (1, 4, 1, 8)

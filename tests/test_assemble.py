@@ -3,7 +3,7 @@
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from compress.assemble import build_gpt2
+from chitchat.assemble import build_gpt2
 
 
 def test_attention_scales_survive_a_model_built_from_weights(tiny_model: GPT2LMHeadModel) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from families import tiny_family
 
-from bench.measured import vocabulary_identity
 from bench.model import open_model
 from chitchat.errors import BadInput
+from chitchat.formats.same_tokenizer import tokenizer_identity
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +80,14 @@ def test_a_vocabulary_is_known_by_its_ids_and_merges(family: dict[str, Path]) ->
     """Two tokenizers of one size were taken for the same, and perplexities of different tokens were compared."""
     text = (family["bundle-fp32"] / "tokenizer.json").read_text(encoding="utf-8")
     record = json.loads(text)
-    known = vocabulary_identity(text)
-    assert vocabulary_identity(json.dumps({**record, "truncation": None, "padding": None, "decoder": None})) == known
+    known = tokenizer_identity(text)
+    assert tokenizer_identity(json.dumps({**record, "truncation": None, "padding": None, "decoder": None})) == known
     vocab = record["model"]["vocab"]
     first, second = list(vocab)[-2:]
     swapped = {**vocab, first: vocab[second], second: vocab[first]}
-    assert vocabulary_identity(json.dumps({**record, "model": {**record["model"], "vocab": swapped}})) != known
+    assert tokenizer_identity(json.dumps({**record, "model": {**record["model"], "vocab": swapped}})) != known
     fewer = {**record["model"], "merges": record["model"]["merges"][:-1]}
-    assert vocabulary_identity(json.dumps({**record, "model": fewer})) != known
+    assert tokenizer_identity(json.dumps({**record, "model": fewer})) != known
 
 
 @pytest.mark.parametrize(

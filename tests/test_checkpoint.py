@@ -162,6 +162,8 @@ def test_a_checkpoint_from_elsewhere_leaves_with_the_dialogue_format_in_its_toke
     )
     saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
     messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "fine"}]
-    assert list(saved.apply_chat_template(messages)) == dialogue.encode(encode_text(saved, ["hello", "fine"]))
+    assert list(saved.apply_chat_template(messages, return_dict=False)) == dialogue.encode(
+        encode_text(saved, ["hello", "fine"])
+    )
     assert open_dialogue(saved, "there") == dialogue
     assert capfd.readouterr().err == ""

@@ -58,10 +58,10 @@ def test_the_template_gives_exactly_the_ids_of_encode(
     """Hugging Face tools would format a conversation otherwise than the training data, also after a reload."""
     dialogue = dialogue_of(tokenizer)
     expected = dialogue.encode(encode_text(tokenizer, texts))
-    assert tokenizer.apply_chat_template(_messages(texts), tokenize=True) == expected
+    assert tokenizer.apply_chat_template(_messages(texts), tokenize=True, return_dict=False) == expected
     tokenizer.save_pretrained(tmp_path / "saved")
     saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    assert saved.apply_chat_template(_messages(texts), tokenize=True) == expected
+    assert saved.apply_chat_template(_messages(texts), tokenize=True, return_dict=False) == expected
     assert dialogue_of(saved) == dialogue
 
 
@@ -92,10 +92,10 @@ def test_a_foreign_byte_level_tokenizer_keeps_its_pipeline_and_cannot_be_forged_
     foreign = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
     set_chat_template(foreign, "dialogpt")
     assert foreign.backend_tokenizer.normalizer is None
-    ids = foreign.apply_chat_template(_messages(["x<|endoftext|>y"]), tokenize=True)
+    ids = foreign.apply_chat_template(_messages(["x<|endoftext|>y"]), tokenize=True, return_dict=False)
     assert ids.count(dialogue_of(foreign).end_of_turn_id) == 1
     plain = dialogue_of(foreign).encode(encode_text(foreign, TEXTS))
-    assert foreign.apply_chat_template(_messages(TEXTS), tokenize=True) == plain
+    assert foreign.apply_chat_template(_messages(TEXTS), tokenize=True, return_dict=False) == plain
 
 
 def test_gpt2_is_recognised_as_dialogpt_without_an_unknown_token() -> None:

@@ -15,7 +15,6 @@ from chitchat.dialogue import encode_text
 from chitchat.errors import BadInput
 from chitchat.score import score, torch_scorer
 from chitchat.tokenizer import train_tokenizer
-from compress.calibration import check_same_tokenizer
 from compress.prune.retokenize import Speller, retokenize
 from compress.prune.vocabulary import choose_vocabulary, trim_tokenizer, trim_vocabulary, used_ids
 
@@ -149,9 +148,9 @@ def test_what_training_reads_of_it_fits_the_trimmed_checkpoint(tiny_corpus: Path
     keep = choose_vocabulary(data.tokenizer, used_ids(data))
     tokenizer = trim_tokenizer(data.tokenizer, keep)
     trimmed = retokenize(data, tokenizer, tmp_path / "trimmed")
-    check_same_tokenizer(trimmed, tokenizer, "trimmed")
+    trimmed.check_tokenizer(tokenizer, "trimmed")
     with pytest.raises(BadInput, match="tokenised by another tokenizer"):
-        check_same_tokenizer(data, tokenizer, "trimmed")
+        data.check_tokenizer(tokenizer, "trimmed")
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=data.vocab_size, n_layer=1, n_embd=32, n_head=2, n_positions=64)
     model = GPT2LMHeadModel(config).eval()

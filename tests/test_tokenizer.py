@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
-from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from chitchat.dialogue import encode_text
 from chitchat.errors import BadInput
@@ -78,7 +78,7 @@ def test_a_vocab_txt_gives_the_ids_of_transformers_bert_tokenizer(tmp_path: Path
     ours = encode_text(read_vocab_txt(path), [text])[0]
     assert (
         ours
-        == BertTokenizerFast(vocab_file=str(_vocab_txt(tmp_path, [*CHINESE, "hello", "##s", "un", "##known"])))(
+        == BertTokenizer(vocab=str(_vocab_txt(tmp_path, [*CHINESE, "hello", "##s", "un", "##known"])))(
             text, add_special_tokens=False
         )["input_ids"]
     )
@@ -118,7 +118,7 @@ def test_a_saved_tokenizer_is_loaded_unchanged_by_transformers(kind: str, tmp_pa
     else:
         (tmp_path / "foreign").mkdir()
         words = [*CHINESE, "hello", "there"]
-        BertTokenizerFast(vocab_file=str(_vocab_txt(tmp_path, words))).save_pretrained(tmp_path / "foreign")
+        BertTokenizer(vocab=str(_vocab_txt(tmp_path, words))).save_pretrained(tmp_path / "foreign")
         tokenizer = open_tokenizer(str(tmp_path / "foreign"))
     tokenizer.save_pretrained(tmp_path / "saved")
     loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
@@ -153,12 +153,12 @@ def test_a_path_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tokenizer.json").write_text("{")
-    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "words.json").write_text("{}")
     assert "holds no tokenizer" in _refusal(str(tmp_path / "empty"))
     assert "cannot be read" in _refusal(str(tmp_path / "broken"))
-    assert "neither a vocab.txt nor a folder" in _refusal(str(tmp_path / "tokenizer.json"))
+    assert "neither a vocab.txt nor a folder" in _refusal(str(tmp_path / "words.json"))
     assert "no such file or folder" in _refusal(str(tmp_path / "gone"))
-    for case in ("empty", "broken", "tokenizer.json", "gone"):
+    for case in ("empty", "broken", "words.json", "gone"):
         assert f"--tokenizer {tmp_path / case}" in _refusal(str(tmp_path / case))
 
 

@@ -54,6 +54,8 @@ class TorchBackend:
         import torch
         from transformers import GenerationConfig
 
+        from chitchat.generate import no_defaults
+
         options = GenerationConfig(
             do_sample=False,
             num_beams=1,
@@ -66,14 +68,8 @@ class TorchBackend:
         stamps = _Stamps()
         started = time.perf_counter()
         ids = torch.tensor([list(prompt) for prompt in prompts], device=self._model.device)
-        with torch.no_grad():
-            self._model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=options,
-                use_model_defaults=False,
-                streamer=stamps,
-            )
+        with torch.no_grad(), no_defaults(self._model):
+            self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=options, streamer=stamps)
         replies = zip(*stamps.ids, strict=True)
         return [as_sample(started, stamps.times, reply, new_tokens) for reply in replies]
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.measured import MeasuredModel, vocabulary_identity
-from bench.model import open_model
+from bench.measured import MeasuredModel
+from bench.model import for_missing, open_model
 from bench.quality.bootstrap import percentiles, ratio_interval, resampled
 from bench.quality.divergence import Divergence, measure_divergence
 from bench.quality.health import Health, SaidReply
@@ -24,6 +24,7 @@ from bench.quality.other_tokenizer import codec_of
 from bench.quality.replies import SAMPLES, Prompt, draw_replies, health_prompts
 from bench.quality.runtime import Runtime
 from chitchat.errors import BadInput
+from chitchat.formats.same_tokenizer import tokenizer_differences
 from chitchat.score import Sums, conversation_sums
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def evaluate(
     threads: int | None = None,
     teacher: str | None = None,
     samples: int | None = None,
+    tokenizer: str | None = None,
 ) -> dict[str, Any]:
     """Quality and size of one model, for `compress eval`.
 
@@ -105,10 +107,10 @@ def evaluate(
     `top1`, the teacher's own main figures and the ratios. Raises `BadInput` when the data set was made with another
     tokenizer than the model's, for a teacher of another vocabulary, and for more samples than there are prompts.
     """
-    model = open_model(spec)
+    model = open_model(spec, tokenizer=tokenizer)
     opened = open_held_out(data)
     check_vocabulary(model, opened)
-    compared = None if teacher is None else open_teacher(teacher, model)
+    compared = None if teacher is None else open_teacher(teacher, model, tokenizer)
     contexts = [each.context for each in (model, compared) if each is not None]
     task = Task(min(contexts if context is None else [context, *contexts]), max_tokens, samples)
     check_samples(opened, task)
@@ -139,9 +141,9 @@ def measure_quality(runtime: Runtime, data: "ChatData", task: Task, teacher: Run
     return Quality(task.context, sums, _say(runtime, data, _prompts(data, task), task.context), divergence)
 
 
-def open_teacher(spec: str, model: MeasuredModel) -> MeasuredModel:
+def open_teacher(spec: str, model: MeasuredModel, tokenizer: str | None = None) -> MeasuredModel:
     """The teacher that `model` is compared with. Raises `BadInput` unless every id means the same to both."""
-    teacher = open_model(spec)
+    teacher = open_model(spec, tokenizer=for_missing(spec, tokenizer))
     if not teacher.reads_like(model):
         sizes = [each.geometry["vocab"] for each in (model, teacher)]
         raise BadInput(
@@ -163,10 +165,10 @@ def open_held_out(data: Path) -> Any:
 
 def check_vocabulary(model: MeasuredModel, data: Any) -> None:
     """Raise `BadInput` unless the data set's ids mean to the model what they meant to its tokenizer."""
-    if vocabulary_identity(data.tokenizer.backend_tokenizer.to_str()) != model.vocabulary:
+    if found := tokenizer_differences(data.tokenizer.backend_tokenizer.to_str(), model.tokenizer_json()):
         raise BadInput(
-            f"--data {data.path}: was made with another tokenizer than that of {model.spec}; "
-            f"make it again with --tokenizer {model.spec}"
+            f"--data {data.path}: was made with another tokenizer than that of {model.spec} (another "
+            f"{', '.join(found)}); make it again with --tokenizer {model.spec}"
         )
 
 
@@ -186,7 +188,7 @@ def _prompts(data: "ChatData", task: Task) -> list[Prompt]:
 def _say(runtime: Runtime, data: "ChatData", prompts: list[Prompt], context: int) -> list[SaidReply]:
     """Draw the replies and read them with the data set's tokenizer, whatever form the model has."""
     codec = codec_of(data)
-    drawn = draw_replies(runtime, prompts, data.dialogue, context=context)
+    drawn = draw_replies(runtime, prompts, data.dialogue, context=context, banned=data.banned_ids)
     return [
         SaidReply(reply.prompt.conversation, codec.decode(reply.ids), len(reply.ids), reply.ended) for reply in drawn
     ]

@@ -5,7 +5,7 @@ of one model give the same replies as far as their logits agree. The options are
 for two: nothing is penalised and an empty reply may be drawn, since what is measured is the model's own health.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -54,10 +54,12 @@ def draw_replies(
     dialogue: "Dialogue",
     options: SamplingOptions = SAMPLING,
     context: int | None = None,
+    banned: Callable[[int], Sequence[int]] | None = None,
 ) -> list[Reply]:
     """Draw a reply to each prompt; prompt i has the seed i, in place of that of the options.
 
-    A reply has at most `max_new_tokens` ids, and no more than fit into `context` (the runtime's when None).
+    A reply has at most `max_new_tokens` ids, and no more than fit into `context` (the runtime's when None). `banned`
+    gives the ids that are never drawn, for the number of the model's rows (None: those of the dialogue).
     """
     context = min(context or runtime.context, runtime.context)
     longest = max((len(prompt.ids) for prompt in prompts), default=1)
@@ -65,7 +67,7 @@ def draw_replies(
     return [
         reply
         for begin in range(0, len(prompts), count)
-        for reply in _draw_batch(runtime, prompts[begin : begin + count], dialogue, options, context, begin)
+        for reply in _draw_batch(runtime, prompts[begin : begin + count], dialogue, options, context, begin, banned)
     ]
 
 
@@ -76,17 +78,18 @@ def _draw_batch(
     options: SamplingOptions,
     context: int,
     first_seed: int,
+    banned: Callable[[int], Sequence[int]] | None,
 ) -> Iterator[Reply]:
     """Draw replies side by side; a reply that is done leaves the batch."""
     end = dialogue.end_of_turn_id
+    logits = runtime.start([prompt.ids for prompt in prompts])
+    never = dialogue.banned_ids if banned is None else banned(logits.shape[1])
     samplers: list[Sampler] = [
-        build_sampler(replace(options, seed=first_seed + place), dialogue.banned_ids, end)
-        for place in range(len(prompts))
+        build_sampler(replace(options, seed=first_seed + place), never, end) for place in range(len(prompts))
     ]
     drawn: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     alive = list(range(len(prompts)))
-    logits = runtime.start([prompt.ids for prompt in prompts])
     while alive:
         going, tokens = [], []
         for row, place in enumerate(alive):

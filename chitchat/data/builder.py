@@ -21,13 +21,13 @@ from datasets.table import MemoryMappedTable
 from datasets.utils import are_progress_bars_disabled
 from tqdm import tqdm
 
-from chitchat.checkpoint import save_tokenizer
 from chitchat.data.corpora import Corpus, open_corpora
 from chitchat.data.readers import Conversation, Tally
 from chitchat.data.survey import SAMPLE_BYTES, Survey, conversation_key, open_validation, survey
 from chitchat.dialogue import FAMILIES, Dialogue, dialogue_of, encode_text
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import OUR_FILES, check_output, staged_folder
+from chitchat.formats.tokenizer_files import save_tokenizer
 from chitchat.lineage import Stage, sha256, write_lineage
 from chitchat.tokenizer import check_vocab_size, open_tokenizer, train_tokenizer
 

@@ -16,9 +16,10 @@ from datasets import Dataset, load_from_disk
 from chitchat.checkpoint import load_tokenizer
 from chitchat.data.builder import SPLITS, build_dataset
 from chitchat.data.windows import RaggedColumn, Windows, collate
-from chitchat.dialogue import Dialogue
+from chitchat.dialogue import Dialogue, unassigned_ids, with_banned
 from chitchat.errors import BadInput
 from chitchat.folder import OUR_FILES
+from chitchat.formats.same_tokenizer import tokenizer_differences
 from chitchat.lineage import LINEAGE, identity, verify_lineage
 
 if TYPE_CHECKING:
@@ -42,7 +43,24 @@ class ChatData:
     @property
     def vocab_size(self) -> int:
         """Rows that a model's table needs for this tokenizer."""
-        return len(self.tokenizer)
+        return max(self.tokenizer.get_vocab().values()) + 1
+
+    def banned_ids(self, rows: int) -> tuple[int, ...]:
+        """What a model whose table has so many rows may never generate: special ids, and rows that are no token."""
+        return with_banned(self.dialogue, unassigned_ids(self.tokenizer, rows)).banned_ids
+
+    def check_tokenizer(self, tokenizer: "PreTrainedTokenizerFast", checkpoint: str) -> None:
+        """Raise `BadInput` unless the conversations were tokenised with the tokenizer of `checkpoint`.
+
+        The line names the rules that differ (`chitchat.formats.same_tokenizer`).
+        """
+        one, other = (each.backend_tokenizer.to_str() for each in (self.tokenizer, tokenizer))
+        if found := tokenizer_differences(one, other):
+            raise BadInput(
+                f"--data {self.path}: tokenised by another tokenizer ({len(self.tokenizer)} tokens) than "
+                f"{checkpoint}'s ({len(tokenizer)}), with another {', '.join(found)}; "
+                f"make it with `compress data --tokenizer {checkpoint}`"
+            )
 
     def windows(self, split: str, context: int, replies_only: bool = False) -> Windows:
         """Windows of `train` or `validation` that fit `context`; with `replies_only` other turns have no labels."""

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, read_config, save_checkpoint
+from chitchat.checkpoint import load_model, save_checkpoint
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput
 from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import Stage, identity
 from chitchat.score import score, torch_scorer
+from chitchat.tokenizer import tokenizer_of
 from chitchat.training.curve import save_curve
 from chitchat.training.objective import NextToken
 from chitchat.training.processes import Processes
@@ -34,7 +35,8 @@ SCRATCH_DECAY, FINE_TUNING_DECAY = 0.1, 0.01
 class TrainOptions:
     """What to train and for how long; `BadInput` names the command-line option of a value that cannot be used.
 
-    `init` is a checkpoint folder or hub id: it brings its shape and its tokenizer. Without it, `layers`, `width`,
+    `init` is a checkpoint folder or hub id: it brings its shape and its tokenizer, unless `tokenizer` names that of a
+    checkpoint whose vocabulary lies elsewhere; one without any takes the data set's. Without `init`, `layers`, `width`,
     `heads`, `ffn` (default 4 times the width) and `context` describe a new model. `context` is the window length
     (default: the model's). `batch_size` counts windows per optimizer step over all processes and accumulation steps.
     Small batches learn most from few tokens (3 M parameters, 216,000 tokens: validation loss 5.33 with 8 windows, 5.76
@@ -44,6 +46,7 @@ class TrainOptions:
     """
 
     init: str | None = None
+    tokenizer: str | None = None
     layers: int | None = None
     width: int | None = None
     heads: int | None = None
@@ -133,16 +136,9 @@ def scratch_rate(width: int) -> float:
 def _initial_model(options: TrainOptions, data: ChatData) -> "GPT2LMHeadModel":
     if options.init is None:
         return _new_model(options, data)
-    config = read_config(options.init)
-    tokenizer = load_tokenizer(options.init)
-    check_vocabulary(tokenizer, config, options.init)
-    if tokenizer.get_vocab() != data.tokenizer.get_vocab():
-        raise BadInput(
-            f"--init {options.init}: the data set's vocabulary does not match the checkpoint ({len(data.tokenizer)} "
-            f"tokens in {data.path}, {len(tokenizer)} in the checkpoint); build the data set with "
-            f"--tokenizer {options.init}"
-        )
     model = load_model(options.init)
+    tokenizer = tokenizer_of(options.init, options.tokenizer, data.tokenizer)
+    data.check_tokenizer(tokenizer, options.tokenizer or options.init)
     if options.dropout is not None:
         _set_dropout(model, options.dropout)
     return model

@@ -123,7 +123,7 @@ def teacher_conversations(
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     batches = [[prompts[number] for number in order[i : i + BATCH_ROWS]] for i in range(0, len(order), BATCH_ROWS)]
     # Long prompts and short ones in any order: a limit of time must not leave the long ones out.
-    sampler = Sampler(teacher, data.dialogue.banned_ids, seed=int(random.integers(2**31)))
+    sampler = Sampler(teacher, data.banned_ids(teacher.config.vocab_size), seed=int(random.integers(2**31)))
     written: list[list[int]] = []
     labelled: list[int] = []
     for number in random.permutation(len(batches)):
@@ -140,7 +140,7 @@ def own_replies(student: GPT2LMHeadModel, data: ChatData, context: int, count: i
     random = np.random.default_rng([seed, 4])
     room = min(REPLY_TOKENS, context // 2)
     prompts = sorted(draw_prompts(data, count, min(PROMPT_TOKENS, context - room), random), key=len)
-    sampler = Sampler(student, data.dialogue.banned_ids, seed=int(random.integers(2**31)))
+    sampler = Sampler(student, data.banned_ids(student.config.vocab_size), seed=int(random.integers(2**31)))
     written: list[list[int]] = []
     for begin in range(0, count, BATCH_ROWS):
         batch = prompts[begin : begin + BATCH_ROWS]

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from compress.assemble import build_gpt2
+from chitchat.assemble import build_gpt2
 from compress.calibration import Batch, mean_loss
 
 

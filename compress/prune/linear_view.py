@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from compress.assemble import build_gpt2
+from chitchat.assemble import build_gpt2
 
 
 class LinearAttention(nn.Module):

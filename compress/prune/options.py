@@ -21,7 +21,7 @@ class PruneOptions:
 
     Healing takes `heal_epochs` or `heal_minutes` (none: one epoch; 0: no healing); `heal_loss`, `heal_labels` (there
     `label_share`) and `own_replies`: see `compress.distill.options`. `teacher` is a checkpoint to heal from, the
-    unpruned one when None.
+    unpruned one when None. `tokenizer` is that of a checkpoint whose vocabulary lies elsewhere.
     """
 
     keep: float | None = None
@@ -42,6 +42,7 @@ class PruneOptions:
     heal_labels: float = 0.0
     own_replies: float = 0.1
     teacher: str | None = None
+    tokenizer: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -24,11 +24,11 @@ from tokenizers.models import WordPiece
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from chitchat.checkpoint import save_tokenizer
 from chitchat.data.builder import FEATURES, SPLITS, Counter, save_split, split_figures
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.dialogue import Dialogue, encode_text
 from chitchat.folder import OUR_FILES, staged_folder
+from chitchat.formats.tokenizer_files import save_tokenizer
 from chitchat.lineage import Stage, write_lineage
 
 _ROWS_AT_ONCE = 1000

@@ -25,14 +25,15 @@ from typing import Any
 import numpy as np
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, save_checkpoint
+from chitchat.checkpoint import load_model, save_checkpoint
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput
 from chitchat.folder import check_output, is_disk_full, staged_folder, write_json
 from chitchat.lineage import Stage, identity
+from chitchat.tokenizer import tokenizer_of
 from chitchat.training.processes import Processes
 from chitchat.training.workfolder import read_keyed
-from compress.calibration import check_same_tokenizer, measure
+from compress.calibration import measure
 from compress.distill.options import HealOptions
 from compress.prune.cut import Knife
 from compress.prune.options import PruneOptions
@@ -67,7 +68,7 @@ def prune(
     """
     started = time.monotonic()
     check_output(out, "checkpoint")
-    came = _open(checkpoint, data)
+    came = _open(checkpoint, data, options.tokenizer)
     _check(came.model, options)
     teacher = _open_teacher(options, came)
     parent = identity(Path(checkpoint)) if Path(checkpoint).is_dir() else None
@@ -103,7 +104,7 @@ def plan(checkpoint: str, data: Path, options: PruneOptions, clock: Clock | None
     Figures: `parameters` now, `candidates` (a list of rows, the least expected loss first), `used_tokens` of
     `vocabulary`, those that occur in the training conversations. Raises what `prune` raises.
     """
-    came = _open(checkpoint, data)
+    came = _open(checkpoint, data, options.tokenizer)
     _check(came.model, options)
     full, counts = _shape(came.model), used_ids(came.data)
     if options.vocab is not None:
@@ -121,10 +122,10 @@ def plan(checkpoint: str, data: Path, options: PruneOptions, clock: Clock | None
     }
 
 
-def _open(checkpoint: str, data: Path) -> Subject:
-    model, tokenizer, opened = load_model(checkpoint), load_tokenizer(checkpoint), open_dataset(data)
-    check_vocabulary(tokenizer, model.config.to_dict(), checkpoint)
-    check_same_tokenizer(opened, tokenizer, checkpoint)
+def _open(checkpoint: str, data: Path, tokenizer_option: str | None) -> Subject:
+    model, opened = load_model(checkpoint), open_dataset(data)
+    tokenizer = tokenizer_of(checkpoint, tokenizer_option, opened.tokenizer)
+    opened.check_tokenizer(tokenizer, tokenizer_option or checkpoint)
     return Subject(model, tokenizer, opened)
 
 
@@ -154,7 +155,7 @@ def _open_teacher(options: PruneOptions, came: Subject) -> GPT2LMHeadModel:
             f"--teacher {options.teacher}: has a vocabulary of {teacher.config.vocab_size} and the checkpoint one of "
             f"{came.model.config.vocab_size}; a teacher must share the student's tokens"
         )
-    check_same_tokenizer(came.data, load_tokenizer(options.teacher), options.teacher)
+    came.data.check_tokenizer(tokenizer_of(options.teacher, other=came.tokenizer), options.teacher)
     if teacher.config.n_positions < came.model.config.n_positions:
         raise BadInput(
             f"--teacher {options.teacher}: its context is {teacher.config.n_positions} and the checkpoint's "

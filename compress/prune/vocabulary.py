@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from chitchat.assemble import build_gpt2
 from chitchat.data.dataset import ChatData
 from chitchat.errors import BadInput
-from compress.assemble import build_gpt2
 
 _ROWS_AT_ONCE = 1000
 # What a model's configuration and its generation configuration say in ids: one, or a list of them.

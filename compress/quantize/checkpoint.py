@@ -29,10 +29,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from chitchat.checkpoint import load_tokenizer, read_config, save_tokenizer
+from chitchat.assemble import build_gpt2
+from chitchat.checkpoint import load_tokenizer, read_config
 from chitchat.errors import BadInput
+from chitchat.formats.tokenizer_files import save_tokenizer
 from chitchat.lineage import Stage, write_lineage
-from compress.assemble import build_gpt2
 from compress.quantize.activations import LINEARS
 from compress.quantize.blockwise import BlockTensor, dequantize_blocks
 from compress.quantize.channelwise import ChannelTensor, dequantize_channels

@@ -17,7 +17,7 @@ class QuantizeOptions:
 
     `block_size` None takes the scheme's own. `max_kl` is what scheme "auto" may lose, nats a token against the
     checkpoint on held-out conversations; `kd_minutes` the budget of method "kd". `seed` draws the conversations that
-    are calibrated on.
+    are calibrated on, and `tokenizer` is that of a checkpoint whose vocabulary lies elsewhere.
     """
 
     scheme: str = "w8"
@@ -26,6 +26,7 @@ class QuantizeOptions:
     max_kl: float | None = None
     kd_minutes: float = KD_MINUTES
     seed: int = 0
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         check_scheme(self.scheme)

@@ -16,21 +16,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer
+from chitchat.checkpoint import load_model
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import Stage, identity
+from chitchat.tokenizer import tokenizer_of
 from compress.calibration import (
     CALIBRATION_TOKENS,
     KL_TOKENS,
     calibration_batches,
     calibration_sequences,
-    check_same_tokenizer,
     divergence,
     measure,
 )
@@ -60,11 +59,9 @@ def quantize(
     """
     started, options = time.monotonic(), options or QuantizeOptions()
     check_output(out, "checkpoint")
-    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
-    opened = open_dataset(data)
-    check_vocabulary(tokenizer, model.config.to_dict(), checkpoint)
-    check_same_tokenizer(opened, tokenizer, checkpoint)
-    check_finite(model, checkpoint)
+    model, opened = load_model(checkpoint), open_dataset(data)
+    tokenizer = tokenizer_of(checkpoint, options.tokenizer, opened.tokenizer)
+    opened.check_tokenizer(tokenizer, options.tokenizer or checkpoint)
     work = out.parent / f".{out.name}.quantizing"
     task = _Task(model, opened, options, work, resume)
 
@@ -200,13 +197,6 @@ def _noted(allocation: Allocation, found: Sequence[Sensitivity]) -> dict[str, An
             "matrices": rows,
         }
     }
-
-
-def check_finite(model: GPT2LMHeadModel, checkpoint: str) -> None:
-    """Raise `BadInput`, naming the tensor, when a parameter holds NaN or Inf."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise BadInput(f"{checkpoint}: {name} holds NaN or Inf; train it again, or take an earlier checkpoint")
 
 
 def count_weight_bytes(model: GPT2LMHeadModel, matrices: Mapping[str, QuantizedTensor]) -> tuple[int, int]:

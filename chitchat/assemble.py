@@ -5,8 +5,6 @@ import copy
 from torch import Tensor
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from chitchat.checkpoint import honour_attention_scale
-
 
 def build_gpt2(
     config: GPT2Config, weights: dict[str, Tensor], generation: GenerationConfig | None = None
@@ -24,3 +22,13 @@ def build_gpt2(
     if generation is not None:
         model.generation_config = copy.deepcopy(generation)
     return honour_attention_scale(model)
+
+
+def honour_attention_scale(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
+    """The model, with plain attention where its configuration scales attention in a way of its own.
+
+    The fused attentions of transformers ignore `scale_attn_weights` and `scale_attn_by_inverse_layer_idx`.
+    """
+    if not model.config.scale_attn_weights or model.config.scale_attn_by_inverse_layer_idx:
+        model.set_attn_implementation("eager")
+    return model

@@ -1,0 +1,216 @@
+"""The tensors of a checkpoint under the names that `GPT2LMHeadModel` has for them.
+
+Read from safetensors (whole or sharded), from `pytorch_model.bin` of any age, or from a state dict under another name,
+as DialoGPT publishes (`*_ft.pkl`). Pickles are read by `torch.load(weights_only=True)`, which runs no code. Nothing is
+dropped in silence: a tensor is a weight, a mask that GPT-2 once stored, or is spoken of.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chitchat.errors import BadInput
+from chitchat.formats.config import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Safetensors first: where a folder has both, they are the same weights.
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_OTHERS = ("*.safetensors", "*.bin", "*.pkl", "*.pt", "*.pth")
+# Files of a Trainer and of ours that hold tensors and are no weights.
+_NO_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state.*|training_args|.*\.quantized|adapter_model)\.[a-z]+")
+# Under which key a training script puts the state dict beside its other state, where it does.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+# What launchers, compilers and wrapping modules put before every name.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "gpt2.")
+# Causal masks, which old versions stored as if they were weights.
+_MASK = re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias")
+_HEAD, _TABLE = "lm_head.weight", "transformer.wte.weight"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights of a checkpoint folder; [] where there are none.
+
+    Raises `BadInput` for a shard that is missing, and for several files of which each could be the weights.
+    """
+    for whole, index in zip(_WHOLE, _SHARDED, strict=True):
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if (folder / index).is_file():
+            return _shards(folder, index)
+    for pattern in _OTHERS:
+        found = [path for path in sorted(folder.glob(pattern)) if not _NO_WEIGHTS.fullmatch(path.name)]
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found[:4])
+            raise BadInput(f"{folder}: holds several files of weights ({names}); give one of them, {found[0]}")
+        if found:
+            return found
+    return []
+
+
+def _shards(folder: Path, index: str) -> list[Path]:
+    named = read_json(folder / index).get("weight_map")
+    if not isinstance(named, Mapping) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise BadInput(f"{folder / index}: names no files (weight_map); fetch the checkpoint again")
+    names = sorted(set(named.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise BadInput(f"{folder / index}: names {name}, which lies outside the folder; fetch the checkpoint again")
+        if not (folder / name).is_file():
+            raise BadInput(f"{folder / name}: missing, although {index} lists it; fetch the checkpoint again")
+    return [folder / name for name in names]
+
+
+def read_weights(files: Sequence[Path], tied: bool) -> tuple[dict[str, "Tensor"], bool, list[str]]:
+    """The weights of a GPT-2 in float32 by their names in `GPT2LMHeadModel`, whether the head is the table, and notes.
+
+    `tied` is what config.json says of the head. A head that differs from the table stays, whatever is said; one that
+    is the same is left out where it is tied. Raises `BadInput` for a file that cannot be read, that carries code, that
+    holds no GPT-2, or whose numbers are not all finite: it names the tensor.
+    """
+    where = files[0] if len(files) == 1 else files[0].parent
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= _read_file(file)
+    named = _named(tensors, where)
+    notes = [*_left_out(named, where)]
+    weights = {name: tensor for name, tensor in named.items() if _is_weight(name)}
+    if _TABLE not in weights:
+        raise BadInput(f"{where}: holds no weights of a GPT-2 (no {_TABLE}); give the checkpoint of a GPT-2 model")
+    weights = _checked_numbers(weights, where)
+    tied, said = _settle_head(weights, tied, where)
+    return weights, tied, [*notes, *said]
+
+
+def _read_file(file: Path) -> dict[str, "Tensor"]:
+    import torch
+
+    found = _guarded(file, _read_safetensors if file.suffix == ".safetensors" else _read_pickle)
+    for name in (key for key in _WRAPPERS if isinstance(found.get(key), Mapping)):
+        found = found[name]
+        break
+    return {str(name): tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+
+
+def _read_safetensors(file: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(file))
+
+
+def _read_pickle(file: Path) -> dict[str, Any]:
+    import torch
+
+    found = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"holds a {type(found).__name__} and no tensors by name")
+    return dict(found)
+
+
+def _guarded(file: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Call `read` and turn what the loaders raise into one line."""
+    import pickle
+
+    try:
+        return read(file)
+    except MemoryError as error:
+        raise BadInput(f"{file}: does not fit into memory; use a machine with more") from error
+    except Exception as error:  # the loaders raise what they please: SafetensorError, OSError, EOFError, KeyError, …
+        if any(isinstance(cause, pickle.UnpicklingError) for cause in _causes(error)):
+            raise BadInput(
+                f"{file}: its weights are a pickle that asks to run code or is damaged; "
+                "only safetensors and plain tensors are read"
+            ) from error
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise BadInput(f"{file}: cannot be read ({reason}); fetch the file again") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from or while handling: loaders wrap each other's errors."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _named(tensors: Mapping[str, "Tensor"], where: Path) -> dict[str, "Tensor"]:
+    """The same tensors under today's names: wrappers' prefixes gone, `transformer.` there, DialoGPT's head renamed."""
+    stripped = {_stripped(name): tensor for name, tensor in tensors.items()}
+    if len(stripped) < len(tensors):
+        raise BadInput(f"{where}: holds a tensor twice, with and without a prefix; save the model's state dict alone")
+    renamed = {}
+    for name, tensor in stripped.items():
+        name = _HEAD if name == "lm_head.decoder.weight" else name
+        bare = name.startswith(("wte.", "wpe.", "h.", "ln_f."))
+        renamed[f"transformer.{name}" if bare else name] = tensor
+    return renamed
+
+
+def _stripped(name: str) -> str:
+    while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _is_weight(name: str) -> bool:
+    return (name.startswith("transformer.") and not _MASK.fullmatch(name)) or name == _HEAD
+
+
+def _left_out(names: Iterable[str], where: Path) -> Iterator[str]:
+    """A word on the tensors that no GPT-2 chat model has. Raises `BadInput` where the model would not be the same."""
+    others = [name for name in names if not _is_weight(name) and not _MASK.fullmatch(name)]
+    if any("lora_" in name for name in others) or any("lora_" in name for name in names):
+        raise BadInput(f"{where}: has LoRA weights beside the model's; merge them first (PEFT's merge_and_unload)")
+    if "lm_head.bias" in others:
+        raise BadInput(
+            f"{where}: its head has a bias (lm_head.bias), which no GPT-2 has; give the checkpoint of a GPT-2"
+        )
+    if others:
+        more = "" if len(others) <= 3 else f" and {len(others) - 3} more"
+        yield f"{where}: {', '.join(others[:3])}{more} left out, since a GPT-2 chat model has no such weights"
+
+
+def _checked_numbers(weights: Mapping[str, "Tensor"], where: Path) -> dict[str, "Tensor"]:
+    """The same weights in float32. Raises `BadInput` for integers, and for numbers that are not finite."""
+    import torch
+
+    checked = {}
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise BadInput(
+                f"{where}: {name} holds {kind} numbers, so the model is quantized; give the float checkpoint"
+            )
+        tensor = tensor.float().contiguous()
+        if not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise BadInput(
+                f"{where}: {name} has {bad:,} of {tensor.numel():,} numbers that are NaN or infinite; "
+                "the training of this checkpoint diverged, give an earlier one"
+            )
+        checked[name] = tensor
+    return checked
+
+
+def _settle_head(weights: dict[str, "Tensor"], tied: bool, where: Path) -> tuple[bool, list[str]]:
+    """Whether the head is the table, and a word where config.json says otherwise; a tied head leaves `weights`."""
+    import torch
+
+    head, table = weights.get(_HEAD), weights[_TABLE]
+    if head is None:
+        if tied:
+            return True, []
+        raise BadInput(
+            f"{where}: config.json says that the head is a matrix of its own (tie_word_embeddings false) and there is "
+            f'no {_HEAD}; fetch the checkpoint again, or write "tie_word_embeddings": true if the table is the head'
+        )
+    if tied and head.shape == table.shape and torch.equal(head, table):
+        del weights[_HEAD]
+        return True, []
+    if not tied:
+        return False, []
+    return False, [
+        f"{where}: {_HEAD} is not the table, so it is kept as a head of its own, although config.json ties them"
+    ]
