@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from chitchat.checkpoint import save_model
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.formats.tokenizer_files import save_tokenizer
 from compress.child import run_child
@@ -60,7 +61,7 @@ def export_portable(
     `folder` exists; a complete checkpoint lies in it meanwhile. Raises WorkFailed when optimum cannot.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=".checkpoint-") as scratch:
-        model.save_pretrained(scratch)
+        save_model(model, Path(scratch))
         save_tokenizer(tokenizer, Path(scratch))
         request = Path(scratch) / "request.json"
         work = {"prompts": list(map(list, prompts)), "new_tokens": NEW_TOKENS, "context": model.config.n_positions}

@@ -123,6 +123,7 @@ def test_peers_of_the_same_weights_say_the_same_and_have_their_quality(beside: d
     assert any("peers were asked at full precision first" in line for line in notes(beside))
 
 
+@pytest.mark.slow
 def test_optimum_runs_beside_ours_from_its_own_environment(
     portable_python: str, tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

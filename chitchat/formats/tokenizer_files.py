@@ -39,7 +39,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     backend, roles = _backend(folder, config)
     _add_tokens(folder, backend)
     roles = {**roles, **_roles(folder, config, backend)}
-    options: dict[str, Any] = {**roles, "extra_special_tokens": list(_extra_tokens(folder, config, backend))}
+    # The name of version 4, which version 5 takes as well: the benchmark reads tokenizers beside optimum, which needs 4.
+    options: dict[str, Any] = {**roles, "additional_special_tokens": list(_extra_tokens(folder, config, backend))}
     if template := _template(folder, config):
         options["chat_template"] = template
     length = config.get("model_max_length")
@@ -184,5 +185,5 @@ def without_rows(tokenizer: PreTrainedTokenizerFast, rows: int) -> PreTrainedTok
     roles = {role: getattr(tokenizer, role) for role in _ROLES}
     options: dict[str, Any] = {role: token for role, token in roles.items() if token and token not in appended}
     extra = [str(token) for token in getattr(tokenizer, "extra_special_tokens", []) if str(token) not in appended]
-    options |= {"extra_special_tokens": extra, "chat_template": tokenizer.chat_template}
+    options |= {"additional_special_tokens": extra, "chat_template": tokenizer.chat_template}
     return wrap_tokenizer(Tokenizer.from_str(json.dumps(state)), options)
