@@ -111,10 +111,10 @@ class CheckpointModel(MeasuredModel):
 
     @cached_property
     def dialogue(self) -> Any:
-        from chitchat.dialogue import open_dialogue, unassigned_ids, with_banned
+        from chitchat.dialogue import dialogue_of_model, open_dialogue
 
         found = open_dialogue(self.tokenizer, self.spec, self.family)
-        return with_banned(found, unassigned_ids(self.tokenizer, self.config["vocab_size"]))
+        return dialogue_of_model(found, self.tokenizer, self.config["vocab_size"], self.spec)
 
     def tokenizer_json(self) -> str:
         return str(self.tokenizer.backend_tokenizer.to_str())

@@ -58,11 +58,18 @@ class Clock:
         self._known: dict[Shape, float] = {}
 
     @classmethod
-    def of(cls, checkpoint: str, scheme: str) -> "Clock":
-        """A clock for shapes that are cut out of `checkpoint`, whose tokenizer they ship with."""
-        from chitchat.checkpoint import load_tokenizer
+    def of(cls, checkpoint: str, scheme: str, tokenizer: str | None = None) -> "Clock":
+        """A clock for shapes that are cut out of `checkpoint`, whose tokenizer they ship with.
 
-        text = load_tokenizer(checkpoint).backend_tokenizer.to_str(pretty=True)
+        `tokenizer` is --tokenizer; where there is none of either, a byte-level BPE is taken.
+        """
+        from chitchat.checkpoint import tokenizer_folder
+        from chitchat.formats.tokenizer_files import has_tokenizer
+        from chitchat.tokenizer import tokenizer_of
+
+        if tokenizer is None and not has_tokenizer(tokenizer_folder(checkpoint)):
+            return cls(scheme)
+        text = tokenizer_of(checkpoint, tokenizer).backend_tokenizer.to_str(pretty=True)
         return cls(scheme, tokenizer_bytes=len(text.encode()))
 
     def ms_per_token(self, shape: Shape) -> float:

@@ -6,13 +6,13 @@ Text never becomes a special token here: what looks like one is encoded as the c
 """
 
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from chitchat.errors import BadInput
+from chitchat.notices import tell_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -98,10 +98,9 @@ def open_dialogue(tokenizer: "PreTrainedTokenizerFast", where: str, override: st
     dialogue = dialogue_of(tokenizer, override)
     if override is None and _family_of_template(tokenizer) is None:
         form = {"chitchat": "[CLS]turn[SEP]turn[SEP]", "dialogpt": "turn<eos>turn<eos>"}[dialogue.family]
-        print(
+        tell_once(
             f"{where}: names no dialogue format; by its special tokens it is taken for {dialogue.family} ({form}), "
-            "--dialogue says otherwise",
-            file=sys.stderr,
+            "--dialogue says otherwise"
         )
     return dialogue
 
@@ -132,6 +131,16 @@ def unassigned_ids(tokenizer: "PreTrainedTokenizerFast", rows: int) -> tuple[int
     """The ids below `rows`, those of a model's table, that are no token: padding of the table, which means nothing."""
     known = set(tokenizer.get_vocab().values())
     return tuple(index for index in range(rows) if index not in known)
+
+
+def dialogue_of_model(dialogue: Dialogue, tokenizer: "PreTrainedTokenizerFast", rows: int, where: str) -> Dialogue:
+    """The dialogue of a model whose table has `rows`: those that are no token are banned too, and it is said."""
+    padding = unassigned_ids(tokenizer, rows)
+    if padding:
+        tell_once(
+            f"{where}: its table has {rows:,} rows for {rows - len(padding):,} tokens; the others are never generated"
+        )
+    return with_banned(dialogue, padding)
 
 
 def with_banned(dialogue: Dialogue, ids: Iterable[int]) -> Dialogue:

@@ -203,13 +203,16 @@ def prune(
         seed=seed,
     )
     if plan:
-        figures = run_plan(checkpoint, data, options, Clock.of(checkpoint, scheme))
+        figures = run_plan(checkpoint, data, options, Clock.of(checkpoint, scheme, tokenizer))
         show_table(figures["candidates"])
         show(figures, as_json)
         return
     if out is None:
         raise BadInput("--out: say where the smaller checkpoint goes, or --plan to see what the budget buys")
-    show(run_pruning(checkpoint, data, out, options, resume=resume, clock=Clock.of(checkpoint, scheme)), as_json)
+    show(
+        run_pruning(checkpoint, data, out, options, resume=resume, clock=Clock.of(checkpoint, scheme, tokenizer)),
+        as_json,
+    )
 
 
 @app.command()

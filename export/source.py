@@ -6,7 +6,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from chitchat.checkpoint import load_model, read_config
 from chitchat.data.dataset import ChatData
-from chitchat.dialogue import Dialogue, open_dialogue, unassigned_ids, with_banned
+from chitchat.dialogue import Dialogue, dialogue_of_model, open_dialogue
 from chitchat.tokenizer import tokenizer_of
 from compress.quantize.checkpoint import load_quantized
 from export.weights import GraphWeights, float_weights, quantized_weights
@@ -49,5 +49,5 @@ def open_source(
     if chat is not None:
         chat.check_tokenizer(tokenizer, tokenizer_option or checkpoint)
     dialogue = open_dialogue(tokenizer, checkpoint, family) if family or not chat else chat.dialogue
-    dialogue = with_banned(dialogue, unassigned_ids(tokenizer, config["vocab_size"]))
+    dialogue = dialogue_of_model(dialogue, tokenizer, config["vocab_size"], checkpoint)
     return Source(checkpoint, model, tokenizer, dialogue, scheme, weights, kernel)

@@ -103,10 +103,12 @@ def file_record(path: Path) -> dict[str, Any]:
 
 def _read_json(folder: Path) -> Any:
     path = folder / BUNDLE_JSON
+    if folder.is_file():
+        raise BadBundle(f"{folder}: is a file; give a folder that compress export wrote")
     if not folder.is_dir():
         raise BadBundle(f"{folder}: no such bundle folder; give a folder that compress export wrote")
     if not path.is_file() or path.is_symlink():
-        raise BadBundle(f"{folder}: is not a bundle (no {BUNDLE_JSON}); give a folder that compress export wrote")
+        raise BadBundle(f"{folder}: {_kind(folder)}")
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError("too large")
@@ -115,6 +117,19 @@ def _read_json(folder: Path) -> Any:
         raise BadBundle(f"{path}: is truncated or not JSON; copy the bundle again") from error
     except OSError as error:
         raise BadBundle(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _kind(folder: Path) -> str:
+    """What a folder is that is no bundle, and what to do with it."""
+    if (folder / "data.json").is_file():
+        return "is a data set; give a folder that compress export wrote"
+    if any(next(folder.glob(pattern), None) is not None for pattern in ("config.json", "*.safetensors", "*.bin")):
+        return f"is a checkpoint; make a bundle of it: compress export {folder} --out BUNDLE"
+    if next(folder.glob("*.gguf"), None) is not None:
+        return "holds GGUF files, which are for llama.cpp; give a folder that compress export wrote"
+    if next(folder.glob("*.onnx"), None) is not None:
+        return "is an ONNX export of another tool; export its checkpoint with compress export"
+    return f"is not a bundle (no {BUNDLE_JSON}); give a folder that compress export wrote"
 
 
 def _verify(folder: Path, name: str, known: Any) -> None:

@@ -130,3 +130,11 @@ def small_disk(tmp_path: Path):
         pytest.skip(f"a small tmpfs cannot be mounted here: {made.stderr.strip()}")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(autouse=True)
+def notices_are_told_anew() -> None:
+    """A notice is told once a process, and a test must not depend on which others ran before it."""
+    from chitchat.notices import tell_once
+
+    tell_once.cache_clear()

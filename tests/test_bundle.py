@@ -152,6 +152,18 @@ def test_a_folder_that_is_no_bundle_says_so(tmp_path: Path) -> None:
     """Users give the checkpoint."""
     refused(tmp_path, r"is not a bundle \(no bundle.json\)")
     refused(tmp_path / "nothing", "no such bundle folder")
+    for name, says in {
+        "config.json": r"is a checkpoint; make a bundle of it: compress export .* --out",
+        "model.safetensors": "is a checkpoint",
+        "model-q8_0.gguf": "GGUF files, which are for llama.cpp",
+        "data.json": "is a data set",
+        "model.onnx": "ONNX export of another tool",
+    }.items():
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        refused(folder, says)
+        refused(folder / name, "is a file; give a folder")
 
 
 def test_ids_beyond_the_vocabulary_and_bad_sampling_defaults_are_refused(folder: Path) -> None:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from chitchat.data.dataset import open_dataset
 from chitchat.errors import BadInput
@@ -165,3 +165,12 @@ def test_unconditional_generation_begins_with_the_blank_prompt(generator, caplog
     assert len(blank) >= 3
     assert blank == list(generator.stream(list(generator.dialogue.blank_ids), options))
     assert not caplog.records
+
+
+def test_the_checkpoints_own_generation_settings_do_not_leak_into_a_reply(generator, prompt):
+    """transformers 5 fills what a caller leaves out from them: a repetition penalty made greedy replies others."""
+    plain = list(generator.stream(prompt, GREEDY))
+    settings = GenerationConfig(repetition_penalty=9.0, no_repeat_ngram_size=1, suppress_tokens=[plain[0]])
+    generator.model.generation_config = settings
+    assert list(generator.stream(prompt, GREEDY)) == plain
+    assert generator.model.generation_config is settings

@@ -124,7 +124,7 @@ def _check_values(config: Mapping[str, Any], where: str | Path) -> None:
             f"{where}: n_embd {config['n_embd']} is no multiple of n_head {config['n_head']}; "
             "config.json does not describe its weights, fetch the checkpoint again"
         )
-    if config["activation_function"] not in _ACTIVATIONS:
+    if str(config["activation_function"]) not in _ACTIVATIONS:
         raise BadInput(
             f"{where}: activation_function {config['activation_function']!r} has no operator in our graph; "
             f"known are {', '.join(_ACTIVATIONS)}"

@@ -21,7 +21,7 @@ SPECIALS = {
     "mask_token": "[MASK]",
 }
 _NEEDED = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")  # the published vocabularies of GPT2-chitchat have no [MASK]
-_AN_ALPHABET = 10  # letters of another script than Latin; fewer are signs, as Ω is
+_AN_ALPHABET = 10  # letters; fewer are signs, as Ω is
 # Scripts that put no spaces between words, with their punctuation and the full-width forms.
 _UNSPACED = (
     r"[\u2E80-\u312F\u31A0-\u9FFF\uF900-\uFAFF\uFE30-\uFE4F\uFF00-\uFFEF\u2014\u2018-\u201D\u2026\x{20000}-\x{3FFFF}]"
@@ -90,10 +90,9 @@ def is_cased(tokens: list[str]) -> bool:
     words = {token.removeprefix("##") for token in tokens}
     single = {word for word in words if len(word) == 1 and word.isalpha() and word.lower() != word.upper()}
     latin = {letter for letter in single if letter.isascii()}
-    if latin:
-        return _mostly_capitals(latin)
-    if len(single) >= _AN_ALPHABET:
-        return _mostly_capitals(single)
+    for letters in (latin, single):
+        if len(letters) >= _AN_ALPHABET:
+            return _mostly_capitals(letters)
     return _mostly_capitals({word for word in words if word.isascii() and word.isalpha()})
 
 
