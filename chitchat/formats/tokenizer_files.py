@@ -39,7 +39,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     backend, roles = _backend(folder, config)
     _add_tokens(folder, backend)
     roles = {**roles, **_roles(folder, config, backend)}
-    # The name of version 4, which version 5 takes as well: the benchmark reads tokenizers beside optimum, which needs 4.
+    # The name of version 4, which version 5 takes too: the benchmark reads tokenizers beside optimum, which needs 4.
     options: dict[str, Any] = {**roles, "additional_special_tokens": list(_extra_tokens(folder, config, backend))}
     if template := _template(folder, config):
         options["chat_template"] = template
