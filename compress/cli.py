@@ -48,7 +48,11 @@ app = typer.Typer(
 @app.command()
 def data(
     corpora: Annotated[
-        list[str], typer.Argument(help="Files (.txt .json .jsonl) or installed corpora (byu, chatterbot:<language>).")
+        list[str],
+        typer.Argument(
+            help="Files (.txt .json .jsonl .csv .tsv .pkl, each also .gz or .zst), installed corpora (byu, "
+            "chatterbot:<language>) or data sets (hf:NAME[:split])."
+        ),
     ],
     out: Annotated[Path, Out("the data set")],
     tokenizer: Annotated[
@@ -58,6 +62,13 @@ def data(
     validation: Annotated[str, typer.Option(help="Share of conversations held out, or a corpus held out whole.")] = (
         "0.05"
     ),
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns of .csv, .tsv and hf: by name or number; the turns in order (question,answer), or "
+            "conversation=id,speaker=who,text=said."
+        ),
+    ] = None,
     dialogue: Annotated[str | None, typer.Option(help="Dialogue format: chitchat or dialogpt.")] = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -71,6 +82,7 @@ def data(
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         validation=validation,
+        columns=columns,
         dialogue=dialogue,
         seed=seed,
     )

@@ -46,7 +46,7 @@ _TOKENIZER = ("checkpoint", "quantized", "data")
 VERBS = {
     "data": Verb(
         argument="corpora",
-        options=("tokenizer", "vocab-size", "validation", "dialogue"),
+        options=("tokenizer", "vocab-size", "validation", "columns", "dialogue"),
         takes={"tokenizer": _TOKENIZER},
         makes="data",
     ),

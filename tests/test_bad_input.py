@@ -1,5 +1,6 @@
 """Bad input at the front door: exit code 2, one line that names the option or file, and nothing left behind."""
 
+import gzip
 import os
 import shutil
 import signal
@@ -87,6 +88,30 @@ CASES: dict[str, tuple[Callable[[Files], list[object]], str]] = {
     "empty corpus": (lambda f: ["data", f.text(b"\n\n"), "--out", "out"], "talk.txt"),
     "one-sided corpus": (lambda f: ["data", f.text(b"hello\n\nhello?\n"), "--out", "out"], "talk.txt"),
     "not UTF-8": (lambda f: ["data", f.text(b"a\nb\n\xff\xfe\n"), "--out", "out"], "talk.txt, line 3: is not UTF-8"),
+    "UTF-16 without a mark": (
+        lambda f: ["data", f.text("hi\nyou\n".encode("utf-16-le")), "--out", "out"],
+        "talk.txt: is UTF-16 (little-endian) without a byte-order mark; convert it: `iconv -f utf-16le -t utf-8",
+    ),
+    "table without columns": (
+        lambda f: ["data", f.text(b"q,a\nhi,yo\n", "t.csv"), "--out", "out"],
+        "t.csv: a table; say which columns are the turns",
+    ),
+    "columns without a table": (
+        lambda f: ["data", f.text(b"hi\nyo\n"), "--out", "out", "--columns", "q,a"],
+        "--columns: no corpus has columns",
+    ),
+    "ids without tokenizer": (
+        lambda f: ["data", f.text(b"]q\x00.", "train.pkl"), "--out", "out"],
+        "train.pkl: holds token ids; give --tokenizer",
+    ),
+    "data set out of reach": (
+        lambda f: ["data", "hf:nobody/nothing", "--out", "out"],
+        "corpus 'hf:nobody/nothing': the hub cannot be reached",
+    ),
+    "archive cut short": (
+        lambda f: ["data", f.text(gzip.compress(b"hi\nyo\n" * 99)[:-9], "talk.txt.gz"), "--out", "out"],
+        "talk.txt.gz: cannot be unpacked",
+    ),
     "unknown corpus": (lambda f: ["data", "reddit", "--out", "out"], "byu, chatterbot:<language>"),
     "unknown language": (lambda f: ["data", "chatterbot:elvish", "--out", "out"], "there are bengali, chinese"),
     "no share held out": (lambda f: ["data", "byu", "--out", "out", "--validation", 1], "--validation 1: must lie"),
@@ -129,7 +154,7 @@ CASES: dict[str, tuple[Callable[[Files], list[object]], str]] = {
     "altered bundle": (lambda f: ["info", f.harmed(f.bundle, "model.onnx", alter)], "model.onnx"),
     "truncated bundle": (lambda f: ["serve", f.harmed(f.bundle, "model.onnx", truncate)], "model.onnx"),
     "truncated manifest": (lambda f: ["serve", f.harmed(f.bundle, "bundle.json", truncate)], "bundle.json"),
-    "no bundle": (lambda f: ["serve", f.checkpoint], "bundle.json"),
+    "no bundle": (lambda f: ["serve", f.checkpoint], "is a checkpoint; make a bundle of it"),
     "no model": (lambda f: ["chat", "./gone"], "./gone: no such checkpoint folder"),
     "target": (lambda f: ["export", f.checkpoint, "--out", "out", "--target", "tpu"], "--target tpu"),
     "folder not ours": (

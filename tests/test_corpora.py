@@ -1,15 +1,20 @@
 """Corpora and file forms: what is read, in which turns, and what is refused in one line."""
 
+import gzip
 import importlib.util
 import itertools
 import json
 import os
+import random
+import re
 from pathlib import Path
 
 import pytest
 
+from chitchat.data.columns import parse_columns
+from chitchat.data.conversation import Conversation, Tally
 from chitchat.data.corpora import open_corpora, open_corpus
-from chitchat.data.readers import Conversation, Tally, stream_items
+from chitchat.data.json_stream import stream_items
 from chitchat.errors import BadInput
 
 
@@ -172,9 +177,9 @@ def test_missing_files_folders_and_unknown_endings_are_refused(tmp_path: Path) -
     assert missing in _refusal(missing)
     assert "no such file" in _refusal(missing)
     assert "regular file" in _refusal(str(tmp_path))
-    table = _write(tmp_path / "c.csv", "a,b\n")
-    assert "'.csv'" in _refusal(table)
-    assert ".jsonl" in _refusal(table)
+    page = _write(tmp_path / "c.html", "a,b\n")
+    assert "'.html'" in _refusal(page)
+    assert ".jsonl" in _refusal(page)
     with pytest.raises(BadInput, match="CORPUS"):
         open_corpora([])
 
@@ -220,3 +225,75 @@ def test_malformed_json_names_file_and_line(tmp_path: Path, name: str, content: 
     spec = _write(tmp_path / name, content)
     assert _refusal(spec).startswith(f"{spec}, line {line}: ")
     assert what in _refusal(spec)
+
+
+def _documented() -> list[tuple[str, str | None, str]]:
+    """`(file name, --columns, content)` of every example in docs/corpora.md that is a file."""
+    text = (Path(__file__).parents[1] / "docs" / "corpora.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w+ (\S+)(?: columns=(\S+))?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [(name, columns or None, content) for name, columns, content in blocks]
+
+
+@pytest.mark.parametrize(("name", "columns", "content"), _documented())
+def test_every_example_in_the_docs_is_read(tmp_path: Path, name: str, columns: str | None, content: str) -> None:
+    """An example that does not work is worse than none."""
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    corpus = open_corpus(str(tmp_path / name)).read_by(parse_columns(columns) if columns else None, None)
+    conversations = list(corpus.conversations(Tally()))
+    assert len(conversations) >= 1
+    for conversation in conversations:
+        assert len(conversation) >= 2
+        assert not any(turn.text.startswith(("{", "[", "0.0")) for turn in conversation)
+    assert {"talk.txt", "talk.jsonl", "pairs.csv", "rows.csv", "dialogpt.tsv"} == {each[0] for each in _documented()}
+
+
+def test_a_folder_of_corpora_is_refused_with_its_files(tmp_path: Path) -> None:
+    """`compress data corpus/` was told to name the files, which it could name itself."""
+    (tmp_path / "talk.jsonl.gz").touch()
+    (tmp_path / "README.md").touch()
+    assert f"(there are {tmp_path / 'talk.jsonl.gz'} in it)" in _refusal(str(tmp_path))
+
+
+def test_odd_names_and_files_that_are_none_are_one_line(tmp_path: Path) -> None:
+    """A loop of links, a pipe that never ends and a name that is too long were tracebacks, or waited for ever."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    assert "is not a regular file" in _refusal(str(tmp_path / "pipe.txt"))
+    assert "is a link to a file that is not there" in _refusal(str(tmp_path / "loop.txt"))
+    assert "is not a regular file" in _refusal("/dev/zero")
+    assert "cannot be opened" in _refusal("x" * 5000 + ".txt")
+    assert "no such file" in _refusal("a\0b.txt")
+
+
+def test_any_changed_bytes_give_turns_or_a_line(tmp_path: Path) -> None:
+    """A fuzz over all text forms: nothing but `BadInput` may come out, and no turn without text."""
+    chance = random.Random(0)
+    originals = {
+        "c.txt": [
+            "你好吗\n我很好\n\nhi\nthere\n".encode(codec) for codec in ("utf-8", "utf-16", "gb18030", "utf-16-le")
+        ],
+        "c.jsonl": ["\n".join(map(json.dumps, _FORMS)).encode()],
+        "c.json": [json.dumps(_FORMS, indent=1).encode()],
+        "c.csv": [b'a,b\n1,"x,y"\n1,"q\n""r"\n2,b\n'],
+        "c.tsv": [b"0.0 a EOS 1.0 b\t1.0 c\n0.0 d\t1.0 e\n"],
+    }
+    pieces = [b"\0", b"\xef\xbb\xbf", b"\r", b"\n", b'"', b"[" * 3000, b"{", b"\\ud800", b"null", b"1" * 5000, b"\t"]
+    refused = lines = 0
+    for number in range(3000):
+        name = chance.choice(list(originals))
+        content = bytearray(chance.choice(originals[name]))
+        for _ in range(chance.randint(1, 4)):
+            place = chance.randrange(len(content))
+            content[place : place + chance.randint(0, 2)] = chance.choice([*pieces, chance.randbytes(2)])
+        packed = number % 5 == 0
+        path = tmp_path / (name + ".gz" * packed)
+        path.write_bytes(gzip.compress(content)[: chance.randint(5, 400)] if packed else content)
+        columns = parse_columns(chance.choice(["a,b", "conversation=a,text=b", "1,2"])) if name == "c.csv" else None
+        try:
+            for conversation in open_corpus(str(path)).read_by(columns, None).conversations(Tally()):
+                assert all(turn.text.strip() and turn.text.encode() for turn in conversation)
+        except BadInput as error:
+            refused += str(error).count("\n") == 0
+            lines += str(error).count("\n")
+    assert 1000 < refused < 3000
+    assert lines == 0

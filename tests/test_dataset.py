@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from datasets import load_from_disk
 
-from chitchat.data.builder import percentiles
+from chitchat.data.conversation import Turn
 from chitchat.data.dataset import ChatData, Windows, build_dataset, collate, held_out_prompts, open_dataset
-from chitchat.data.readers import Turn
+from chitchat.data.figures import percentiles
 from chitchat.data.survey import Sample
 from chitchat.dialogue import encode_text
 from chitchat.errors import BadInput
@@ -499,7 +499,7 @@ def test_what_is_not_a_data_set_is_refused(data: ChatData, tmp_path: Path) -> No
 def test_the_folder_is_what_datasets_reads(data: ChatData) -> None:
     """The stored form is that of `save_to_disk`, so that other tools can read it."""
     rows = load_from_disk(str(data.path / "train"))
-    assert rows.column_names == ["input_ids", "turn_lengths", "replies", "turn_bytes"]
+    assert rows.column_names == ["input_ids", "turn_lengths", "replies", "counts", "turn_bytes"]
     assert isinstance(data.windows("train", 16), Windows)
 
 

@@ -1,10 +1,11 @@
 """The held-out conversations in the ids of a model that has another tokenizer than the data set.
 
-The texts are the same, so bits per byte compare; ids, perplexity, accuracy and predictions do not.
+The texts are the same, so bits per byte compare; ids, perplexity, accuracy and predictions do not. Who says a turn, and
+whether it counts in the loss, stays too.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,29 @@ def retokenized(data: Any, model: MeasuredModel, out: Path) -> Path:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     held, train = (out.with_name(f"{out.name}-{split}.jsonl") for split in ("validation", "train"))
-    _write(_texts(data, data.validation), held)
-    _write(islice(_texts(data, data.train), _TRAIN), train)
+    _write(_conversations(data, data.validation), held)
+    _write(islice(_conversations(data, _counted_first(data.train)), _TRAIN), train)
     build_dataset([str(train)], out, tokenizer=str(model.folder), validation=str(held))
     return out
 
 
-def _texts(data: Any, rows: Any) -> Iterator[list[str]]:
-    """The turns of each conversation as text."""
+def _conversations(data: Any, rows: Any) -> Iterator[dict[str, Any]]:
+    """Each conversation as messages; a name apiece keeps turns apart that one side says in a row."""
     codec = codec_of(data)
     for row in rows:
-        yield [codec.decode(turn) for turn in turns_of(row, data.dialogue.end_of_turn_id)]
+        turns = turns_of(row, data.dialogue.end_of_turn_id)
+        counts = row.get("counts") or [True] * len(turns)
+        messages = [
+            {"role": "assistant" if reply else "user", "name": str(number), "content": codec.decode(turn)}
+            | ({} if counted else {"weight": 0})
+            for number, (turn, reply, counted) in enumerate(zip(turns, row["replies"], counts, strict=True))
+        ]
+        yield {"messages": messages}
+
+
+def _counted_first(rows: Any) -> Iterator[Any]:
+    """The rows with a turn that counts: a data set without any in its training split is none."""
+    return (row for row in rows if any(row.get("counts") or [True]))
 
 
 def codec_of(data: Any) -> TextCodec:
@@ -52,7 +65,7 @@ def turns_of(row: Any, end_of_turn_id: int) -> list[list[int]]:
     return turns
 
 
-def _write(conversations: Iterator[Sequence[str]], path: Path) -> None:
+def _write(conversations: Iterator[dict[str, Any]], path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for turns in conversations:
-            file.write(json.dumps(list(turns), ensure_ascii=False) + "\n")
+        for conversation in conversations:
+            file.write(json.dumps(conversation, ensure_ascii=False) + "\n")

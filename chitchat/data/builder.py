@@ -7,8 +7,7 @@ in the folder tells a path, a time or a random fingerprint.
 
 import json
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,10 @@ from datasets.table import MemoryMappedTable
 from datasets.utils import are_progress_bars_disabled
 from tqdm import tqdm
 
+from chitchat.data.columns import Columns, parse_columns
+from chitchat.data.conversation import Conversation, Tally
 from chitchat.data.corpora import Corpus, open_corpora
-from chitchat.data.readers import Conversation, Tally
+from chitchat.data.figures import Counter, report_figures, tell
 from chitchat.data.survey import SAMPLE_BYTES, Survey, conversation_key, open_validation, survey
 from chitchat.dialogue import FAMILIES, Dialogue, dialogue_of, encode_text
 from chitchat.errors import BadInput, WorkFailed
@@ -40,12 +41,12 @@ FEATURES = Features(
         "input_ids": ListOf(Value("int32")),
         "turn_lengths": ListOf(Value("int32")),
         "replies": ListOf(Value("bool")),
+        "counts": ListOf(Value("bool")),
         "turn_bytes": ListOf(Value("int32")),
     }
 )
 _BATCH_CONVERSATIONS = 1000
 _BATCH_CHARACTERS = 1 << 20
-_UNKNOWN_LIMIT = 0.01
 
 
 def build_dataset(
@@ -55,6 +56,7 @@ def build_dataset(
     tokenizer: str | None = None,
     vocab_size: int = 4096,
     validation: float | str = 0.05,
+    columns: str | None = None,
     dialogue: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -62,14 +64,17 @@ def build_dataset(
 
     `corpora` are files or names; `tokenizer` is a vocab.txt, a folder or a hub id, and without one a byte-level BPE of
     `vocab_size` is trained. `validation` is the share of the distinct conversations that is held out, or a corpus that
-    is held out whole; what `corpora` repeat of it is then left out of the training split. Raises `BadInput`.
+    is held out whole; what `corpora` repeat of it is then left out of the training split. `columns` says which columns
+    of tables and of data sets are read (`chitchat.data.columns`). Raises `BadInput`.
     """
     out = Path(out)
     _check_options(tokenizer, vocab_size, dialogue)
+    named = parse_columns(columns) if columns is not None else None
     held = open_validation(validation)
     check_output(out, "data")
     opened = open_corpora(corpora)
     fast = open_tokenizer(tokenizer, dialogue) if tokenizer is not None else None
+    opened, held = _readable(opened, held, named, fast)
     found = survey(opened, held, seed, sample_bytes=0 if fast else SAMPLE_BYTES)
     with staged_folder(out, "data") as staging:
         if fast is None:
@@ -94,9 +99,24 @@ def build_dataset(
         (staging / OUR_FILES["data"]).write_text(text, encoding="utf-8")
         options: dict[str, Any] = {"corpora": list(corpora), "tokenizer": tokenizer, "vocab_size": vocab_size}
         options["validation"] = validation if isinstance(held, Corpus) else held
+        options |= {"columns": columns} if columns is not None else {}
         write_lineage(staging, Stage("data", {**options, "dialogue": dialogue}, seed))
-    _tell(report)
+    tell(report)
     return report
+
+
+def _readable(
+    opened: Sequence[Corpus], held: float | Corpus, columns: Columns | None, tokenizer: "PreTrainedTokenizerFast | None"
+) -> tuple[list[Corpus], float | Corpus]:
+    """The corpora with what they are read by, after each has given its first conversation."""
+    every = [corpus.read_by(columns, tokenizer) for corpus in opened]
+    held = held.read_by(columns, tokenizer) if isinstance(held, Corpus) else held
+    together = [*every, held] if isinstance(held, Corpus) else every
+    if columns is not None and not any(corpus.tabular for corpus in together):
+        raise BadInput("--columns: no corpus has columns; it goes with .csv, .tsv and hf:NAME, else leave it out")
+    for corpus in together:
+        corpus.check()
+    return every, held
 
 
 def _named(corpus: Corpus) -> dict[str, str]:
@@ -131,11 +151,23 @@ def _write_splits(
             if part.num_rows:
                 writers[side].write_table(part)
                 counters[side].add(part, dialogue)
+    _check_counted(dict(zip(SPLITS, counters, strict=True)))
     for split, writer in zip(SPLITS, writers, strict=True):
         writer.finalize()
         save_split(scratch / f"{split}.arrow", staging / split)
     shutil.rmtree(scratch)
-    return _figures(found, *counters)
+    return report_figures(found, *counters)
+
+
+def _check_counted(counters: Mapping[str, Counter]) -> None:
+    """Refuse a split in which no turn counts: there would be nothing to learn, or nothing to measure."""
+    for split, counter in counters.items():
+        turns = counter.as_json()["turns"]
+        if turns and counter.uncounted_turns == turns:
+            raise BadInput(
+                f"CORPUS: no turn of the {split} split counts in the loss, all {turns} have weight 0; give more "
+                "conversations with turns of weight 1, or hold out others (--validation, --seed)"
+            )
 
 
 def _distinct(corpora: Sequence[Corpus], found: Survey, seed: int) -> Iterator[tuple[bool, Conversation]]:
@@ -176,17 +208,17 @@ def encode_batch(
 ) -> pa.Table:
     """The rows of some conversations, in the columns of `FEATURES`."""
     turns = [turn for conversation in conversations for turn in conversation]
-    ids = encode_text(tokenizer, [turn.text for turn in turns])
-    encoded, turn_lengths, position = [], [], 0
+    spelled = iter(encode_text(tokenizer, [turn.text for turn in turns if turn.ids is None]))
+    encoded, turn_lengths = [], []
     for conversation in conversations:
-        own = ids[position : position + len(conversation)]
-        position += len(conversation)
+        own = [next(spelled) if turn.ids is None else turn.ids for turn in conversation]
         encoded.append(dialogue.encode(own))
         turn_lengths.append([len(turn) + 1 for turn in own])
     columns = {
         "input_ids": encoded,
         "turn_lengths": turn_lengths,
         "replies": [[turn.reply for turn in conversation] for conversation in conversations],
+        "counts": [[turn.counts for turn in conversation] for conversation in conversations],
         "turn_bytes": [[len(turn.text.encode()) for turn in conversation] for conversation in conversations],
     }
     return pa.Table.from_pydict(columns, schema=FEATURES.arrow_schema)
@@ -204,93 +236,3 @@ def save_split(scratch: Path, folder: Path) -> None:
     finally:
         if shown:
             enable_progress_bars()
-
-
-class Counter:
-    """Figures of one split, as histograms over lengths: their size does not grow with the split."""
-
-    def __init__(self) -> None:
-        self.turn_tokens = np.zeros(1, dtype=np.int64)
-        self.conversation_tokens = np.zeros(1, dtype=np.int64)
-        self.unknown = 0
-
-    def add(self, rows: pa.Table, dialogue: Dialogue) -> None:
-        """Count the rows of one batch."""
-        ids = rows.column("input_ids").combine_chunks()
-        turn_lengths = rows.column("turn_lengths").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
-        self.turn_tokens = _added(self.turn_tokens, np.bincount(turn_lengths - 1))  # the end of turn is not text
-        self.conversation_tokens = _added(self.conversation_tokens, np.bincount(lengths))
-        if dialogue.unk_id is not None:
-            self.unknown += int(np.count_nonzero(ids.flatten().to_numpy(zero_copy_only=False) == dialogue.unk_id))
-
-    def as_json(self) -> dict[str, int]:
-        lengths = np.arange(len(self.conversation_tokens))
-        return {
-            "conversations": int(self.conversation_tokens.sum()),
-            "turns": int(self.turn_tokens.sum()),
-            "tokens": int(self.conversation_tokens @ lengths),
-        }
-
-
-def _figures(found: Survey, train: Counter, validation: Counter) -> dict[str, Any]:
-    repeats = {"held_out_conversations": found.held_out_repeats} if found.held_out_repeats else {}
-    return {
-        **split_figures(train, validation),
-        "duplicates": found.duplicates,
-        "left_out": {
-            "short_conversations": found.tally.short_conversations,
-            "system_messages": found.tally.system_messages,
-            "empty_turns": found.tally.empty_turns,
-            **repeats,
-        },
-    }
-
-
-def split_figures(train: Counter, validation: Counter) -> dict[str, Any]:
-    """What a report says of the rows of both splits together and of each."""
-    turn_tokens = _added(train.turn_tokens, validation.turn_tokens)
-    conversation_tokens = _added(train.conversation_tokens, validation.conversation_tokens)
-    sides = {"train": train.as_json(), "validation": validation.as_json()}
-    text_tokens = int(turn_tokens @ np.arange(len(turn_tokens)))
-    unknown = train.unknown + validation.unknown
-    return {
-        **{name: sides["train"][name] + sides["validation"][name] for name in sides["train"]},
-        **sides,
-        "turn_tokens": percentiles(turn_tokens),
-        "conversation_tokens": percentiles(conversation_tokens),
-        "unknown_tokens": unknown,
-        "unknown_share": unknown / max(text_tokens, 1),
-    }
-
-
-def percentiles(histogram: np.ndarray) -> dict[str, float]:
-    """Mean, percentiles and maximum of lengths, from how often each length occurs (nearest rank)."""
-    total = int(histogram.sum())
-    reached = np.cumsum(histogram)
-    ranks = {f"p{share}": int(np.searchsorted(reached, share / 100 * total)) for share in (5, 50, 90, 95, 99)}
-    mean = float(histogram @ np.arange(len(histogram))) / max(total, 1)
-    return {"mean": round(mean, 3), **ranks, "max": int(np.flatnonzero(histogram).max(initial=0))}
-
-
-def _added(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The sum of two histograms of different lengths."""
-    total = np.zeros(max(len(left), len(right)), dtype=np.int64)
-    total[: len(left)] += left
-    total[: len(right)] += right
-    return total
-
-
-def _tell(report: dict[str, Any]) -> None:
-    """Say on stderr what was left out, and warn of a tokenizer that does not know the text."""
-    left_out = {**report["left_out"], "duplicates": report["duplicates"]}
-    parts = [f"{count} {name.replace('_', ' ')}" for name, count in left_out.items() if count]
-    if parts:
-        print(f"left out: {', '.join(parts)}", file=sys.stderr)
-    share = report["unknown_share"]
-    if share > _UNKNOWN_LIMIT:
-        print(
-            f"warning: {share:.1%} of the tokens are unknown to --tokenizer {report['tokenizer']}; "
-            "give one made for this language, or leave the option out to train one",
-            file=sys.stderr,
-        )

@@ -1,50 +1,65 @@
 """Corpora by name or by file: what `compress data CORPUS...` is given.
 
-A corpus can be iterated any number of times, in a stream; nothing is kept. Named corpora come out of installed
-packages: `byu` (chitchat-dataset) and `chatterbot:<language>` (chatterbot-corpus). File forms are in
-`chitchat.data.readers`. Nothing is downloaded.
+A corpus can be iterated any number of times, in a stream; nothing is kept. Files are read by their ending, which may
+have a `.gz` or `.zst` behind it. Named corpora come out of installed packages: `byu` (chitchat-dataset) and
+`chatterbot:<language>` (chatterbot-corpus); nothing is downloaded for them. `hf:NAME` is in `chitchat.data.hub`.
 """
 
 import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from chitchat.data.readers import (
-    Conversation,
-    Tally,
-    alternating,
-    merged,
-    read_json,
-    read_jsonl,
-    read_txt,
-    stream_items,
-)
+from chitchat.data.columns import Columns
+from chitchat.data.conversation import Conversation, Message, Tally, alternating, merged
+from chitchat.data.dialogpt import read_dialogpt
+from chitchat.data.hub import PREFIX, HubData
+from chitchat.data.json_stream import stream_items
+from chitchat.data.pickled import read_pickle
+from chitchat.data.readers import read_json, read_jsonl, read_txt
+from chitchat.data.tables import read_table
 from chitchat.errors import BadInput
 from chitchat.lineage import sha256
+from chitchat.text.archive import PACKINGS, form_of
 
-_READERS: dict[str, Callable[[Path, Tally], Iterator[Conversation]]] = {
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Reader = Callable[[Path, Tally], Iterator[Conversation]]
+_READERS: dict[str, Reader] = {
     ".txt": read_txt,
     ".json": read_json,
     ".jsonl": read_jsonl,
+    ".csv": read_table,
+    ".tsv": read_dialogpt,
+    ".pkl": read_pickle,
 }
-_NAMES = "byu, chatterbot:<language>"
+_OTHER_ENDINGS = {".ndjson": ".jsonl", ".pickle": ".pkl"}
+_ENDINGS = ", ".join(_READERS)
+_NAMES = f"byu, chatterbot:<language>, {PREFIX}NAME[:split]"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A source of conversations: its name, the files that it reads, and how they are read."""
+    """A source of conversations: its name, the files that it reads, and how they are read.
+
+    `in_ids`: it holds token ids, and needs the tokenizer that they are of. `tabular`: it takes `--columns`. `hub` is a
+    data set of `datasets`, which is read in place of files.
+    """
 
     name: str
     files: tuple[Path, ...]
-    read: Callable[[Path, Tally], Iterator[Conversation]]
+    read: Reader
+    in_ids: bool = False
+    tabular: bool = False
+    hub: HubData | None = None
 
     def conversations(self, tally: Tally) -> Iterator[Conversation]:
         """All conversations of two turns or more; `tally` counts these and what is left out."""
-        for path in self.files:
+        for path in self.files or (Path(),):
             for conversation in self.read(path, tally):
                 if len(conversation) < 2:
                     tally.short_conversations += 1
@@ -52,8 +67,26 @@ class Corpus:
                     tally.conversations += 1
                     yield conversation
 
+    def read_by(self, columns: Columns | None, tokenizer: "PreTrainedTokenizerFast | None") -> "Corpus":
+        """The corpus with what it is read by, as far as it needs it. Raises `BadInput` for a lack of a tokenizer."""
+        if self.in_ids:
+            if tokenizer is None:
+                raise BadInput(
+                    f"{self.files[0]}: holds token ids; give --tokenizer, the vocab.txt or checkpoint that they are of"
+                )
+            return replace(self, read=partial(read_pickle, tokenizer=tokenizer))
+        if self.tabular and columns is not None:
+            return replace(self, read=_table_reader(self.hub, columns))
+        return self
+
+    def check(self) -> None:
+        """Read the first conversation, so that a file that cannot be read at all is refused before any work."""
+        next(iter(self.conversations(Tally())), None)
+
     def sha256(self) -> str:
         """Hex sha256 of the file; of several files, over their names and hashes."""
+        if self.hub is not None:
+            return self.hub.sha256()
         if len(self.files) == 1:
             return sha256(self.files[0])
         lines = "".join(f"{path.name}\0{sha256(path)}\n" for path in self.files)
@@ -63,31 +96,63 @@ class Corpus:
 def open_corpora(specs: Sequence[str]) -> list[Corpus]:
     """The corpora that are named; raises `BadInput` for the first one that cannot be."""
     if not specs:
-        raise BadInput(f"CORPUS: none is given; give files ({', '.join(_READERS)}) or names ({_NAMES})")
+        raise BadInput(f"CORPUS: none is given; give files ({_ENDINGS}) or names ({_NAMES})")
     return [open_corpus(spec) for spec in specs]
 
 
 def open_corpus(spec: str) -> Corpus:
-    """One corpus: a file where there is one of that name, else an installed corpus."""
+    """One corpus: a file where there is one of that name, else an installed corpus, or a data set of `datasets`."""
     path = Path(spec)
-    if path.is_file():
-        if path.suffix.lower() not in _READERS:
-            raise BadInput(
-                f"{path}: unknown file ending {path.suffix!r}; a corpus is {', '.join(_READERS)} or one of {_NAMES}"
-            )
-        return Corpus(path.name, (path,), _READERS[path.suffix.lower()])
-    if path.exists():
-        raise BadInput(f"{path}: is not a regular file; name the corpus files themselves")
+    try:
+        is_file, exists = path.is_file(), path.exists()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadInput(f"{spec[:200]}: cannot be opened ({reason}); check the path and its permissions") from error
+    if is_file:
+        return _file(path)
+    if exists:
+        raise BadInput(f"{path}: is not a regular file{_within(path)}; name the corpus files themselves")
+    if spec.startswith(PREFIX):
+        hub = HubData.parse(spec)
+        return Corpus(hub.title, (), _table_reader(hub, None), tabular=True, hub=hub)
     if spec == "byu":
         return Corpus("byu", (_package("chitchat_dataset", "chitchat-dataset", spec) / "dataset.json",), _read_byu)
     name, _, language = spec.partition(":")
     if name == "chatterbot":
         return _chatterbot(spec, language)
+    if path.is_symlink():
+        raise BadInput(f"{path}: is a link to a file that is not there; give an existing file")
     if path.suffix or path.parent != Path("."):
-        raise BadInput(f"{path}: no such file; give an existing {', '.join(_READERS)} file or one of {_NAMES}")
-    raise BadInput(
-        f"corpus {spec!r}: no such corpus and no such file; there are {_NAMES}, and files {', '.join(_READERS)}"
-    )
+        raise BadInput(f"{path}: no such file; give an existing {_ENDINGS} file or one of {_NAMES}")
+    raise BadInput(f"corpus {spec!r}: no such corpus and no such file; there are {_NAMES}, and files {_ENDINGS}")
+
+
+def _file(path: Path) -> Corpus:
+    ending = form_of(path)[0]
+    form = _OTHER_ENDINGS.get(ending, ending)
+    if form not in _READERS:
+        raise BadInput(
+            f"{path}: unknown file ending {ending!r}; a corpus is {_ENDINGS}, packed or not ({', '.join(PACKINGS)}), "
+            f"or one of {_NAMES}"
+        )
+    return Corpus(path.name, (path,), _READERS[form], in_ids=form == ".pkl", tabular=form in (".csv", ".tsv"))
+
+
+def _table_reader(hub: HubData | None, columns: Columns | None) -> Reader:
+    """How a table, or a data set, is read by `columns`."""
+    if hub is None:
+        return partial(read_table, columns=columns)
+    return lambda _, tally: hub.conversations(tally, columns)
+
+
+def _within(path: Path) -> str:
+    """Corpus files in a folder, to name in an error."""
+    try:
+        listed = sorted(path.iterdir()) if path.is_dir() else []
+        files = [each for each in listed if form_of(each)[0] in _READERS and each.is_file()]
+    except OSError:
+        files = []
+    return f" (there are {', '.join(map(str, files[:3]))}{' …' if len(files) > 3 else ''} in it)" if files else ""
 
 
 def _chatterbot(spec: str, language: str) -> Corpus:
@@ -116,7 +181,7 @@ def _read_byu(path: Path, tally: Tally) -> Iterator[Conversation]:
     for _, value in stream_items(path):
         utterances = [utterance for group in value["messages"] for utterance in group]
         first = utterances[0]["sender"] if utterances else None
-        yield merged([(said["sender"], said["sender"] != first, said["text"]) for said in utterances], tally)
+        yield merged([Message(said["sender"], said["sender"] != first, said["text"]) for said in utterances], tally)
 
 
 def _read_chatterbot(path: Path, tally: Tally) -> Iterator[Conversation]:

@@ -1,8 +1,9 @@
 """A data set folder as training and measuring read it.
 
 The folder holds `train/` and `validation/` (Arrow, as `datasets` saves it), the tokenizer's files, `data.json` (the
-report) and `lineage.json`. A row is one conversation: `input_ids`, `turn_lengths`, `replies`, `turn_bytes`. How it is
-made stands in `chitchat.data.builder`; the names that others use are all offered here.
+report) and `lineage.json`. A row is one conversation: `input_ids`, `turn_lengths`, `replies`, `counts` (which turns are
+part of the loss; absent in older ones, where all are), `turn_bytes`. How it is made stands in `chitchat.data.builder`;
+the names that others use are all offered here.
 """
 
 import json
@@ -63,7 +64,10 @@ class ChatData:
             )
 
     def windows(self, split: str, context: int, replies_only: bool = False) -> Windows:
-        """Windows of `train` or `validation` that fit `context`; with `replies_only` other turns have no labels."""
+        """Windows of `train` or `validation` that fit `context`.
+
+        Turns that do not count have no labels; with `replies_only` only replies have.
+        """
         return Windows(self._rows(split), self.dialogue, context, replies_only)
 
     def _rows(self, split: str) -> Dataset:

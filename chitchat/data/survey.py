@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from chitchat.data.conversation import Conversation, Tally
 from chitchat.data.corpora import Corpus, open_corpus
-from chitchat.data.readers import Conversation, Tally
 from chitchat.errors import BadInput
 
 SAMPLE_BYTES = 1 << 24

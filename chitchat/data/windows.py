@@ -56,7 +56,8 @@ class Windows(TorchDataset[dict[str, Any]]):
     that is cut shares its bytes out by tokens, so the sum is exact.
 
     Where the format has no start ids (dialogpt), the first token of a window has nothing before it: its label is
-    there and the shifted loss never reads it.
+    there and the shifted loss never reads it. A turn that does not count has no labels, nor, with `replies_only`, has
+    one that is no reply; a window without any label is left out.
     """
 
     def __init__(self, rows: "Dataset", dialogue: Dialogue, context: int, replies_only: bool = False) -> None:
@@ -71,6 +72,10 @@ class Windows(TorchDataset[dict[str, Any]]):
         turns = RaggedColumn(rows, "turn_lengths")
         self._pieces = _Pieces(turns, rows, room, replies_only)
         first, last = pack(self._pieces.lengths, self._pieces.per_row, room)
+        if self._pieces.counted is not None:
+            labelled = np.concatenate([[0], np.cumsum(self._pieces.counted)])
+            kept = labelled[last] > labelled[first]
+            first, last = first[kept], last[kept]
         self._first, self._last = first, last  # pieces of each window: first <= piece < last
         ends = np.concatenate([[0], np.cumsum(self._pieces.lengths)])
         byte_ends = np.concatenate([[0], np.cumsum(self._pieces.text_bytes)])
@@ -92,7 +97,7 @@ class Windows(TorchDataset[dict[str, Any]]):
         turn_tokens = int(self.lengths[index]) - len(self._start)
         body = self._ids.slice(int(self.conversation[index]), begin, begin + turn_tokens)
         labels = np.concatenate([np.full(len(self._start), IGNORED), body])
-        if self.replies_only:
+        if self._pieces.counted is not None:
             pieces = slice(self._first[index], self._last[index])
             counted = np.repeat(self._pieces.counted[pieces], self._pieces.lengths[pieces])
             labels[len(self._start) :][~counted] = IGNORED
@@ -115,9 +120,20 @@ class _Pieces:
         self.text_bytes = turn_bytes[turn] * end // turn_lengths[turn] - turn_bytes[turn] * begin // turn_lengths[turn]
         turn_ends = np.concatenate([[0], np.cumsum(turns.lengths)])
         self.per_row = np.diff(np.concatenate([[0], np.cumsum(count)])[turn_ends])
+        counted = counted_turns(rows)
         if replies_only:
-            self.counted = RaggedColumn(rows, "replies").flat().astype(bool)[turn]
+            counted &= RaggedColumn(rows, "replies").flat().astype(bool)
+        self.counted: np.ndarray | None = None  # bool [pieces]; None where all count
+        if not counted.all():
+            self.counted = counted[turn]
             self.text_bytes = np.where(self.counted, self.text_bytes, 0)
+
+
+def counted_turns(rows: "Dataset") -> np.ndarray:
+    """Which turns count in the loss, bool, row after row. In a data set from before there was a mask all do."""
+    if "counts" not in rows.column_names:
+        return np.ones(int(RaggedColumn(rows, "turn_lengths").lengths.sum()), dtype=bool)
+    return RaggedColumn(rows, "counts").flat().astype(bool)
 
 
 def pack(lengths: np.ndarray, per_row: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:

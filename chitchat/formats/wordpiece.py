@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from chitchat.errors import BadInput
 from chitchat.formats.config import read_json
+from chitchat.text.lines import text_lines
 
 SPECIALS = {
     "pad_token": "[PAD]",
@@ -59,13 +60,7 @@ def read_wordpiece(path: Path, option: str = "") -> PreTrainedTokenizerFast:
 
 
 def _read_tokens(path: Path, where: str) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise BadInput(f"{where}: line {line} is not UTF-8; convert the file") from error
-    except OSError as error:
-        raise BadInput(f"{where}: cannot be read ({error.strerror}); check the path") from error
+    lines = [line for _, line in text_lines(path, where)]
     tokens = [line.rstrip("\r") for line in lines]
     while tokens and tokens[-1] == "":
         tokens.pop()

@@ -106,6 +106,8 @@ def train(data: Path, out: Path, options: TrainOptions, resume: bool = False) ->
     held_out = opened.windows("validation", context, replies_only=replies)
     if not len(held_out):
         raise BadInput(f"{data}: holds no validation conversations; build it with a larger --validation")
+    if not len(windows):
+        raise BadInput(f"{data}: no training turn counts in the loss; train on all turns, or give turns a weight of 1")
 
     def evaluate(model: "GPT2LMHeadModel", max_tokens: int) -> dict[str, float]:
         result = score(torch_scorer(model), held_out, max_tokens)

@@ -84,6 +84,8 @@ def heal(
     started, processes = time.monotonic(), Processes()
     context = _context(student, teacher, options.context)
     windows, held_out = (data.windows(split, context, options.loss == "replies") for split in ("train", "validation"))
+    if not len(windows):
+        raise BadInput(f"{data.path}: no training turn counts in the loss; give turns a weight of 1")
     key = {
         "options": asdict(options),
         "data": data.identity,

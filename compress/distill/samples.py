@@ -18,7 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import GPT2LMHeadModel, TopPLogitsWarper
 
 from chitchat.data.dataset import ChatData
-from chitchat.data.windows import IGNORED, RaggedColumn
+from chitchat.data.windows import IGNORED, RaggedColumn, counted_turns
 from chitchat.padded import PaddedRows
 from chitchat.training.batches import TrainingWindows
 from chitchat.training.objective import fused_gelu
@@ -109,27 +109,31 @@ def teacher_conversations(
     """Conversations of `context` ids that the teacher wrote after first turns of the training split, `tokens` ids at
     least in all; fewer when `seconds` are over.
 
-    Every id has a label, with `replies_only` those alone that the teacher wrote.
+    Every id has a label, but for those of a first turn that does not count; with `replies_only` those alone that the
+    teacher wrote.
     """
     begun = time.monotonic()
     random = np.random.default_rng([seed, 3])
     turns = RaggedColumn(data.train, "turn_lengths")
     start = len(data.dialogue.start_ids)
     ids = RaggedColumn(data.train, "input_ids")
+    counted = counted_turns(data.train)[np.cumsum(turns.lengths) - turns.lengths]  # of the first turns
     prompts: list[list[int]] = []
+    counts: list[bool] = []
     for row in random.integers(len(turns.lengths), size=max(1, -(-tokens // context))):
         first = start + int(turns.slice(int(row), 0, 1)[0])
         prompts.append(ids.slice(int(row), 0, min(first, max(start + 1, context // 2))).tolist())
+        counts.append(bool(counted[row]) and not replies_only)
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    batches = [[prompts[number] for number in order[i : i + BATCH_ROWS]] for i in range(0, len(order), BATCH_ROWS)]
+    batches = [order[i : i + BATCH_ROWS] for i in range(0, len(order), BATCH_ROWS)]
     # Long prompts and short ones in any order: a limit of time must not leave the long ones out.
     sampler = Sampler(teacher, data.banned_ids(teacher.config.vocab_size), seed=int(random.integers(2**31)))
     written: list[list[int]] = []
     labelled: list[int] = []
     for number in random.permutation(len(batches)):
         batch = batches[number]
-        written += sampler.continue_all(batch, context)
-        labelled += [len(prompt) if replies_only else 0 for prompt in batch]
+        written += sampler.continue_all([prompts[each] for each in batch], context)
+        labelled += [0 if counts[each] else len(prompts[each]) for each in batch]
         if seconds is not None and time.monotonic() - begun > seconds:
             break
     return SampledWindows(written, labelled)

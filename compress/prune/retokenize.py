@@ -3,8 +3,9 @@
 The text of a data set is not stored, and need not be: a turn all of whose tokens stay has them again under new ids
 (`compress.prune.vocabulary` says why). The others are spelled anew: byte-level BPE by decoding and encoding the turn,
 which is exact for text; WordPiece word by word, since its decoder loses spaces, and an unknown word stays unknown.
-Split, order, turns, replies and bytes of text stay as they are, so bits per byte can be compared, as long as no more
-words are unknown than before, since an unknown token is easy to predict: a share of them that grew past 1 % is told.
+Split, order, turns, replies, the loss mask and bytes of text stay as they are, so bits per byte can be compared, as
+long as no more words are unknown than before, since an unknown token is easy to predict: a share of them that grew past
+1 % is told.
 """
 
 import json
@@ -24,8 +25,9 @@ from tokenizers.models import WordPiece
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from chitchat.data.builder import FEATURES, SPLITS, Counter, save_split, split_figures
+from chitchat.data.builder import FEATURES, SPLITS, save_split
 from chitchat.data.dataset import ChatData, open_dataset
+from chitchat.data.figures import Counter, split_figures
 from chitchat.dialogue import Dialogue, encode_text
 from chitchat.folder import OUR_FILES, staged_folder
 from chitchat.formats.tokenizer_files import save_tokenizer
@@ -142,6 +144,7 @@ class Speller:
 def _spelled(rows: Dataset, speller: Speller, old: Dialogue, new: Dialogue) -> Iterator[pa.Table]:
     """The rows in new ids, some at a time; the columns that hold no ids are passed on."""
     start = len(old.start_ids)
+    counted = "counts" in rows.column_names  # an older data set has no mask: all turns count
     for batch in rows.with_format("arrow").iter(_ROWS_AT_ONCE):
         lengths = [np.asarray(each) for each in batch.column("turn_lengths").to_pylist()]
         turns = []
@@ -154,6 +157,7 @@ def _spelled(rows: Dataset, speller: Speller, old: Dialogue, new: Dialogue) -> I
             "input_ids": [new.encode(of_row) for of_row in by_row],
             "turn_lengths": [[len(turn) + 1 for turn in of_row] for of_row in by_row],
             "replies": batch.column("replies"),
+            "counts": batch.column("counts") if counted else [[True] * len(of_row) for of_row in lengths],
             "turn_bytes": batch.column("turn_bytes"),
         }
         yield pa.Table.from_pydict(columns, schema=FEATURES.arrow_schema)

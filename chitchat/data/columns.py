@@ -1,0 +1,154 @@
+"""`--columns`: which columns of a table, or of a data set, are the conversation.
+
+`question,answer`: each row is a conversation, its turns in these columns, by turns the user's and the bot's; one column
+alone holds a whole conversation (a list, or JSON that spells one). `conversation=id,speaker=who,text=said`: each row is
+a turn, and rows of one conversation follow each other; `speaker` may be left out (the sides take turns), and
+`weight=column` says which turns count in the loss. Columns are named, or numbered from 1 where a table has no names.
+"""
+
+import csv
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
+
+import numpy as np
+
+from chitchat.data.conversation import Conversation, Message, Tally, merged
+from chitchat.data.json_stream import reason_of
+from chitchat.data.messages import conversation_of, counts_of, sided
+from chitchat.errors import BadInput
+
+# A row: where it stands, for an error, and its cells by the name of the column.
+Row = tuple[str, Mapping[str, Any]]
+_PARTS = ("conversation", "speaker", "text", "weight")
+_MOST_TURNS = 1 << 16  # of one conversation, which is held in memory
+_EXAMPLES = "--columns question,answer or --columns conversation=id,speaker=who,text=said"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """`turns` are the columns of a row that is a conversation, or `parts` the columns of a row that is a turn."""
+
+    turns: tuple[str, ...] = ()
+    parts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return self.turns or tuple(column for _, column in self.parts)
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the columns are given by number, since the table has no names."""
+        return all(name.isdecimal() and name.isascii() for name in self.names)
+
+    def conversations(self, rows: Iterable[Row], tally: Tally) -> Iterator[Conversation]:
+        """The conversations of a table. Raises `BadInput` where a row is not as it should be."""
+        if self.turns:
+            for where, cells in rows:
+                yield self._of_row(where, cells, tally)
+        else:
+            yield from self._of_rows(rows, tally)
+
+    def _of_row(self, where: str, cells: Mapping[str, Any], tally: Tally) -> Conversation:
+        if len(self.turns) == 1:
+            return conversation_of(_unpacked(cells[self.turns[0]], self.turns[0], where), where, tally)
+        texts = [_cell(cells, name, where) for name in self.turns]
+        while texts and not texts[-1].strip():
+            texts.pop()  # a conversation that is shorter than the table is wide
+        sides = (("bot", True) if place % 2 else ("user", False) for place in range(len(texts)))
+        return merged([Message(*side, text) for side, text in zip(sides, texts, strict=True)], tally)
+
+    def _of_rows(self, rows: Iterable[Row], tally: Tally) -> Iterator[Conversation]:
+        columns = dict(self.parts)
+        seen, begins = array("Q"), array("Q")  # of each conversation: its hash, and the number of its first row
+        where, number = "", 1
+        for key, group in groupby(rows, lambda row: _cell(row[1], columns["conversation"], row[0])):
+            turns = list(islice(group, _MOST_TURNS + 1))
+            where = turns[0][0]
+            if len(turns) > _MOST_TURNS:
+                raise BadInput(
+                    f"{where}: more than {_MOST_TURNS} rows have the same {columns['conversation']}; "
+                    "is it the column that tells conversations apart?"
+                )
+            seen.append(int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest(), "big"))
+            begins.append(number)
+            number += len(turns)
+            yield self._of_turns(columns, turns, tally)
+        _check_together(seen, begins, columns["conversation"], where)
+
+    def _of_turns(self, columns: Mapping[str, str], turns: list[Row], tally: Tally) -> Conversation:
+        speaker = columns.get("speaker")
+        names = [_cell(cells, speaker, where) if speaker else str(n % 2) for n, (where, cells) in enumerate(turns)]
+        first = next((name for name in names if sided(name, None) is True and sided(name, name) is False), None)
+        found = []
+        for name, (where, cells) in zip(names, turns, strict=True):
+            reply = sided(name, first)
+            if reply is None:
+                tally.system_messages += 1
+                continue
+            weight = columns.get("weight")
+            counts = counts_of(cells[weight], where) if weight else True
+            found.append(Message(name, reply, _cell(cells, columns["text"], where), counts))
+        return merged(found, tally)
+
+
+def parse_columns(spec: str) -> Columns:
+    """What `--columns` says. Raises `BadInput` for what cannot be understood."""
+    try:
+        [fields] = csv.reader([spec], strict=True, skipinitialspace=True)
+    except (csv.Error, ValueError) as error:
+        raise BadInput(f"--columns {spec!r}: cannot be read; write {_EXAMPLES}") from error
+    fields = [field.strip() for field in fields]
+    if not all(fields) or not fields or len(set(fields)) < len(fields):
+        raise BadInput(f"--columns {spec!r}: a column is empty or named twice; write {_EXAMPLES}")
+    parts = [(key, column) for key, equals, column in (field.partition("=") for field in fields) if key in _PARTS
+             and equals]  # fmt: skip
+    if not parts:
+        return Columns(turns=tuple(fields))
+    named = dict(parts)
+    if len(parts) < len(fields) or len(named) < len(parts) or not all(named.values()):
+        raise BadInput(f"--columns {spec!r}: mixes two forms; write {_EXAMPLES}")
+    if "conversation" not in named or "text" not in named:
+        raise BadInput(f"--columns {spec!r}: needs conversation= and text=; write {_EXAMPLES}")
+    return Columns(parts=tuple(parts))
+
+
+def _cell(cells: Mapping[str, Any], name: str, where: str) -> str:
+    """A cell as text; nothing for null, a number as it is written. Raises `BadInput` for anything else."""
+    value = cells[name]
+    if value is None:
+        return ""
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise BadInput(
+        f"{where}: column {name} holds {type(value).__name__}, not text; name it alone if it is a conversation"
+    )
+
+
+def _unpacked(value: Any, name: str, where: str) -> Any:
+    """A conversation in one cell: as it is, or spelled in JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(
+            f"{where}: column {name} is no conversation in JSON ({reason_of(error)}); to take turns from several "
+            "columns name them all, as --columns question,answer does"
+        ) from error
+
+
+def _check_together(seen: "array[int]", begins: "array[int]", column: str, where: str) -> None:
+    """Refuse a table in which rows of one conversation lie apart: it would be cut into several."""
+    _, first, numbers = np.unique(np.asarray(seen, dtype=np.uint64), return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[numbers] != np.arange(len(numbers)))
+    if again.size:
+        raise BadInput(
+            f"{where.rpartition(', ')[0]}, row {begins[int(again[0])]}: goes on with a conversation whose rows ended "
+            f"before (and so do {again.size - 1} others); sort the table by column {column}"
+        )

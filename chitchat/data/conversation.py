@@ -1,0 +1,68 @@
+"""What every reader gives: conversations of turns, and the count of what was read, cleaned and left out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from chitchat.text.cleaning import Cleaned, clean
+
+
+class Turn(NamedTuple):
+    """What one side says before the other speaks.
+
+    `reply` is true where the bot says it. A turn that does not `count` is read as context and is no part of the loss.
+    `ids` are the turn's own token ids, without an end of turn, where the corpus holds ids; `text` is then their text.
+    """
+
+    text: str
+    reply: bool
+    counts: bool = True
+    ids: tuple[int, ...] | None = None
+
+
+Conversation = list[Turn]
+
+
+class Message(NamedTuple):
+    """One message as a file has it: successive ones of one sender are one turn."""
+
+    sender: str
+    reply: bool
+    text: str
+    counts: bool = True
+
+
+@dataclass
+class Tally(Cleaned):
+    """What a pass over corpora read, cleaned and left out."""
+
+    conversations: int = 0
+    short_conversations: int = 0
+    system_messages: int = 0
+    empty_turns: int = 0
+    other_parts: int = 0
+    repeated_lists: int = 0
+    cut_turns: int = 0
+    special_ids: int = 0
+
+
+def alternating(texts: Sequence[str], tally: Tally) -> Conversation:
+    """Turns of two sides that take turns, the second one the bot."""
+    kept = [text for text in (clean(each, tally) for each in texts) if text]
+    tally.empty_turns += len(texts) - len(kept)
+    return [Turn(text, index % 2 == 1) for index, text in enumerate(kept)]
+
+
+def merged(messages: Sequence[Message], tally: Tally) -> Conversation:
+    """Turns of messages: successive ones of one sender become one turn, which counts where all of them do."""
+    turns: list[tuple[Message, list[str], list[bool]]] = []
+    for message in messages:
+        text = clean(message.text, tally)
+        if not text:
+            tally.empty_turns += 1
+        elif turns and turns[-1][0].sender == message.sender:
+            turns[-1][1].append(text)
+            turns[-1][2].append(message.counts)
+        else:
+            turns.append((message, [text], [message.counts]))
+    return [Turn(" ".join(texts), first.reply, all(counts)) for first, texts, counts in turns]

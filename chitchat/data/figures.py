@@ -1,0 +1,122 @@
+"""What data.json tells of a data set: counts, lengths, what was left out and cleaned, what does not count.
+
+Figures are gathered batch by batch as histograms over lengths, so their size does not grow with the corpus.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from chitchat.data.survey import Survey
+from chitchat.dialogue import Dialogue
+from chitchat.text.cleaning import Cleaned
+
+_UNKNOWN_LIMIT = 0.01
+_LEFT_OUT = ("empty_turns", "other_parts", "cut_turns", "special_ids", "repeated_lists")
+
+
+class Counter:
+    """Figures of one split, as histograms over lengths: their size does not grow with the split."""
+
+    def __init__(self) -> None:
+        self.turn_tokens = np.zeros(1, dtype=np.int64)
+        self.conversation_tokens = np.zeros(1, dtype=np.int64)
+        self.unknown = 0
+        self.uncounted_turns = 0
+
+    def add(self, rows: pa.Table, dialogue: Dialogue) -> None:
+        """Count the rows of one batch."""
+        ids = rows.column("input_ids").combine_chunks()
+        turn_lengths = rows.column("turn_lengths").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
+        self.turn_tokens = _added(self.turn_tokens, np.bincount(turn_lengths - 1))  # the end of turn is not text
+        self.conversation_tokens = _added(self.conversation_tokens, np.bincount(lengths))
+        counts = rows.column("counts").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        self.uncounted_turns += int(np.count_nonzero(~counts))
+        if dialogue.unk_id is not None:
+            self.unknown += int(np.count_nonzero(ids.flatten().to_numpy(zero_copy_only=False) == dialogue.unk_id))
+
+    def as_json(self) -> dict[str, int]:
+        lengths = np.arange(len(self.conversation_tokens))
+        return {
+            "conversations": int(self.conversation_tokens.sum()),
+            "turns": int(self.turn_tokens.sum()),
+            "uncounted_turns": self.uncounted_turns,
+            "tokens": int(self.conversation_tokens @ lengths),
+        }
+
+
+def report_figures(found: Survey, train: Counter, validation: Counter) -> dict[str, Any]:
+    """What a report says of a data set that was made of corpora."""
+    repeats = {"held_out_conversations": found.held_out_repeats} if found.held_out_repeats else {}
+    return {
+        **split_figures(train, validation),
+        "duplicates": found.duplicates,
+        "left_out": {
+            "short_conversations": found.tally.short_conversations,
+            "system_messages": found.tally.system_messages,
+            **{name: getattr(found.tally, name) for name in _LEFT_OUT},
+            **repeats,
+        },
+        "cleaned": {name: getattr(found.tally, name) for name in vars(Cleaned())},
+    }
+
+
+def split_figures(train: Counter, validation: Counter) -> dict[str, Any]:
+    """What a report says of the rows of both splits together and of each."""
+    turn_tokens = _added(train.turn_tokens, validation.turn_tokens)
+    conversation_tokens = _added(train.conversation_tokens, validation.conversation_tokens)
+    sides = {"train": train.as_json(), "validation": validation.as_json()}
+    text_tokens = int(turn_tokens @ np.arange(len(turn_tokens)))
+    unknown = train.unknown + validation.unknown
+    return {
+        **{name: sides["train"][name] + sides["validation"][name] for name in sides["train"]},
+        **sides,
+        "turn_tokens": percentiles(turn_tokens),
+        "conversation_tokens": percentiles(conversation_tokens),
+        "unknown_tokens": unknown,
+        "unknown_share": unknown / max(text_tokens, 1),
+    }
+
+
+def percentiles(histogram: np.ndarray) -> dict[str, float]:
+    """Mean, percentiles and maximum of lengths, from how often each length occurs (nearest rank)."""
+    total = int(histogram.sum())
+    reached = np.cumsum(histogram)
+    ranks = {f"p{share}": int(np.searchsorted(reached, share / 100 * total)) for share in (5, 50, 90, 95, 99)}
+    mean = float(histogram @ np.arange(len(histogram))) / max(total, 1)
+    return {"mean": round(mean, 3), **ranks, "max": int(np.flatnonzero(histogram).max(initial=0))}
+
+
+def _added(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The sum of two histograms of different lengths."""
+    total = np.zeros(max(len(left), len(right)), dtype=np.int64)
+    total[: len(left)] += left
+    total[: len(right)] += right
+    return total
+
+
+def tell(report: dict[str, Any]) -> None:
+    """Say on stderr what was left out, cleaned and does not count, and warn of a tokenizer that does not fit."""
+    left_out = {**report["left_out"], "duplicates": report["duplicates"]}
+    parts = [f"{count} {name.replace('_', ' ')}" for name, count in left_out.items() if count]
+    if parts:
+        print(f"left out: {', '.join(parts)}", file=sys.stderr)
+    cleaned = dict(report["cleaned"])
+    lost = cleaned.pop("replacement_characters")
+    parts = [f"{count} {name.replace('_', ' ')}" for name, count in cleaned.items() if count]
+    if parts:
+        print(f"cleaned: {', '.join(parts)} (removed; half surrogates became U+FFFD)", file=sys.stderr)
+    if lost:
+        print(f"warning: {lost} U+FFFD in the text: characters that an earlier conversion lost", file=sys.stderr)
+    if report["uncounted_turns"]:
+        print(f"not in the loss: {report['uncounted_turns']} of {report['turns']} turns (weight 0)", file=sys.stderr)
+    share = report["unknown_share"]
+    if share > _UNKNOWN_LIMIT:
+        print(
+            f"warning: {share:.1%} of the tokens are unknown to --tokenizer {report['tokenizer']}; "
+            "give one made for this language, or leave the option out to train one",
+            file=sys.stderr,
+        )

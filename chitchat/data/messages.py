@@ -1,0 +1,225 @@
+"""The conversation that a decoded value stands for: a list of turns, or messages in one of the forms people write.
+
+OpenAI's fine-tuning form (`messages` of `role` and `content`, with content parts, null content and `weight`; platform
+guide "Fine-tuning"), ShareGPT's (`conversations` of `from` and `value`), lists under the other names that data sets
+use, and pairs (`prompt` and `response`, Alpaca's `instruction`, `input`, `output`, `history`). A message that carries
+`weight`, `train`, `training` or `loss` of 0 or false is read as context and does not count in the loss.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from chitchat.data.conversation import Conversation, Message, Tally, alternating, merged
+from chitchat.errors import BadInput
+
+_USER_ROLES = frozenset({"user", "human", "prompter"})
+_BOT_ROLES = frozenset({"assistant", "bot", "gpt", "chatgpt", "bing", "bard", "model", "ai", "chatbot"})
+_OTHER_ROLES = frozenset(
+    {"system", "developer", "tool", "function", "observation", "function_call", "function_response", "tool_call",
+     "tool_calls", "tool_response", "ipython"}
+)  # fmt: skip
+_SIDES = _USER_ROLES | _BOT_ROLES
+_KNOWN_ROLES = _SIDES | _OTHER_ROLES
+_LISTS = (
+    *("messages", "conversations", "conversation", "dialog", "dialogue", "dialogues", "turns", "utterances", "items"),
+)
+_PAIRS = (
+    *(("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("instruction", "response")),
+    *(("question", "answer"), ("query", "response"), ("user", "assistant"), ("input", "output")),
+    *(("context", "response"), ("source", "target")),
+)
+_ROLE_KEYS, _SPEAKER_KEYS = ("role", "from"), ("speaker", "author", "sender", "user")
+_TEXT_KEYS = ("content", "value", "text", "utterance", "message")
+_WEIGHT_KEYS = ("weight", "train", "training", "loss")
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+_REMEDY = 'write a list of turns or {"messages": [{"role", "content"}]}'
+
+
+def conversation_of(value: Any, where: str, tally: Tally, remedy: str = _REMEDY) -> Conversation:
+    """The conversation that a decoded JSON value, or a row of a data set, stands for.
+
+    `where` begins the error, `remedy` ends it. Raises `BadInput` for what is no conversation.
+    """
+    messages = _messages_of(value, where, tally) if isinstance(value, dict) else value
+    if isinstance(messages, dict):
+        messages = _rows_of(messages)
+    if not isinstance(messages, list | tuple):
+        raise BadInput(f"{where}: is not a conversation{_fields(value)}; {remedy}")
+    if all(isinstance(message, str) for message in messages):
+        return alternating(messages, tally)
+    spoken = [each for message in messages for each in _spoken_by_key(message)]
+    if not any(_who(message)[0] for message in spoken if isinstance(message, dict)):
+        return _by_turns(spoken, where, tally)
+    found: list[Message] = []
+    names = _names(spoken)
+    for message in spoken:
+        read = _message(message, names, where, tally)
+        if read is not None:
+            found.append(read)
+    return merged(found, tally)
+
+
+def sided(speaker: str, first: str | None) -> bool | None:
+    """Whether the bot speaks: by the role that the speaker's name is, else anybody but the first one is it.
+
+    None for a speaker who is neither side (system, tool).
+    """
+    role = speaker.strip().casefold()
+    if role in _OTHER_ROLES:
+        return None
+    if role in _SIDES:
+        return role in _BOT_ROLES
+    return speaker != first
+
+
+def counts_of(weight: Any, where: str) -> bool:
+    """Whether a turn of this weight counts in the loss. Raises `BadInput` for anything but 0 and 1."""
+    if weight is None or weight == "":
+        return True
+    try:
+        number = float(weight)
+    except (TypeError, ValueError, OverflowError):
+        number = {"true": 1.0, "false": 0.0}.get(str(weight).strip().lower(), -1.0)
+    if number not in (0.0, 1.0):
+        raise BadInput(f"{where}: weight {str(weight)[:40]!r} is neither 0 (not in the loss) nor 1; give one of them")
+    return number == 1.0
+
+
+def _messages_of(value: Mapping[str, Any], where: str, tally: Tally) -> Any:
+    """The list of messages in an object, wherever it stands; the object's own pair as messages; else None."""
+    system = value.get("system")
+    tally.system_messages += isinstance(system, str) and bool(system.strip())
+    for name in _LISTS:
+        if isinstance(value.get(name), list | tuple | dict):
+            return value[name]
+    for asked, answered in _PAIRS:
+        if asked in value and answered in value:
+            return [*_history(value, where), *_side(value[asked], "user", _input(value, asked, answered)),
+                    *_side(value[answered], "assistant")]  # fmt: skip
+    return None
+
+
+def _side(text: Any, role: str, more: str = "") -> list[Any]:
+    """One side of a pair as messages: a text, or messages already."""
+    if isinstance(text, list):
+        return text
+    if isinstance(text, str) and more:
+        text = f"{text}\n{more}"
+    return [{"role": role, "content": text}]
+
+
+def _input(value: Mapping[str, Any], asked: str, answered: str) -> str:
+    """Alpaca's `input`, which belongs to the instruction."""
+    text = value.get("input") if "input" not in (asked, answered) else None
+    return text.strip() if isinstance(text, str) else ""
+
+
+def _history(value: Mapping[str, Any], where: str) -> list[Any]:
+    history = value.get("history")
+    if not history:
+        return []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise BadInput(f"{where}: history is not a list of [question, answer]; write it so, or as messages")
+    sides = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in history for role, text in zip(sides, pair, strict=True)]
+
+
+def _rows_of(columns: Mapping[str, Any]) -> Any:
+    """Messages that are kept as columns (`{"role": [...], "content": [...]}`), row by row; None for what is not so."""
+    lists = {name: values for name, values in columns.items() if isinstance(values, list)}
+    if not lists or len({len(values) for values in lists.values()}) != 1:
+        return None
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+
+
+def _spoken_by_key(message: Any) -> list[Any]:
+    """A message whose keys are the speakers (`{"human": …, "assistant": …}`) as one message for each."""
+    if not isinstance(message, dict) or any(isinstance(message.get(key), str) for key in _ROLE_KEYS):
+        return [message]
+    roles = [key for key in message if key.strip().casefold() in _KNOWN_ROLES]
+    if any(key in message for key in _TEXT_KEYS) or not roles:
+        return [message]
+    weights = {key: message[key] for key in _WEIGHT_KEYS if key in message}
+    return [{"role": key, "content": message[key], **weights} for key in roles]
+
+
+def _by_turns(messages: Sequence[Any], where: str, tally: Tally) -> Conversation:
+    """Messages that name nobody: the sides take turns."""
+    found = []
+    for number, message in enumerate(messages):
+        text = message if isinstance(message, str) else _text(message, where, tally)
+        found.append(Message(str(number), number % 2 == 1, text, _counts(message, where)))
+    return merged(found, tally)
+
+
+def _who(message: Mapping[str, Any]) -> tuple[str, str]:
+    """`(kind, name)` of who speaks: kind `role` or `speaker`, both empty where nobody is named."""
+    for kind, keys in (("role", _ROLE_KEYS), ("speaker", _SPEAKER_KEYS)):
+        for key in keys:
+            if message.get(key) is not None:
+                return kind, str(message[key])
+    return "", ""
+
+
+def _names(messages: Sequence[Any]) -> str | None:
+    """The first speaker who is known by name, not by role."""
+    for message in messages:
+        kind, name = _who(message) if isinstance(message, dict) else ("", "")
+        if kind == "speaker" and name.strip().casefold() not in _KNOWN_ROLES:
+            return name
+    return None
+
+
+def _message(message: Any, first: str | None, where: str, tally: Tally) -> Message | None:
+    """One message; None for one of neither side, which is counted."""
+    if not isinstance(message, dict):
+        raise BadInput(f"{where}: message {str(message)[:60]!r} has no sender; {_REMEDY}")
+    kind, name = _who(message)
+    role = name.strip().casefold()
+    if role in _OTHER_ROLES or (message.get("content", "") is None and role in _BOT_ROLES and _calls(message)):
+        tally.system_messages += 1
+        return None
+    if kind != "speaker" and role not in _SIDES:
+        raise BadInput(f"{where}: role {name[:40]!r} is unknown; use user, assistant or system")
+    reply = bool(sided(name, first))
+    label = name if kind == "speaker" else "bot" if reply else "user"
+    own = message.get("name")  # two who share a role and have names are two senders
+    sender = f"{label}\0{own}" if isinstance(own, str) else label
+    return Message(sender, reply, _text(message, where, tally), _counts(message, where))
+
+
+def _calls(message: Mapping[str, Any]) -> bool:
+    return bool(message.get("tool_calls") or message.get("function_call"))
+
+
+def _counts(message: Any, where: str) -> bool:
+    if not isinstance(message, dict):
+        return True
+    return all(counts_of(message[key], where) for key in _WEIGHT_KEYS if key in message)
+
+
+def _text(message: Any, where: str, tally: Tally) -> str:
+    """The text of a message: a string, the text parts of a list, nothing for null."""
+    key = next((key for key in _TEXT_KEYS if key in message), None) if isinstance(message, dict) else None
+    content = message[key] if key else 0
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, str | dict) for part in content):
+        texts = [part if isinstance(part, str) else _part(part) for part in content]
+        tally.other_parts += texts.count(None)
+        return "\n".join(text for text in texts if text is not None)
+    raise BadInput(f'{where}: message {str(message)[:60]!r} has no text; write {{"role": "user", "content": "…"}}')
+
+
+def _part(part: Mapping[str, Any]) -> str | None:
+    text = part.get("text")
+    return text if isinstance(text, str) and part.get("type", "text") in _TEXT_PARTS else None
+
+
+def _fields(value: Any) -> str:
+    """What an object has instead, for an error."""
+    if not isinstance(value, dict) or not value:
+        return ""
+    return " (its fields are {})".format(" ".join(", ".join(map(str, value)).split())[:100])

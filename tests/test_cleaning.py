@@ -1,0 +1,45 @@
+"""What is no text in a text: nothing of it is taken in silence, and what people write stays."""
+
+import pytest
+
+from chitchat.text.cleaning import Cleaned, clean, is_blank
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned", "counts"),
+    [
+        ("hello\0", "hello", {"control_characters": 1}),
+        ("hi\0 th\x07ere\x92", "hi there", {"control_characters": 3}),
+        ("a\ufeffb", "ab", {"byte_order_marks": 1}),
+        ("\ufeffa\ufffe", "a", {"byte_order_marks": 2}),
+        ("a \ud83d b", "a \ufffd b", {"half_surrogates": 1}),
+        ("a\ufffdb\ufffd", "a\ufffdb\ufffd", {"replacement_characters": 2}),
+        ("\ud800\ufffd", "\ufffd\ufffd", {"half_surrogates": 1, "replacement_characters": 1}),
+        ("\u200b \u2060hi\u200b", "hi", {}),
+        ("\u200b\u200c", "", {}),
+        ("one\u2028more\x85here\tand\x0bthere", "one\u2028more\x85here\tand\x0bthere", {}),
+        ("👩\u200d👩\u200d👧", "👩\u200d👩\u200d👧", {}),
+        ("می\u200cخواهم", "می\u200cخواهم", {}),
+        ("ไทย\u200bไทย", "ไทย\u200bไทย", {}),
+    ],
+)
+def test_what_is_no_text_is_removed_and_counted(text: str, cleaned: str, counts: dict[str, int]) -> None:
+    """NULs and byte-order marks went into the model; an emoji must not fall apart for it."""
+    found = Cleaned()
+    assert clean(text, found) == cleaned
+    assert found == Cleaned(**counts)
+    assert clean(cleaned, Cleaned()) == cleaned
+
+
+def test_halves_of_a_pair_that_meet_are_one_character() -> None:
+    """A pair that was spelled as two escapes in two places of a program is an emoji, not damage."""
+    found = Cleaned()
+    assert clean("\ud83d\ude00", found) == "😀"
+    assert found == Cleaned()
+
+
+@pytest.mark.parametrize("text", ["", " ", "\u3000", "\u200b", "\ufeff", "\u2800", "\u3164", "\0", "\xad\u200e"])
+def test_what_nobody_sees_is_blank(text: str) -> None:
+    """A line of Braille blanks parts conversations for the eye, and became a turn."""
+    assert is_blank(text)
+    assert not is_blank(text + "。")

@@ -1,0 +1,128 @@
+"""The forms in which people write conversations as JSON: who says what, what counts, and what is refused."""
+
+from typing import Any
+
+import pytest
+
+from chitchat.data.conversation import Conversation, Tally
+from chitchat.data.messages import conversation_of
+from chitchat.errors import BadInput
+
+HI_YO = [("hi", False), ("yo", True)]
+
+
+def _read(value: Any, tally: Tally | None = None) -> Conversation:
+    return conversation_of(value, "c.jsonl, line 7", tally or Tally())
+
+
+def _plain(value: Any) -> list[tuple[str, bool]]:
+    return [(turn.text, turn.reply) for turn in _read(value)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["hi", "yo"],
+        {"dialog": ["hi", "yo"], "act": [0, 1]},
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}], "id": "x"},
+        {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "hi"},
+                           {"from": "chatgpt", "value": "yo"}]},
+        {"items": [{"from": "user", "value": "hi", "markdown": None}, {"from": "bing", "value": "yo"}]},
+        {"conversations": [{"role": "User", "content": "hi"}, {"role": "Assistant ", "content": "yo"}]},
+        {"conversation": [{"human": "hi", "assistant": "yo"}]},
+        [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}],
+        {"messages": {"role": ["user", "assistant"], "content": ["hi", "yo"]}},
+        {"dialogue": [{"speaker": "Ann", "text": "hi"}, {"speaker": "Bob", "text": "yo"}]},
+        {"utterances": [{"speaker": 0, "text": "hi"}, {"speaker": 1, "text": "yo"}]},
+        {"name": "film", "messages": [{"message": "hi", "attrs": []}, {"message": "yo"}]},
+        {"prompt": "hi", "response": "yo"},
+        {"prompt": "hi", "completion": "yo"},
+        {"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "yo"}]},
+        {"instruction": "hi", "input": "", "output": "yo", "system": "Be kind."},
+        {"question": "hi", "answer": "yo", "id": 3},
+        {"input": "hi", "output": "yo"},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]},
+                      {"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]},
+                      {"role": "tool", "content": "22 degrees"},
+                      {"role": "assistant", "content": "yo"}]},
+    ],
+)  # fmt: skip
+def test_every_common_form_gives_the_turns_of_both_sides(value: Any) -> None:
+    """Each of these forms is what some public data set has, and was `not a conversation`."""
+    assert _plain(value) == HI_YO
+
+
+def test_alpaca_puts_the_input_under_the_instruction_and_the_history_before() -> None:
+    """The input is half of the question; without it the answer answers nothing."""
+    value = {"instruction": "Sum up.", "input": "Long text.", "output": "Short.", "history": [["hi", "yo"]]}
+    assert _plain(value) == [*HI_YO, ("Sum up.\nLong text.", False), ("Short.", True)]
+
+
+def test_what_is_left_out_of_messages_is_counted() -> None:
+    """Pictures and calls of tools vanished without a word."""
+    tally = Tally()
+    content = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": "data:"}}, "now"]
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": content}]
+    turns = _read(
+        {"messages": [*messages, {"role": "assistant", "content": None}, {"role": "bot", "content": "a"}]}, tally
+    )
+    assert [turn.text for turn in turns] == ["what is this?\nnow", "a"]
+    assert tally == Tally(system_messages=1, other_parts=1, empty_turns=1)
+
+
+@pytest.mark.parametrize("weight", [{"weight": 0}, {"train": False}, {"training": 0.0}, {"loss": "false"}])
+def test_a_message_without_weight_is_read_and_does_not_count(weight: dict[str, Any]) -> None:
+    """OpenAI's files mark answers that are not to be learned; they were learned."""
+    asked, answered = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
+    assert [turn.counts for turn in _read({"messages": [asked, answered | weight, asked, answered]})] == [
+        True, False, True, True,
+    ]  # fmt: skip
+    assert [turn.counts for turn in _read([asked, answered | {"weight": None}, asked | {"weight": 1}])] == [True] * 3
+
+
+def test_a_turn_of_several_messages_counts_where_all_of_them_do() -> None:
+    """Half of a turn that is not to be learned would be learned with the other half."""
+    said = [("user", "a", 1), ("assistant", "b", 1), ("assistant", "c", 0)]
+    turns = _read([{"role": role, "content": text, "weight": weight} for role, text, weight in said])
+    assert [(turn.text, turn.counts) for turn in turns] == [("a", True), ("b c", False)]
+
+
+def test_two_names_of_one_role_are_two_speakers() -> None:
+    """A group's messages ran together into one turn."""
+    said = [("user", "Ann"), ("assistant", "Bot"), ("assistant", "Bob")]
+    assert _plain([{"role": role, "name": name, "content": name} for role, name in said]) == [
+        ("Ann", False), ("Bot", True), ("Bob", True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (5, "not a conversation"),
+        (None, "not a conversation"),
+        ("hi", "not a conversation"),
+        ({}, "not a conversation"),
+        ({"text": "a", "b\nc": 1}, "its fields are text, b c"),
+        ({"messages": "hi"}, "not a conversation"),
+        ({"messages": {"role": ["user"], "content": []}}, "not a conversation"),
+        ([1, 2], "'1' has no text"),
+        ([["a", "b"], ["c"]], "has no text"),
+        ([{"role": "user", "content": {"a": 1}}], "has no text"),
+        ([{"role": "user", "content": [1]}], "has no text"),
+        ([{"role": "user"}, "x"], "has no text"),
+        ([{"role": "user", "content": "a"}, "x"], "'x' has no sender"),
+        ([{"content": "a"}, {"role": "user", "content": "b"}], "role '' is unknown"),
+        ([{"role": "pirate", "content": "arr"}], "role 'pirate' is unknown"),
+        ([{"role": "user", "content": "a", "weight": 0.5}], "weight '0.5' is neither 0"),
+        ([{"role": "user", "content": "a", "weight": float("nan")}], "weight 'nan' is neither 0"),
+        ({"prompt": 1, "response": 2}, "has no text"),
+        ({"prompt": "a", "response": "b", "history": [1]}, "history is not a list of [question, answer]"),
+    ],
+)
+def test_what_is_no_conversation_is_refused_by_its_place(value: Any, what: str) -> None:
+    """A KeyError or a wrong turn, for each form that is nearly right."""
+    with pytest.raises(BadInput) as error:
+        _read(value)
+    assert str(error.value).startswith("c.jsonl, line 7")
+    assert what in str(error.value)
+    assert "\n" not in str(error.value)
