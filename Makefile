@@ -5,7 +5,7 @@ EXTRA ?= cpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: install demo test test-fast portable peers speed lint types format clean
+.PHONY: install demo test test-fast portable peers speed gpu-wheels gpu-check audit lint types format clean
 
 install: $(STAMP)
 
@@ -46,6 +46,20 @@ $(PEERS)/.installed: pyproject.toml constraints.txt
 
 speed: install peers portable
 	$(BIN)/python -m bench.speed --peers-python $(PEERS)/bin/python --portable-python $(PORTABLE)/bin/python
+
+# For a machine with a GPU, torch and no package registry: what it lacks, cut into folders of at most 60 MB, and the check.
+gpu-wheels: install
+	$(BIN)/python -m bench.gpu.wheels
+
+GPU_PYTHON ?= python3
+gpu-check:
+	$(GPU_PYTHON) -m bench.gpu.check $(GPU_CHECK)
+
+# Known security advisories on the tested versions: the list in .ci, and pip-audit's service where it can be reached.
+AUDIT ?= .venv-audit
+audit: install
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet pip-audit; } || true
+	$(BIN)/python .ci/audit.py --pip-audit $(AUDIT)/bin/pip-audit
 
 lint: install
 	$(BIN)/ruff check .

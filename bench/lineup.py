@@ -58,17 +58,20 @@ def peer_rows(
     kitchen = Kitchen(checkpoint, folder / "peers", work.threads or 1, data, portable_python)
     rows = []
     for each in asked:
-        unprepared = PeerModel(each, checkpoint, checkpoint.folder)
+        unprepared, device = PeerModel(each, checkpoint, checkpoint.folder), each.peer.device
+        if device == "cuda" and (why := why_no_cuda()):
+            rows.append(Row(each.name, unprepared, device, error=f"skipped: {why}"))
+            continue
         interpreter = find_python(each.peer, peers_python, portable_python)
         if interpreter is None:
-            rows.append(Row(each.name, unprepared, error=each.peer.missing))
+            rows.append(Row(each.name, unprepared, device, error=each.peer.missing))
             continue
         print(f"preparing {each.name}", file=sys.stderr, flush=True)
         try:
             whole = kitchen.model(each.whole(), interpreter).folder if each.checked else None
-            rows.append(Row(each.name, kitchen.model(each, interpreter), python=interpreter, whole=whole))
+            rows.append(Row(each.name, kitchen.model(each, interpreter), device, python=interpreter, whole=whole))
         except CannotPrepare as error:
-            rows.append(Row(each.name, unprepared, error=str(error)))
+            rows.append(Row(each.name, unprepared, device, error=str(error)))
     return rows
 
 

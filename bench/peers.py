@@ -9,6 +9,7 @@ answers are held against torch's before any of its rows count.
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from compress.interpreters import PORTABLE, Environment, find_interpreter
 
 @dataclass(frozen=True)
 class Peer:
-    """A tool: its forms, what its files are made from (`checkpoint`, `portable` or `genai` bundle), and its package."""
+    """A tool: its forms, what its files are made from (`checkpoint`, `portable` or `genai` bundle), and its package.
+
+    It runs on `device`; one of a GPU belongs to `all` where a run asks for that device.
+    """
 
     name: str
     forms: tuple[str, ...]
@@ -31,6 +35,7 @@ class Peer:
     install: str
     converts: bool = True
     environment: Environment = PEERS_ENVIRONMENT
+    device: str = "cpu"
 
     @property
     def missing(self) -> str:
@@ -45,6 +50,7 @@ PEERS = {
     for peer in (
         Peer("torch-no-cache", ("fp32",), "checkpoint", "torch", "torch", converts=False),
         Peer("torch-int8", ("int8",), "checkpoint", "torch", "torch", converts=False),
+        Peer("torch-fp16", ("fp16",), "checkpoint", "torch", "torch", converts=False, device="cuda"),
         Peer("optimum", ("fp32",), "portable", "optimum.onnxruntime", "optimum-onnx", False, PORTABLE),
         Peer("llama.cpp", ("F32", "Q8_0", "Q4_0", "Q4_K"), "checkpoint", "llama_cpp", "llama-cpp-python gguf"),
         Peer("ctranslate2", ("float32", "int8"), "checkpoint", "ctranslate2", "ctranslate2"),
@@ -64,24 +70,29 @@ class Asked:
     @property
     def name(self) -> str:
         """As tables show it."""
-        return self.peer.name if len(self.peer.forms) == 1 else f"{self.peer.name} {self.form}"
+        name = self.peer.name if len(self.peer.forms) == 1 else f"{self.peer.name} {self.form}"
+        return name if self.peer.device == "cpu" else f"{name} on {self.peer.device}"
 
     @property
     def checked(self) -> bool:
         """Whether the peer has a full precision that its answers can be held against torch's in."""
-        return self.peer.forms[0] != "int8"
+        return self.peer.forms[0] not in ("int8", "fp16")
 
     def whole(self) -> "Asked":
         """The same peer at full precision."""
         return Asked(self.peer, self.peer.forms[0])
 
 
-def read_peers(value: str | None) -> list[Asked]:
-    """What `--peers` names: peers (all their forms) or `peer:form`, separated by commas; `all`. Raises `BadInput`."""
+def read_peers(value: str | None, devices: Sequence[str] = ("cpu",)) -> list[Asked]:
+    """What `--peers` names: peers (all their forms) or `peer:form`, separated by commas; `all` those of the `devices`.
+
+    Raises `BadInput`.
+    """
     if not value:
         return []
     asked: list[Asked] = []
-    for word in PEERS if value == "all" else [word.strip() for word in value.split(",")]:
+    every = [name for name, peer in PEERS.items() if peer.device in ("cpu", *devices)]
+    for word in every if value == "all" else [word.strip() for word in value.split(",")]:
         name, _, form = word.partition(":")
         if name not in PEERS:
             raise BadInput(f"--peers {word}: there is no such peer; give all, or some of {', '.join(PEERS)}")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.sample import Backend
+from serve.quiet import load
 
 Make = Callable[..., Backend]  # (spec, threads, device), and slots, how many conversations run side by side
 
@@ -31,6 +32,7 @@ KINDS = {
     "bundle": Kind("engine", "EngineBackend", ("onnxruntime", "serve.scheduler")),
     "torch-no-cache": Kind("torch", "NoCacheBackend", _TORCH),
     "torch-int8": Kind("torch", "DynamicInt8Backend", _TORCH),
+    "torch-fp16": Kind("torch", "HalfBackend", _TORCH),
     "optimum": Kind("optimum", "OptimumBackend", ("onnxruntime", *_TORCH, "optimum.onnxruntime")),
     "llama.cpp": Kind("llama_cpp", "LlamaCppBackend", ("llama_cpp",)),
     "ctranslate2": Kind("ctranslate2", "CTranslate2Backend", ("ctranslate2",)),
@@ -49,6 +51,6 @@ def open_backend(kind: str) -> Make:
     """Import the runtime of a kind of model (a key of `KINDS`), so that loading is timed without it; its class."""
     known = KINDS[kind]
     for module in known.needs:
-        importlib.import_module(module)
+        load(module)
     make: Make = getattr(importlib.import_module(f"bench.backends.{known.module}"), known.name)
     return make

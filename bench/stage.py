@@ -53,7 +53,7 @@ def bench(
     check_output(out, "report")
     _check_numbers(models, work)
     _check_devices(work.devices)
-    asked = read_peers(peers)
+    asked = read_peers(peers, work.devices)
     opened = [open_model(spec, tokenizer=for_missing(spec, tokenizer)) for spec in models]
     if asked and opened[0].kind != "checkpoint":
         raise BadInput(f"--peers: they run the first model, and {opened[0].spec} is no checkpoint; name one first")

@@ -26,6 +26,7 @@ LAYERS, WIDTH, HEADS, CONTEXT = 12, 768, 12, 300
 WHOLE, HALF = "checkpoint", "half"
 SHAPE = {"vocab_size": VOCAB, "n_positions": CONTEXT, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
 HALF_SHAPE = {**SHAPE, "n_embd": 576, "n_layer": 10, "n_head": 9}  # 0.498 of the parameters
+SHAPES = {WHOLE: SHAPE, HALF: HALF_SHAPE}
 ROWS = (WHOLE, "fp32", "w8", "w8a8", "w4", "w4 int8 cache", "half w8", "half w4")
 CONVERSATIONS, TURNS, TURN_TOKENS = 80, 8, 24
 _SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -38,16 +39,30 @@ def make_standard(folder: Path, seed: int = 0) -> dict[str, Path]:
     "half" is a checkpoint with half of the parameters, as pruning leaves it.
     """
     paths = {WHOLE: folder / WHOLE}
-    for name, shape in ((WHOLE, SHAPE), (HALF, HALF_SHAPE)):
-        if not (folder / name).is_dir():  # complete or absent
-            _make_checkpoint(folder / name, shape, seed)
-        if not _data(folder, name).is_dir():
-            _make_data(folder / name, _data(folder, name), seed)
+    for name in SHAPES:
+        make_checkpoint(folder, name, seed)
     for form in ROWS[1:]:
         paths[form] = folder / form.replace(" ", "-")
         if not paths[form].is_dir():
             _make_bundle(folder, form, paths[form])
     return paths
+
+
+def make_checkpoint(folder: Path, name: str, seed: int = 0) -> Path:
+    """Make the checkpoint WHOLE or HALF in `folder`, and conversations in its ids, where they are missing; its path."""
+    if not (folder / name).is_dir():  # complete or absent
+        _make_checkpoint(folder / name, SHAPES[name], seed)
+    if not _data(folder, name).is_dir():
+        _make_data(folder / name, _data(folder, name), seed)
+    return folder / name
+
+
+def make_integers(folder: Path, name: str, scheme: str) -> Path:
+    """Quantize a checkpoint of `make_checkpoint`, unless it is done; the path of the quantized one."""
+    out = folder / f"{name}-{scheme}-integers"
+    if not out.is_dir():
+        quantize(str(folder / name), _data(folder, name), out, QuantizeOptions(scheme, "rtn"))
+    return out
 
 
 def _data(folder: Path, name: str) -> Path:
@@ -89,10 +104,5 @@ def _make_bundle(folder: Path, form: str, out: Path) -> None:
     """Quantize, unless it is done, and export; `form` is a scheme, with "half" before or "int8 cache" behind it."""
     name = HALF if form.startswith(HALF) else WHOLE
     scheme, _, cache = form.removeprefix(HALF).strip().partition(" ")
-    data = _data(folder, name)
-    source = folder / name
-    if scheme != "fp32":
-        source = folder / f"{name}-{scheme}-integers"
-        if not source.is_dir():
-            quantize(str(folder / name), data, source, QuantizeOptions(scheme, "rtn"))
-    export(str(source), out, data=data, kv="int8" if cache else "float32")
+    source = folder / name if scheme == "fp32" else make_integers(folder, name, scheme)
+    export(str(source), out, data=_data(folder, name), kv="int8" if cache else "float32")

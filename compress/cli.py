@@ -525,5 +525,8 @@ def _pace(quantized: Path) -> dict[str, float]:
 
 def main() -> None:
     """Entry point of the console script `compress` and of `python -m compress`."""
+    from serve.quiet import silence
+
+    silence()
     quiet_libraries()
     call(lambda: app(standalone_mode=False))

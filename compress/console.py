@@ -132,11 +132,10 @@ def _plain(value: Any) -> str:
 
 
 def quiet_libraries() -> None:
-    """Defaults for what the libraries print and phone home; a variable that the user has set stays as it is."""
+    """Defaults for what the libraries print; a variable that the user has set stays as it is."""
     for name, value in {
         "TOKENIZERS_PARALLELISM": "true",
         "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     }.items():

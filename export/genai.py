@@ -19,13 +19,12 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from onnxscript import GraphBuilder
 from transformers import PreTrainedTokenizerFast
 
@@ -36,6 +35,10 @@ from serve.bundle import Bundle, Geometry
 from serve.dialogue import Dialogue
 from serve.engine import Engine
 from serve.options import SamplingOptions
+from serve.quiet import load
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 GENAI_GRAPH = "model.genai.onnx"
 GENAI_CONFIG = "genai_config.json"
@@ -65,7 +68,7 @@ def write_genai(bundle: Bundle, tokenizer: PreTrainedTokenizerFast) -> None:
 def check_genai(bundle: Bundle, prompts: Sequence[Sequence[int]]) -> None:
     """Raise WorkFailed unless the adapted graph, fed as genai feeds it, gives the engine's logits along its replies."""
     engine = Engine(bundle, threads=1, device="cpu")
-    session = ort.InferenceSession(str(bundle.folder / GENAI_GRAPH), providers=["CPUExecutionProvider"])
+    session = load("onnxruntime").InferenceSession(str(bundle.folder / GENAI_GRAPH), providers=["CPUExecutionProvider"])
     for prompt in prompts[:CHECKED_PROMPTS]:
         reply, want = greedy_reply(engine, prompt)
         error = _fed_as_genai(session, prompt, reply) - want
@@ -76,7 +79,7 @@ def check_genai(bundle: Bundle, prompts: Sequence[Sequence[int]]) -> None:
             )
 
 
-def _fed_as_genai(session: ort.InferenceSession, prompt: Sequence[int], reply: Sequence[int]) -> Floats:
+def _fed_as_genai(session: "onnxruntime.InferenceSession", prompt: Sequence[int], reply: Sequence[int]) -> Floats:
     """Logits [reply, vocab] before each id of a reply, from a session whose present buffers go back as past."""
     outputs = [item.name for item in session.get_outputs()]
     past = {item.name: _buffer(item) for item in session.get_inputs() if item.name.startswith("past_key_values")}
@@ -94,7 +97,7 @@ def _fed_as_genai(session: ort.InferenceSession, prompt: Sequence[int], reply: S
     return np.stack(rows)
 
 
-def _buffer(item: ort.NodeArg) -> npt.NDArray[np.generic]:
+def _buffer(item: "onnxruntime.NodeArg") -> npt.NDArray[np.generic]:
     dtype = np.int8 if item.type == "tensor(int8)" else np.float32
     return np.zeros([1, *item.shape[1:]], dtype=dtype)
 

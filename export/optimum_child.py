@@ -2,7 +2,7 @@
 
     python -I export/optimum_child.py CHECKPOINT OUT REQUEST
 
-It runs beside transformers 4, so it imports no module of ours. CHECKPOINT is a folder that transformers 4 reads, OUT
+It runs beside transformers 4, so it imports no module of ours but `serve.quiet`, which imports nothing. CHECKPOINT is a folder that transformers 4 reads, OUT
 gets model.onnx and what ORTModelForCausalLM and AutoTokenizer read, REQUEST is a JSON file: `prompts` (ids of each),
 `new_tokens`, `context`. Lines of JSON on stdout: `{"reply": ids}` for each prompt as ORTModelForCausalLM continues it
 greedily, then the last one, `{"inputs": names, "outputs": names, "versions": …}` of the graph, or `{"error": one line}`
@@ -10,6 +10,7 @@ with exit code 1. Nothing else is printed.
 """
 
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
@@ -23,11 +24,21 @@ from typing import Any
 PACKAGES = ("optimum-onnx", "transformers", "torch", "onnxruntime")
 
 
+def load(module: str) -> Any:
+    """`serve.quiet.load`, by its file: the project is not on the path, since what needs transformers 5 may lie beside it."""
+    found = importlib.util.spec_from_file_location("quiet", Path(__file__).parents[1] / "serve" / "quiet.py")
+    assert found is not None
+    assert found.loader is not None
+    quiet = importlib.util.module_from_spec(found)
+    found.loader.exec_module(quiet)
+    return quiet.load(module)
+
+
 def export(checkpoint: Path, out: Path) -> None:
     """Write the graph, the configuration and the tokenizer."""
-    from optimum.exporters.onnx import onnx_export_from_model
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+    onnx_export_from_model = load("optimum.exporters.onnx").onnx_export_from_model
     model = GPT2LMHeadModel.from_pretrained(checkpoint).eval()
     if not model.config.scale_attn_weights or model.config.scale_attn_by_inverse_layer_idx:
         model.set_attn_implementation("eager")  # the fused attentions ignore both
@@ -38,12 +49,9 @@ def export(checkpoint: Path, out: Path) -> None:
 
 def open_exported(folder: Path) -> Any:
     """Load a portable bundle as a user would."""
-    import onnxruntime as ort
-    from optimum.onnxruntime import ORTModelForCausalLM
-
-    options = ort.SessionOptions()
+    options = load("onnxruntime").SessionOptions()
     options.log_severity_level = 4
-    return ORTModelForCausalLM.from_pretrained(folder, session_options=options)
+    return load("optimum.onnxruntime").ORTModelForCausalLM.from_pretrained(folder, session_options=options)
 
 
 def replies(model: Any, prompts: Sequence[Sequence[int]], new_tokens: int, context: int) -> Iterator[list[int]]:

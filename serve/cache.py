@@ -7,12 +7,16 @@ run over its neighbours may write there. For that, slots that share a cache keep
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from serve.bundle import Geometry
+from serve.quiet import load
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 class KVCache:
@@ -88,7 +92,7 @@ class KVCache:
         limit = min(len(ids), self._prefilled[slot] if prefilled else len(held))
         return next((place for place in range(limit) if ids[place] != held[place]), limit)
 
-    def bind(self, binding: ort.IOBinding, first: int = 0, count: int | None = None) -> None:
+    def bind(self, binding: "onnxruntime.IOBinding", first: int = 0, count: int | None = None) -> None:
         """Bind the slots `first` to `first + count - 1` (None: all) as past and as present of a run over them."""
         count = self.slots if count is None else count
         if not (first >= 0 and count >= 1 and first + count <= self.slots):
@@ -100,9 +104,10 @@ class KVCache:
             binding.bind_input(f"past_key_values.{name}", *where)
             binding.bind_output(f"present.{name}", *where)
 
-    def _allocate(self) -> npt.NDArray[np.generic] | ort.OrtValue:
+    def _allocate(self) -> "npt.NDArray[np.generic] | onnxruntime.OrtValue":
         """One buffer of zeros on the device."""
         zeros = np.zeros(self._shape, dtype=self._dtype)
         if self._device == "cpu":
             return zeros
-        return ort.OrtValue.ortvalue_from_numpy(zeros, self._device, 0)
+        value: onnxruntime.OrtValue = load("onnxruntime").OrtValue.ortvalue_from_numpy(zeros, self._device, 0)
+        return value

@@ -1,27 +1,33 @@
 """Onnxruntime's part of the engine: the session over a graph, and runs of it with everything bound beforehand."""
 
+import contextlib
+import io
 from collections import OrderedDict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from serve.cache import KVCache
 from serve.errors import BadBundle, BadRequest, ServeError
-from serve.variant import Choice
+from serve.quiet import load
+from serve.variant import PROVIDERS, Choice
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 KEPT_RUNS = 64  # bindings are small: a few kB each
 
 Logits = npt.NDArray[np.float32]
 
 
-def open_session(choice: Choice, threads: int) -> ort.InferenceSession:
+def open_session(choice: Choice, threads: int) -> "onnxruntime.InferenceSession":
     """Load the graph.
 
     Raises BadBundle when onnxruntime cannot, or when it is not the graph that bundle.json tells, and BadRequest for a
     device that does not start.
     """
+    ort = load("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -29,8 +35,13 @@ def open_session(choice: Choice, threads: int) -> ort.InferenceSession:
     # Threads spin between the operators of a step: without, decode loses a quarter of its speed on an idle machine.
     # They go to sleep some 50 ms after the last run.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    if choice.provider == PROVIDERS["cuda"]:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session will tell
+            ort.preload_dlls()  # where CUDA's libraries came as Python packages, no loader finds them by itself
     try:
-        session = ort.InferenceSession(str(choice.path), options, providers=[choice.provider])
+        session: onnxruntime.InferenceSession = ort.InferenceSession(
+            str(choice.path), options, providers=[choice.provider]
+        )
     except Exception as error:
         raise BadBundle(f"{choice.path}: onnxruntime cannot load it ({first_line(error)})") from error
     if choice.provider not in session.get_providers():  # it falls back to the CPU, and says so to nobody
@@ -45,7 +56,7 @@ def open_session(choice: Choice, threads: int) -> ort.InferenceSession:
     return session
 
 
-def kv_dtype(session: ort.InferenceSession) -> str:
+def kv_dtype(session: "onnxruntime.InferenceSession") -> str:
     """The type of the cache's numbers as the graph has it: "float32", "float16" or "int8"."""
     kind = session.get_inputs()[-1].type.removeprefix("tensor(").removesuffix(")")
     return "float32" if kind == "float" else str(kind)
@@ -103,7 +114,9 @@ class Run:
 class Runs:
     """The runs of a session over a cache: made when a shape is first asked for, kept, all over the same arrays."""
 
-    def __init__(self, session: ort.InferenceSession, cache: KVCache, vocab: int, *, on_device: bool = False) -> None:
+    def __init__(
+        self, session: "onnxruntime.InferenceSession", cache: KVCache, vocab: int, *, on_device: bool = False
+    ) -> None:
         tokens = max(cache.context, cache.slots)
         self.session, self.cache, self.vocab, self.on_device = session, cache, vocab, on_device
         self.ids = np.zeros(tokens, dtype=np.int64)

@@ -12,6 +12,7 @@ from pathlib import Path
 from serve.bundle import Bundle, Graph
 from serve.errors import BadBundle, BadRequest
 from serve.processors import cpu_features, lost_features
+from serve.quiet import load
 
 DEVICES = ("cpu", "cuda")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -81,9 +82,7 @@ def find_providers() -> list[str]:
 
     A build with CUDA lists CUDAExecutionProvider on any machine, so the driver is asked for devices.
     """
-    import onnxruntime as ort  # heavy: not for who only names a bundle
-
-    listed: list[str] = ort.get_available_providers()
+    listed: list[str] = load("onnxruntime").get_available_providers()  # heavy: not for who only names a bundle
     return [name for name in listed if name != PROVIDERS["cuda"] or count_cuda_devices() > 0]
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from serve.quiet import silence
+
+silence()  # before a test imports onnxruntime by itself
 # Two cores are shared by the suite and what else runs; tiny models are fastest on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

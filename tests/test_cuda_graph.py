@@ -118,6 +118,7 @@ def test_its_numbers_on_the_cpu_provider_are_torchs(options: dict, bits: int | N
     parity.require()
 
 
+@pytest.mark.cuda
 def test_its_numbers_on_cuda_are_torchs(tmp_path: Path) -> None:
     """The graph's kernels on the device that it is for."""
     cause = why_not_cuda()
@@ -133,8 +134,10 @@ def why_not_cuda() -> str:
     """Why nothing can run on CUDA here, or "": asked of the runtime, by opening a session."""
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         return f"onnxruntime {ort.__version__} has no CUDAExecutionProvider (that is the package onnxruntime-gpu)"
-    empty = onnx.helper.make_graph([], "empty", [], [])
-    model = onnx.helper.make_model(empty, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    # Not an empty graph: onnxruntime refuses one.
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "small", ends[:1], ends[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     used = ort.InferenceSession(model.SerializeToString(), options, providers=["CUDAExecutionProvider"]).get_providers()

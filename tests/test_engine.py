@@ -237,6 +237,7 @@ def test_the_engine_keeps_a_float16_cache_and_binds_inputs_anew_where_a_device_c
     assert np.abs(continuation(engine, prompt) - want).max() < 0.02 * np.abs(want).max()
 
 
+@pytest.mark.cuda
 def test_the_engine_runs_on_cuda(tmp_path: Path) -> None:
     """Its cache lies on the device, and is bound by pointers into it."""
     cause = why_not_cuda()

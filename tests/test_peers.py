@@ -37,7 +37,10 @@ def test_peers_are_named_with_or_without_their_form() -> None:
     """Stops a form that is measured twice, and a name that chooses nothing in silence."""
     names = [asked.name for asked in read_peers("llama.cpp:Q8_0, ctranslate2,llama.cpp:Q8_0,optimum")]
     assert names == ["llama.cpp Q8_0", "ctranslate2 float32", "ctranslate2 int8", "optimum"]
-    assert len(read_peers("all")) == sum(len(peer.forms) for peer in PEERS.values())
+    on_cpu = [peer for peer in PEERS.values() if peer.device == "cpu"]
+    assert len(read_peers("all")) == sum(len(peer.forms) for peer in on_cpu)
+    beside = {asked.name for asked in read_peers("all", ("cpu", "cuda"))} - {asked.name for asked in read_peers("all")}
+    assert beside == {"torch-fp16 on cuda"}
     assert read_peers(None) == []
     with pytest.raises(BadInput, match="--peers vllm: there is no such peer; give all, or some of torch-no-cache"):
         read_peers("vllm")
@@ -160,7 +163,7 @@ def test_every_installed_peer_agrees_with_torch(
     """Stops a conversion that loses a tensor, a cache that is not cleared, and a wrong order of a fused matrix."""
     if not Path(PEERS_PYTHON).is_file():
         pytest.skip(f"no {PEERS_PYTHON}: run `make peers`, or set PEERS_PYTHON")
-    names = [name for name in PEERS if name not in INSTALLED]
+    names = [name for name, peer in PEERS.items() if name not in INSTALLED and peer.device == "cpu"]
     pythons = {"peers_python": PEERS_PYTHON, "portable_python": portable_python}
     report = bench([str(tiny_checkpoint)], tmp_path / "out", tiny_data, SMALL, peers=",".join(names), **pythons)
     first = report["rows"][0]

@@ -9,8 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from families import tiny_family
+from test_cuda_graph import why_not_cuda
 
 from bench.controller import Job, Measurement
 from bench.latency import Measured
@@ -19,9 +21,11 @@ from bench.report.candidates import pruning_candidates
 from bench.report.document import as_markdown, print_table, read_report
 from bench.report.notes import notes
 from bench.report.rows import build_rows
+from bench.runtimes import open_backend
 from bench.stage import bench
 from bench.work import Work, make_prompts
 from chitchat.errors import BadInput, WorkFailed
+from export.stage import export
 
 FIGURES = {
     *("name", "device", "ttft_ms_p50", "tpot_ms_p50", "tpot_ms_p95", "tokens_per_s", "peak_rss_mb", "file_mb"),
@@ -307,9 +311,34 @@ def test_a_gpu_that_is_not_there_is_a_row_beside_the_cpus(family: dict[str, Path
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA GPU here")
     work = Work(8, 4, devices=("cpu", "cuda"), repetitions=2, threads=1, scenarios=())
-    report = bench([str(family["bundle-fp32"])], tmp_path / "out", work=work)
-    on_cpu, on_gpu = report["rows"]
+    report = bench([str(family["checkpoint"])], tmp_path / "out", work=work, peers="torch-fp16")
+    on_cpu, on_gpu, peer = report["rows"]
     assert (on_cpu["device"], on_cpu["error"]) == ("cpu", None)
-    assert on_gpu["name"] == "bundle-fp32 on cuda"
+    assert on_gpu["name"] == "teacher on cuda"
     assert on_gpu["device"] == "cuda"
     assert on_gpu["error"] == "skipped: torch finds no CUDA GPU on this machine"
+    assert (peer["name"], peer["device"], peer["error"]) == ("torch-fp16 on cuda", "cuda", on_gpu["error"])
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_checkpoint_float16_and_bundle_have_their_rows(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A bundle that runs on the CPU beside torch on the GPU, or a float16 that computes something else."""
+    if cause := why_not_cuda():
+        pytest.skip(cause)
+    export(str(tiny_checkpoint), tmp_path / "both", target="cpu+cuda")
+    work = Work(8, 4, devices=("cpu", "cuda"), repetitions=2, threads=1)
+    report = bench([str(tiny_checkpoint), str(tmp_path / "both")], tmp_path / "out", work=work, peers="torch-fp16")
+    assert [row["error"] for row in report["rows"]] == [None] * 5
+    assert [row["device"] for row in report["rows"]] == ["cpu", "cuda", "cpu", "cuda", "cuda"]
+    assert all(row["ceiling"] is None for row in report["rows"] if row["device"] == "cuda")
+
+
+def test_float16_is_float16_and_says_what_float32_says(tiny_checkpoint: Path) -> None:
+    """A row of float16 that computed in float32 looked slow; its work here is the same on the CPU."""
+    import torch
+
+    half, whole = (open_backend(kind)(str(tiny_checkpoint), 1, "cpu") for kind in ("torch-fp16", "checkpoint"))
+    assert {parameter.dtype for parameter in half._model.parameters()} == {torch.float16}
+    logits = [backend.runtime().logits([5, 6, 7, 8]) for backend in (half, whole)]
+    assert logits[0].dtype == np.float32
+    assert 0 < np.abs(logits[0] - logits[1]).max() < 0.01 * np.abs(logits[1]).max()

@@ -10,15 +10,14 @@ import numpy as np
 
 from bench.backends.stepping import Floats, SteppingBackend
 from bench.sample import Sample, as_sample
+from serve.quiet import load
 
 
 class GenaiBackend(SteppingBackend):
     """A bundle with `genai_config.json`."""
 
     def __init__(self, spec: str, threads: int, device: str, slots: int = 1) -> None:
-        import onnxruntime_genai as genai
-
-        self._genai = genai
+        genai = self._genai = load("onnxruntime_genai")
         config = genai.Config(spec)
         config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
         self._model = genai.Model(config)

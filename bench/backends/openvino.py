@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 
 from bench.backends.stepping import Floats, SteppingBackend
+from serve.quiet import load
 
 MODEL = "openvino_model.xml"
 
 
 def convert(portable: Path, out: Path, form: str, threads: int) -> None:
     """Write the portable graph as an OpenVINO model: `form` fp32, int8 (a scale a row) or int4 (groups of 64)."""
-    import openvino as ov
-    from openvino.passes import MakeStateful, Manager
-
+    ov, passes = load("openvino"), load("openvino.passes")
     model = ov.Core().read_model(portable / "model.onnx")
     # One conversation: a cache whose first dimension is open would begin with none.
     model.reshape({port: ov.PartialShape([1, *list(port.partial_shape)[1:]]) for port in model.inputs})
@@ -30,12 +29,11 @@ def convert(portable: Path, out: Path, form: str, threads: int) -> None:
         for name in parameter.get_names()
         if name.startswith("past_key_values")
     }
-    manager = Manager()
-    manager.register_pass(MakeStateful(pairs))
+    manager = passes.Manager()
+    manager.register_pass(passes.MakeStateful(pairs))
     manager.run_passes(model)
     if form != "fp32":
-        import nncf
-
+        nncf = load("nncf")
         mode = {"int8": nncf.CompressWeightsMode.INT8_SYM, "int4": nncf.CompressWeightsMode.INT4_SYM}[form]
         options = {"group_size": 64, "ratio": 1.0} if form == "int4" else {}
         narrow = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
@@ -52,8 +50,7 @@ class OpenVinoBackend(SteppingBackend):
     """A stateful model on one of OpenVINO's devices."""
 
     def __init__(self, spec: str, threads: int, device: str, slots: int = 1) -> None:
-        import openvino as ov
-
+        ov = load("openvino")
         config = json.loads((Path(spec) / "config.json").read_text(encoding="utf-8"))
         options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         if config["inference_precision"] is not None:

@@ -5,19 +5,17 @@ from typing import Any
 
 from bench.backends.stepping import Floats, SteppingBackend
 from bench.backends.torch import TorchBackend
+from serve.quiet import load
 
 
 class OptimumBackend(TorchBackend):
     """Times are those of transformers' `generate`, as everywhere in torch; what computes is onnxruntime."""
 
     def _read(self, spec: str, threads: int) -> Any:
-        import onnxruntime as ort
-        from optimum.onnxruntime import ORTModelForCausalLM
-
-        options = ort.SessionOptions()
+        options = load("onnxruntime").SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        return ORTModelForCausalLM.from_pretrained(spec, session_options=options)
+        return load("optimum.onnxruntime").ORTModelForCausalLM.from_pretrained(spec, session_options=options)
 
     def runtime(self) -> Any:
         """See `bench.sample.Backend.runtime`."""

@@ -1,4 +1,4 @@
-"""torch: transformers' own `generate`, the loop without a cache that chit-chat users run, and dynamic int8.
+"""torch: transformers' own `generate` in float32 and float16, the loop without a cache, and dynamic int8.
 
 All give exactly the number of new tokens that was asked for: the end of turn is suppressed. Time to first token runs
 from ids in to the first id out.
@@ -87,6 +87,13 @@ class QuantizedBackend(TorchBackend):
         from compress.quantize.checkpoint import load_quantized
 
         return load_quantized(spec).dequantized_model()
+
+
+class HalfBackend(TorchBackend):
+    """transformers' own `generate` in float16: what GPU users run. A CPU has no fast products of that size."""
+
+    def _read(self, spec: str, threads: int) -> Any:
+        return super()._read(spec, threads).half()
 
 
 class NoCacheBackend(TorchBackend):

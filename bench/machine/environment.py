@@ -54,12 +54,16 @@ def _revision() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
+    # Without the option git writes to the checkout what it found unchanged.
+    git = ["git", "--no-optional-locks", "-C", str(root)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        commit, changed = (
+            subprocess.run([*git, *command], capture_output=True, text=True, check=False).stdout.strip()
+            for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return f"{commit}{'+' if changed else ''}" if commit else None
 
 
 def _processor() -> tuple[str, list[str]]:

@@ -67,7 +67,7 @@ def build_rows(names: Sequence[str], models: Sequence[MeasuredModel], measured: 
         if not lost:
             row |= latency_figures(result.samples) | {"busy": is_busy(result.samples)}
             row |= scenario_figures(result.extra)
-            if model.kind not in _READ_OTHERWISE:
+            if model.kind not in _READ_OTHERWISE and result.job.device == "cpu":  # whose memory was measured
                 row["ceiling"] = ceiling_share(result.samples, model.weight_bytes, measured.bandwidth)
             if first.error is None and not is_wrong(row):  # what computes something else is not faster
                 row["ratio"] = speed_ratio(first.samples, result.samples)

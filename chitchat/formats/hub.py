@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from chitchat.errors import BadInput
+from serve.quiet import silence
 
 # What a GPT-2 can be read from; images, papers and weights of other frameworks stay where they are.
 _TOKENIZER_FILES = (
@@ -35,6 +36,7 @@ def fetch_model(hub_id: str, weights: bool = True) -> Path:
 
 
 def _snapshot(hub_id: str, patterns: tuple[str, ...]) -> Path:
+    silence()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
