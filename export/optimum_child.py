@@ -2,11 +2,11 @@
 
     python -I export/optimum_child.py CHECKPOINT OUT REQUEST
 
-It runs beside transformers 4, so it imports no module of ours but `serve.quiet`, which imports nothing. CHECKPOINT is a folder that transformers 4 reads, OUT
-gets model.onnx and what ORTModelForCausalLM and AutoTokenizer read, REQUEST is a JSON file: `prompts` (ids of each),
-`new_tokens`, `context`. Lines of JSON on stdout: `{"reply": ids}` for each prompt as ORTModelForCausalLM continues it
-greedily, then the last one, `{"inputs": names, "outputs": names, "versions": …}` of the graph, or `{"error": one line}`
-with exit code 1. Nothing else is printed.
+It runs beside transformers 4, so it imports no module of ours but `serve.quiet`, which imports nothing. CHECKPOINT is a
+folder that transformers 4 reads, OUT gets model.onnx and what ORTModelForCausalLM and AutoTokenizer read, REQUEST is a
+JSON file: `prompts` (ids of each), `new_tokens`, `context`. Lines of JSON on stdout: `{"reply": ids}` for each prompt
+as ORTModelForCausalLM continues it greedily, then the last one, `{"inputs": names, "outputs": names, "versions": …}` of
+the graph, or `{"error": one line}` with exit code 1. Nothing else is printed.
 """
 
 import importlib.metadata
@@ -25,7 +25,7 @@ PACKAGES = ("optimum-onnx", "transformers", "torch", "onnxruntime")
 
 
 def load(module: str) -> Any:
-    """`serve.quiet.load`, by its file: the project is not on the path, since what needs transformers 5 may lie beside it."""
+    """`serve.quiet.load`, by its file: the project is not on the path, for packages of our transformers may lie there."""
     found = importlib.util.spec_from_file_location("quiet", Path(__file__).parents[1] / "serve" / "quiet.py")
     assert found is not None
     assert found.loader is not None
