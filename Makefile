@@ -31,6 +31,7 @@ PORTABLE ?= .venv-portable
 portable: $(PORTABLE)/.installed
 
 $(PORTABLE)/.installed: pyproject.toml constraints-portable.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "make: optimum runs on Python 3.11 to 3.13, which PYTHON=$(PYTHON) is not; say make portable PYTHON=python3.13"; exit 2; }
 	test -x $(PORTABLE)/bin/python || $(PYTHON) -m venv $(PORTABLE)
 	$(PORTABLE)/bin/pip install --quiet --constraint constraints-portable.txt --editable '.[portable]'
 	@touch $@

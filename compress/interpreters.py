@@ -34,18 +34,27 @@ class Environment:
     variable: str
     make: str
     extra: str
+    pythons: str = ""  # the versions that it can be made with, where they are fewer than ours
 
     @property
     def remedy(self) -> str:
         """What to type where there is none."""
-        python = f"{self.folder}/bin/python"
+        pip = f"{self.folder}/bin/python -m pip"
         return (
-            f"{self.make} (without the project's folder: python3 -m venv {self.folder} && "
-            f"{python} -m pip install 'chitchat-compress[{self.extra}]'), or name its interpreter by {self.option}"
+            f"{self.make} (without the project's folder: python3 -m venv {self.folder} && {pip} install "
+            f"'chitchat-compress[{self.extra}]'{self.pythons}), or name its interpreter by {self.option}"
         )
 
 
-PORTABLE = Environment(".venv-portable", "--portable-python", "PORTABLE_PYTHON", "make portable", "portable")
+# On Python 3.14 optimum 2.1 ends in a TypeError: a `functools.partial` in a class is a method there.
+PORTABLE = Environment(
+    ".venv-portable",
+    "--portable-python",
+    "PORTABLE_PYTHON",
+    "make portable",
+    "portable",
+    ", with Python 3.11 to 3.13",
+)
 PEERS = Environment(".venv-peers", "--peers-python", "PEERS_PYTHON", "make peers", "peers")
 
 

@@ -25,7 +25,7 @@ PACKAGES = ("optimum-onnx", "transformers", "torch", "onnxruntime")
 
 
 def load(module: str) -> Any:
-    """`serve.quiet.load`, by its file: the project is not on the path, for packages of our transformers may lie there."""
+    """`serve.quiet.load`, by its file: the project is not on the path, where our transformers may lie too."""
     found = importlib.util.spec_from_file_location("quiet", Path(__file__).parents[1] / "serve" / "quiet.py")
     assert found is not None
     assert found.loader is not None
