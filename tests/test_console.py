@@ -99,7 +99,8 @@ def test_sigterm_unwinds_so_that_nothing_half_written_stays(tmp_path: Path) -> N
         "from compress.console import call; from chitchat.folder import staged_folder\n"
         "def work():\n"
         "    with staged_folder(Path(sys.argv[1]), 'data'):\n"
-        "        print('ready', flush=True); time.sleep(600)\n"
+        "        print('ready', flush=True)\n"
+        "        while True: time.sleep(0.1)\n"  # a signal just before a single long sleep waits until its end
         "call(work)"
     )
     with subprocess.Popen(
