@@ -103,7 +103,10 @@ def train(
     ffn: Annotated[int | None, typer.Option(help="FFN width (n_inner), from scratch; default 4 x width.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens the model sees at most.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the training conversations.")] = None,
-    max_minutes: Annotated[float | None, typer.Option(help="Plan as many steps as fit into these minutes.")] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(help="Train for these minutes, loading and saving included, whatever the machine does."),
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop after this many evaluations without a better validation loss.")
     ] = None,
@@ -119,6 +122,9 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Data set → fine-tuned GPT-2 (the teacher)."""
+    from chitchat.training.stopwatch import Stopwatch
+
+    stopwatch = Stopwatch()  # before the libraries are loaded: the minutes are the user's
     from chitchat.training.train import TrainOptions
     from chitchat.training.train import train as run_training
 
@@ -143,7 +149,7 @@ def train(
         loss=loss,
         seed=seed,
     )
-    show(run_training(data, out, options, resume=resume), as_json)
+    show(run_training(data, out, options, resume=resume, stopwatch=stopwatch), as_json)
 
 
 @app.command()
@@ -169,7 +175,9 @@ def prune(
     ] = "obs",
     no_refit: Annotated[bool, typer.Option("--no-refit", help="Leave out the repair by least squares.")] = False,
     heal_epochs: Annotated[float | None, typer.Option(help="Heal for these passes over the conversations.")] = None,
-    heal_minutes: Annotated[float | None, typer.Option(help="Heal for these minutes; 0: not at all.")] = None,
+    heal_minutes: Annotated[
+        float | None, typer.Option(help="Heal for these minutes, trials included; cutting comes on top; 0: not at all.")
+    ] = None,
     heal_loss: Annotated[str, typer.Option(help="kl (from the teacher) or ce (from the text alone).")] = "kl",
     heal_labels: Annotated[
         float, typer.Option(help="Share of the text's own cross-entropy beside the KL, 0 to below 1.")
@@ -186,6 +194,9 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Checkpoint → smaller checkpoint: cut, refitted, and healed by distillation from the unpruned one."""
+    from chitchat.training.stopwatch import Stopwatch
+
+    stopwatch = Stopwatch()
     from bench.probe import Clock
     from chitchat.errors import BadInput
     from compress.prune.options import PruneOptions
@@ -221,10 +232,8 @@ def prune(
         return
     if out is None:
         raise BadInput("--out: say where the smaller checkpoint goes, or --plan to see what the budget buys")
-    show(
-        run_pruning(checkpoint, data, out, options, resume=resume, clock=Clock.of(checkpoint, scheme, tokenizer)),
-        as_json,
-    )
+    clock = Clock.of(checkpoint, scheme, tokenizer)
+    show(run_pruning(checkpoint, data, out, options, resume=resume, clock=clock, stopwatch=stopwatch), as_json)
 
 
 @app.command()
@@ -240,18 +249,23 @@ def quantize(
         int | None, typer.Option(help="Weights that share a scale (default: 128 for w8 and w8a8, 64 for w4).")
     ] = None,
     max_kl: Annotated[float | None, typer.Option(help="What auto may lose, nats per held-out token.")] = None,
-    kd_minutes: Annotated[float, typer.Option(help="Budget of method kd.")] = 4.0,
+    kd_minutes: Annotated[
+        float, typer.Option(help="Minutes of the fine-tune of kd; gptq before it comes on top.")
+    ] = 4.0,
     tokenizer: Tokenizer = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a fine-tune (kd) that was stopped.")] = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Checkpoint → checkpoint of blockwise integers, checked on held-out conversations."""
+    from chitchat.training.stopwatch import Stopwatch
+
+    stopwatch = Stopwatch()
     from compress.quantize.options import QuantizeOptions
     from compress.quantize.stage import quantize as run_quantization
 
     options = QuantizeOptions(scheme, method, block_size, max_kl, kd_minutes, seed, tokenizer)
-    figures = run_quantization(checkpoint, data, out, options, resume=resume)
+    figures = run_quantization(checkpoint, data, out, options, resume=resume, stopwatch=stopwatch)
     show(figures | _pace(out), as_json)
 
 

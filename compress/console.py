@@ -86,8 +86,14 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 def is_leader() -> bool:
-    """Whether this process speaks for a distributed run (`RANK` is set by torchrun and accelerate)."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process speaks: alone, or as the first of a distributed run.
+
+    The process group is asked, not the environment: a `RANK` that a shell or a cluster left behind silences nobody.
+    """
+    distributed = sys.modules.get("torch.distributed")  # a verb without torch has no process group
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return True
+    return bool(distributed.get_rank() == 0)
 
 
 def show(figures: Mapping[str, Any], as_json: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.console import show
+from compress.console import show, show_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -133,13 +133,33 @@ def test_an_interval_stands_on_the_line_of_its_figure(capsys: pytest.CaptureFixt
     assert json.loads(lines[-1]) == figures
 
 
-def test_one_process_of_a_distributed_run_speaks(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_process_of_a_distributed_run_speaks(tmp_path: Path) -> None:
     """Two ranks used to print the figures twice."""
-    monkeypatch.setenv("RANK", "1")
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import torch.distributed\n"
+        "from compress.console import show, show_table\n"
+        "torch.distributed.init_process_group('gloo')\n"
+        "show({'tokens': 1}, as_json=True); show_table([{'row': 2}])\n"
+        "torch.distributed.destroy_process_group()\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["tokens", "1", '{"tokens":', "1}", "row", "2"]
+
+
+@pytest.mark.parametrize("rank", ["1", "0", "", "one"])
+def test_a_rank_that_was_left_behind_silences_nobody(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    """`RANK=1` of a shell or a cluster: no figures, exit 0."""
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.setenv(name, rank)
     show({"tokens": 1}, as_json=True)
-    assert capsys.readouterr().out == ""
+    show_table([{"row": 2}])
+    assert capsys.readouterr().out.split() == ["tokens", "1", '{"tokens":', "1}", "row", "2"]
 
 
 def test_every_verb_takes_json_and_seed() -> None:

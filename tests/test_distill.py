@@ -16,14 +16,16 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from chitchat.data.dataset import open_dataset
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.training.objective import Trainable
+from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.trainer import _collate, weights_sha256
 from chitchat.training.workfolder import WorkFolder
 from compress.distill.heal import heal
 from compress.distill.objective import Distillation, forward_kl, skewed_kl
 from compress.distill.options import HealOptions
 from compress.distill.samples import SampledWindows
-from compress.distill.task import default_rate
+from compress.distill.task import Task, default_rate
 
+from test_pacer import Machine, Timed, slower  # isort: skip
 from test_trainer import kill_after_checkpoint, start  # isort: skip
 
 
@@ -161,7 +163,7 @@ def test_steps_are_counted_over_all_parts(data, tmp_path):
     assert steps[-1] == 150
     assert sum("eval_loss" in entry and entry["step"] > 30 for entry in result.log) == 6  # two rounds of three
     assert result.best_step in steps
-    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "work").iterdir() if path.name != "clock.json") == [
         "heal.json", "main", "round-1", "round-1.npz", "round-2", "round-2.npz",
     ]  # fmt: skip
 
@@ -206,18 +208,40 @@ def test_the_teachers_conversations_are_read_beside_the_corpus(data, tmp_path):
     assert plan["key"]["inputs"]["windows"] == corpus + len(SampledWindows.load(tmp_path / "True/teacher.npz"))
 
 
-def test_minutes_are_shared_out_too(data, tmp_path, monkeypatch):
-    """Stops: a run by the clock whose parts add up to more, or whose plan is found anew when it goes on."""
-    monkeypatch.setattr("compress.distill.budget.STEPS_PER_ROUND", 1)  # a loaded machine has few steps in seconds
-    student, options = model(seed=1), HealOptions(minutes=0.08, own_replies=0.5, teacher_samples=True)
-    first = heal(student, model(layers=3), data, tmp_path / "work", options)
-    assert first.own_steps > 0
+def slow_healing(monkeypatch, machine):
+    """From now on every step and evaluation of a healing takes its time on the machine."""
+    real = Task.objective
+    monkeypatch.setattr(Task, "objective", lambda task, skew=0.0: Timed(real(task, skew), machine))
+
+
+HEALED_ON = {
+    "steady": lambda: Machine(lambda now: 2.0),
+    "8 times slower after planning": lambda: Machine(slower(20.0, 8.0)),
+    "8 times slower before the own replies": lambda: Machine(lambda now: 2.0 if now < 58.0 else 16.0),
+    "4 times faster": lambda: Machine(lambda now: 4.0 if now < 40.0 else 1.0),
+    "stopped for a while": lambda: Machine(stalls=[(40.0, 40.0)]),
+}
+
+
+@pytest.mark.parametrize("name", HEALED_ON)
+def test_all_parts_together_take_the_minutes(data, tmp_path, monkeypatch, name):
+    """Stops: a healing by the clock whose parts add up to more, or whose plan is found anew when it goes on."""
+    monkeypatch.setattr("compress.distill.budget.STEPS_PER_ROUND", 1)
+    machine = HEALED_ON[name]()
+    slow_healing(monkeypatch, machine)
+
+    def clock():
+        machine.now += 0.005  # drawing an id looks at the clock, and takes that long
+        return machine.now
+
+    student, options = model(seed=1), HealOptions(minutes=2.0, own_replies=0.5, teacher_samples=True)
+    first = heal(student, model(layers=3), data, tmp_path / "work", options, stopwatch=Stopwatch(clock))
+    assert 0.9 * 120 <= machine.now <= 1.1 * 120
+    assert first.minutes == pytest.approx(machine.now / 60, rel=0.02)
+    assert first.own_steps > 0 or "slower" in name
     assert first.teacher_tokens > 0
-    plans = [json.loads(file.read_text()) for file in (tmp_path / "work").glob("*/plan.json")]
-    planned = [plan["total_steps"] * plan["step_seconds"] for plan in plans if plan["total_steps"] > 1]
-    assert sum(planned) <= 0.08 * 60
     again = model(seed=1)
-    second = heal(again, model(layers=3), data, tmp_path / "work", options, resume=True)
+    second = heal(again, model(layers=3), data, tmp_path / "work", options, resume=True, stopwatch=Stopwatch(clock))
     assert weights_sha256(again) == weights_sha256(student)
     assert replace(second, minutes=0) == replace(first, minutes=0)
 

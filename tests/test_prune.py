@@ -16,11 +16,15 @@ from chitchat.data.dataset import build_dataset, open_dataset
 from chitchat.errors import BadInput
 from chitchat.folder import staged_folder
 from chitchat.lineage import Stage, identity, read_lineage
+from chitchat.training.stopwatch import Stopwatch
+from compress.distill.task import Task
 from compress.prune import rounds
 from compress.prune.cut import Knife
 from compress.prune.options import PruneOptions
 from compress.prune.stage import plan, prune
 from compress.quantize.stage import quantize
+
+from test_pacer import Machine, Timed  # isort: skip
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -104,6 +108,23 @@ def test_healing_brings_the_student_nearer(tmp_path: Path, tiny_checkpoint: Path
     assert metrics["after"]["kl"] == figures["kl"] < metrics["sliced"]["kl"]
     assert [each["steps"] > 0 for each in metrics["rounds"]] == [True]
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pace", [lambda now: 10.0, lambda now: 10.0 if now < 150.0 else 40.0])
+def test_trials_and_rounds_together_take_the_minutes(
+    tmp_path: Path, deep_checkpoint: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, pace: Any
+) -> None:
+    """Stops a healing whose trials and rounds each keep their minutes and together do not, on a machine that slows."""
+    machine, real = Machine(pace), Task.objective
+    monkeypatch.setattr(Task, "objective", lambda task, skew=0.0: Timed(real(task, skew), machine))
+    options = PruneOptions(keep=0.4, candidates=3, heal_minutes=12.0)
+    stopwatch = Stopwatch(machine.clock)
+    figures = prune(str(deep_checkpoint), tiny_data, tmp_path / "small", options, stopwatch=stopwatch)
+    assert 0.9 * 12 <= figures["healing_minutes"] <= 1.1 * 12
+    metrics = read_lineage(tmp_path / "small")[-1]["metrics"]
+    assert len(metrics["rounds"]) == 2
+    assert sum(each["steps"] > 0 for each in metrics["candidates"]) == 2
 
 
 class Interrupted(Exception):

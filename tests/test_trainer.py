@@ -1,5 +1,6 @@
 """The exact Trainer: kill, resume, early stop, several processes, minutes."""
 
+import itertools
 import json
 import os
 import signal
@@ -22,9 +23,14 @@ from chitchat.training.batches import GlobalBatches
 from chitchat.training.callbacks import Schedule, patience_spent
 from chitchat.training.curve import save_curve
 from chitchat.training.objective import NextToken, Trainable, fused_gelu
+from chitchat.training.options import FitOptions
+from chitchat.training.pacer import Pacer
+from chitchat.training.processes import Processes
+from chitchat.training.rate import Decision, RateSchedule
+from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.train import TrainOptions, train
-from chitchat.training.trainer import FitOptions, fit, weights_sha256
-from chitchat.training.workfolder import WorkFolder
+from chitchat.training.trainer import fit, weights_sha256
+from chitchat.training.workfolder import Plan, WorkFolder
 
 TINY = {"layers": 2, "width": 32, "heads": 4, "context": 32, "batch_size": 8, "dropout": 0.1}
 RUN = "import sys, json; from pathlib import Path; from chitchat.training.train import TrainOptions, train; " \
@@ -135,10 +141,11 @@ def test_labels_weigh_the_same_in_every_step_where_that_is_asked(task, tmp_path)
     assert logs[2] == pytest.approx([loss / 2 for loss in logs[1]], abs=2e-4)
 
 
-def test_the_best_model_is_kept_and_patience_ends_the_run_also_after_a_kill(task, tmp_path):
-    """Stops: the last model instead of the best, and a resumed run that trains past its early stop."""
+def test_the_best_model_is_kept_and_spent_patience_begins_the_decay_also_after_a_kill(task, tmp_path):
+    """Stops: the last model instead of the best, an early stop without the decay that brings most, and a resumed run
+    that trains past its end."""
     model, windows, _ = task
-    scripted = iter([9.0, 5.0, 3.0, 4.0, 4.0, 2.0, 1.0])
+    scripted = itertools.chain([9.0, 5.0, 3.0, 4.0, 4.0], itertools.repeat(3.5))
     snapshots = []
 
     def evaluate(one, _):
@@ -146,27 +153,35 @@ def test_the_best_model_is_kept_and_patience_ends_the_run_also_after_a_kill(task
         return {"loss": next(scripted)}
 
     work = WorkFolder(tmp_path / "work")
-    options = FitOptions(learning_rate=1e-2, batch_size=8, epochs=4, patience=2)
+    options = FitOptions(learning_rate=1e-2, batch_size=8, epochs=12, patience=2)
     result = fit(model, windows, NextToken(evaluate), options, work, {})
+    plan, decision = work.read_decisions()
+    assert decision.cause == "patience"
     assert result.stopped_early
+    assert decision.step < result.steps == decision.end < plan.end
+    rates = {entry["step"]: entry["learning_rate"] for entry in result.log if "loss" in entry}
+    assert rates[decision.step] == max(rates.values())
+    assert list(rates.values())[-1] < 0.2 * max(rates.values())
+    assert [entry["step"] for entry in result.log if "eval_loss" in entry][-1] == result.steps
     assert (result.before["loss"], result.after["loss"]) == (9.0, 3.0)
     assert weights_sha256(model.transformer) == snapshots[2]
+    evaluated = len(snapshots)
     again = fit(model, windows, NextToken(evaluate), options, work, {}, resume=True)
     assert (again.steps, again.after, again.log) == (result.steps, result.after, result.log)
     assert weights_sha256(model.transformer) == snapshots[2]
-    assert next(scripted) == 2.0  # nothing was evaluated again
+    assert len(snapshots) == evaluated  # nothing was evaluated again
 
 
-def test_minutes_bound_the_steps_and_the_plan_stays(task, tmp_path):
+def test_minutes_bound_the_run_and_the_plan_stays(task, tmp_path):
     """Stops: a number of steps that does not follow from the step time, or is found anew by every resume."""
     model, windows, objective = task
     options = FitOptions(learning_rate=1e-3, batch_size=8, max_minutes=0.1)
     work = WorkFolder(tmp_path / "work")
     result = fit(model, windows, objective, options, work, {})
-    plan = json.loads((work.path / "plan.json").read_text())
-    assert result.steps == plan["total_steps"]
-    assert plan["total_steps"] * plan["step_seconds"] <= 0.88 * 6 or plan["total_steps"] == 1
-    assert plan["eval_every"] % plan["save_every"] == plan["save_every"] % plan["log_every"] == 0
+    plan = work.read_plan(json.loads((work.path / "plan.json").read_text())["key"])
+    assert result.steps == work.read_decisions()[-1].end if work.read_decisions() else plan.total_steps
+    assert plan.total_steps * plan.step_seconds <= 0.97 * 6 or plan.total_steps == 1
+    assert plan.eval_every % plan.save_every == plan.save_every % plan.log_every == 0
     assert fit(model, windows, objective, options, work, {}, resume=True).steps == result.steps
     longer = FitOptions(learning_rate=1e-3, batch_size=8, max_minutes=5)
     with pytest.raises(BadInput, match=r"max_minutes 0.1, now 5"):
@@ -254,12 +269,6 @@ def test_a_large_vocabulary_is_scored_in_pieces_with_the_same_gradient(task, mon
     assert type(model.transformer.h[0].mlp.act).__name__ == "NewGELUActivation"
 
 
-def test_a_short_run_warms_up_long_enough():
-    """Stops: a few steps of warm-up, after which a model from scratch never leaves the frequencies of words."""
-    found = [trainer_module.warmup_steps(*case) for case in ((0.05, 132), (0.05, 800), (0.05, 10_000), (0.0, 50))]
-    assert found == [33, 100, 500, 0]
-
-
 def test_patience_counts_evaluations_since_the_best():
     """Stops: an off-by-one, and a tie that counts as better."""
     log = [{"loss": 1.0}, *({"eval_loss": value} for value in (3.0, 2.0, 2.0, 2.5))]
@@ -269,8 +278,10 @@ def test_patience_counts_evaluations_since_the_best():
 
 def test_saves_come_between_evaluations(tmp_path):
     """Stops: an hour of work that is lost because evaluations are rare."""
-    plan = trainer_module.Plan({}, 10, 1, 2, 4, 100, 0.1, {})
-    schedule = Schedule(plan, WorkFolder(tmp_path), None, 0.0)
+    plan = Plan({}, 10, 1, 2, 4, 100, 0.1, {})
+    rates, stopwatch = RateSchedule([Decision(0, 10, "plan")], 0.0), Stopwatch()
+    pacer = Pacer(plan, rates, lambda _: 100, lambda: stopwatch.seconds)
+    schedule = Schedule(plan, WorkFolder(tmp_path), Processes(), pacer, stopwatch)
     asked = []
     for step in range(1, 11):
         control = schedule.on_step_end(None, TrainerState(global_step=step), TrainerControl())

@@ -1,10 +1,9 @@
 """The work folder of a training: whole or ignored."""
 
-import dataclasses
-
 import pytest
 
 from chitchat.errors import BadInput
+from chitchat.training.rate import Decision
 from chitchat.training.workfolder import Plan, WorkFolder
 
 PLAN = Plan({"options": {"batch_size": 16}, "data": "abc"}, 100, 2, 10, 20, 500, 0.1, {"loss": 5.0})
@@ -15,7 +14,7 @@ def checkpoint(work: WorkFolder, step: int, complete: bool = True) -> None:
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"half")
     if complete:
-        work.mark_complete(step, seconds=float(step))
+        work.mark_complete(step)
 
 
 def test_a_plan_comes_back_and_names_what_changed(tmp_path):
@@ -39,7 +38,6 @@ def test_only_marked_checkpoints_count_and_the_rest_is_swept(tmp_path):
     checkpoint(work, 200, complete=False)
     (work.path / "checkpoint-5.removed-77").mkdir()
     assert [path.name for path in work.checkpoints()] == ["checkpoint-5", "checkpoint-30", "checkpoint-110"]
-    assert work.seconds_spent() == 110
     work.sweep()
     assert sorted(path.name for path in work.path.iterdir()) == ["checkpoint-110", "checkpoint-30", "checkpoint-5"]
     work.keep_only({"checkpoint-110", "checkpoint-30", "checkpoint-None"})
@@ -48,11 +46,9 @@ def test_only_marked_checkpoints_count_and_the_rest_is_swept(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_marker_without_its_figure_still_counts(tmp_path):
-    """Stops: a traceback when the process died between creating the marker and filling it."""
-    work = WorkFolder(tmp_path / ".out.training")
-    checkpoint(work, 3)
-    (work.path / "checkpoint-3" / "complete").write_text("")
-    assert [path.name for path in work.checkpoints()] == ["checkpoint-3"]
-    assert work.seconds_spent() == 0.0
-    assert dataclasses.asdict(PLAN)["total_steps"] == 100
+def test_decisions_come_back_in_their_order(tmp_path):
+    """Stops: a resumed run that decides anew when it ends."""
+    work, decisions = WorkFolder(tmp_path), [Decision(0, 100, "plan"), Decision(70, 90, "clock")]
+    assert work.read_decisions() == []
+    work.write_decisions(decisions)
+    assert work.read_decisions() == decisions

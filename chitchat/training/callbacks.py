@@ -1,15 +1,18 @@
-"""The Trainer's callbacks: when to evaluate and save, when to stop early, and the progress bar."""
+"""The Trainer's callbacks: when to evaluate and save, when the decay begins and the run ends, and the progress bar."""
 
-import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from chitchat.training.pacer import Pacer
+from chitchat.training.rate import Decision
+from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.workfolder import Plan, WorkFolder
 
 
-class Barrier(Protocol):
+class Together(Protocol):
     """What the callbacks need to know of the processes."""
 
     first: bool
@@ -17,23 +20,56 @@ class Barrier(Protocol):
     def wait(self) -> None:
         """Wait until every process is here."""
 
+    def from_first(self, value: Any) -> Any:
+        """The first process's value, in every process."""
+
 
 class Schedule(TrainerCallback):
-    """Saves between evaluations, an evaluation at the last step, and checkpoints that say when they are complete."""
+    """Saves between evaluations, the end of the run, an evaluation there, checkpoints that say when they are complete.
 
-    def __init__(self, plan: Plan, work: WorkFolder, processes: Barrier, started: float) -> None:
-        self.plan, self.work, self.processes, self.started = plan, work, processes, started
+    The first process decides by the clock, and all follow at the same step. What is decided is written before it is
+    done, so that a resumed run does it again.
+    """
+
+    def __init__(
+        self, plan: Plan, work: WorkFolder, processes: Together, pacer: Pacer, stopwatch: Stopwatch,
+        patience: int | None = None,
+    ) -> None:  # fmt: skip
+        self.plan, self.work, self.processes = plan, work, processes
+        self.pacer, self.stopwatch, self.patience = pacer, stopwatch, patience
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The time until here is no step's."""
+        self.pacer.begin()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Ask for what is due at this step."""
-        last = state.global_step >= self.plan.total_steps
-        if state.global_step % self.plan.save_every == 0:
+        """Decide, and ask for what is due at this step."""
+        step = state.global_step
+        decision = self.pacer.stepped(step) if self.processes.first else None
+        if self.plan.ends is not None:
+            decision = self.processes.from_first(decision)
+        self._take(decision, kwargs.get("lr_scheduler"))
+        if self.processes.first:
+            self.stopwatch.note()
+        if step % self.plan.save_every == 0:
             control.should_save = True
-        if last:
+        if step >= self.pacer.schedule.end(step):
             control.should_evaluate = control.should_log = control.should_save = True
+            control.should_training_stop = True
         return control
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Begin the decay when patience is spent.
+
+        It reads the log, which is part of every checkpoint, so it has no state of its own that a resume could lose.
+        """
+        self.pacer.evaluated()
+        if patience_spent(state.log_history, self.patience):
+            self._take(self.pacer.impatient(state.global_step), kwargs.get("lr_scheduler"))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the new checkpoint once every process has written its part, then drop all but it and the best one.
@@ -41,25 +77,19 @@ class Schedule(TrainerCallback):
         The Trainer's own rotation runs before a checkpoint is known to be whole, so it is not used.
         """
         self.processes.wait()
-        if not self.processes.first:
+        if self.processes.first:
+            self.work.mark_complete(state.global_step)
+            self.work.keep_only({f"checkpoint-{state.global_step}", f"checkpoint-{state.best_global_step}"})
+        self.pacer.saved()
+
+    def _take(self, decision: Decision | None, rates: Any) -> None:
+        if decision is None:
             return
-        self.work.mark_complete(state.global_step, time.monotonic() - self.started)
-        self.work.keep_only({f"checkpoint-{state.global_step}", f"checkpoint-{state.best_global_step}"})
-
-
-class Patience(TrainerCallback):
-    """Stops when the last `patience` evaluations brought no better loss.
-
-    It reads the log, which is part of every checkpoint, so it has no state of its own that a resume could lose.
-    """
-
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop when it is time."""
-        if patience_spent(state.log_history, self.patience):
-            control.should_training_stop = True
+        self.pacer.schedule.decisions.append(decision)
+        if self.processes.first:
+            self.work.write_decisions(self.pacer.schedule.decisions)
+        rates.last_epoch -= 1  # the rate of the next step was set before this was decided
+        rates.step()
 
 
 def patience_spent(log: list[dict[str, float]], patience: int | None) -> bool:
@@ -71,7 +101,8 @@ def patience_spent(log: list[dict[str, float]], patience: int | None) -> bool:
 class Progress(TrainerCallback):
     """A bar on stderr, in the first process and only where stderr is a terminal."""
 
-    def __init__(self, total: int, shown: bool) -> None:
+    def __init__(self, total: Callable[[int], int], shown: bool) -> None:
+        """`total(step)` is how many steps there are, as it stands after `step` of them."""
         self.total = total
         self.disable = None if shown else True
         self.bar: tqdm | None = None
@@ -80,11 +111,18 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the bar where the run begins."""
-        self.bar = tqdm(total=self.total, initial=state.global_step, unit="step", desc="training", disable=self.disable)
+        self.bar = tqdm(
+            total=self.total(state.global_step),
+            initial=state.global_step,
+            unit="step",
+            desc="training",
+            disable=self.disable,
+        )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """One step more."""
         assert self.bar is not None
+        self.bar.total = self.total(state.global_step)
         self.bar.update(1)
 
     def on_log(

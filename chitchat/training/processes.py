@@ -1,24 +1,52 @@
 """The processes of one run: torchrun or `accelerate launch` start several, and without a launcher there is one.
 
-Process groups, devices and backends (gloo on CPUs, NCCL on GPUs) are accelerate's work.
+Process groups, devices and backends (gloo on CPUs, NCCL on GPUs) are accelerate's work. It takes a lone `LOCAL_RANK`
+or `WORLD_SIZE` for a launcher, though, and waits for processes that nobody started; a shell or a cluster may well have
+left one behind. So a run counts as launched only where everything that torch's `env://` rendezvous needs is there.
 """
 
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+# What torch's launchers (https://docs.pytorch.org/docs/stable/elastic/run.html) and those of MPI tell a process: its
+# number, and how many there are.
+_NUMBERS = (
+    ("RANK", "WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+)
+_RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
+# Of several processes, or of plans for them: what a run of one process must not see.
+_LEFTOVERS = (
+    *(name for names in _NUMBERS for name in names),
+    *("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    *("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    *("MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    *("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_SAGEMAKER"),
+    *("ACCELERATE_USE_PARALLELISM_CONFIG", "ACCELERATE_TORCH_DEVICE", "FORK_LAUNCHED"),
+)
 
 
 class Processes:
     """The processes of a distributed run; one where there is no launcher."""
 
     def __init__(self) -> None:
-        from accelerate import PartialState
+        self.index, self.count = 0, 1
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if launched(os.environ):
+            from accelerate import PartialState
 
-        self._state = PartialState(cpu=not torch.cuda.is_available())
-        self.index: int = self._state.process_index
-        self.count: int = self._state.num_processes
-        self.first: bool = self._state.is_main_process
-        self.device: torch.device = self._state.device
+            _tell_of_the_others(os.environ)
+            self._state = PartialState(cpu=not torch.cuda.is_available())
+            self.index, self.count = self._state.process_index, self._state.num_processes
+            self.device = self._state.device
+        self.first = self.index == 0
 
     def from_first(self, value: Any) -> Any:
         """The first process's value, in every process."""
@@ -30,4 +58,40 @@ class Processes:
 
     def wait(self) -> None:
         """Wait until every process is here."""
-        self._state.wait_for_everyone()
+        if self.count > 1:
+            self._state.wait_for_everyone()
+
+
+def launched(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher started this process beside others: their number, ours, and where they meet are all told."""
+    if not all(environment.get(name) for name in _RENDEZVOUS):
+        return False
+    for rank, size in _NUMBERS:
+        numbers = environment.get(rank, ""), environment.get(size, "")
+        if all(number.isdecimal() for number in numbers) and int(numbers[0]) < int(numbers[1]) > 1:
+            return True
+    return False
+
+
+@contextmanager
+def no_leftovers() -> Iterator[None]:
+    """Within, transformers and accelerate see no trace of other processes, unless a launcher started this one."""
+    hidden: dict[str, str] = {}
+    if not launched(os.environ):
+        hidden = {name: os.environ.pop(name) for name in _LEFTOVERS if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _tell_of_the_others(environment: Mapping[str, str]) -> None:
+    """One line where no known launcher vouches for the variables, since without the others this process waits."""
+    if torch.distributed.is_initialized() or "TORCHELASTIC_RUN_ID" in environment:
+        return
+    print(
+        "compress: RANK, WORLD_SIZE and MASTER_ADDR (or MPI's) are set: this is one of several processes, and waits "
+        "for the others; unset them to run alone",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -18,8 +18,10 @@ from chitchat.score import score, torch_scorer
 from chitchat.tokenizer import tokenizer_of
 from chitchat.training.curve import save_curve
 from chitchat.training.objective import NextToken
+from chitchat.training.options import FitOptions, FitResult
 from chitchat.training.processes import Processes
-from chitchat.training.trainer import FitOptions, FitResult, fit, weights_sha256
+from chitchat.training.stopwatch import Stopwatch
+from chitchat.training.trainer import fit, weights_sha256
 from chitchat.training.workfolder import WorkFolder
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 SCRATCH_SHAPE = {"layers": 5, "width": 192, "heads": 6, "context": 128}
 FINE_TUNING_RATE = 1e-4
 SCRATCH_DECAY, FINE_TUNING_DECAY = 0.1, 0.01
+CLOSING_SECONDS = 2.0  # for the curve, the hashes and the checkpoint, once the training is over
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,10 @@ class TrainOptions:
     `heads`, `ffn` (default 4 times the width) and `context` describe a new model. `context` is the window length
     (default: the model's). `batch_size` counts windows per optimizer step over all processes and accumulation steps.
     Small batches learn most from few tokens (3 M parameters, 216,000 tokens: validation loss 5.33 with 8 windows, 5.76
-    with 16); with hours or a GPU give more. `warmup` is a share of the steps, see `trainer.warmup_steps`. None for
+    with 16); with hours or a GPU give more. `warmup` is a share of the steps, see `rate.warmup_steps`. None for
     `learning_rate` and `dropout` takes what suits: `scratch_rate`, or `FINE_TUNING_RATE` with `init`; no
-    dropout from scratch, the checkpoint's own with `init`. `patience` counts evaluations; None never stops early.
+    dropout from scratch, the checkpoint's own with `init`. `patience` counts evaluations; when it is spent the decay
+    begins (None: only at its time).
     """
 
     init: str | None = None
@@ -89,14 +93,17 @@ class TrainOptions:
             )
 
 
-def train(data: Path, out: Path, options: TrainOptions, resume: bool = False) -> dict[str, Any]:
+def train(
+    data: Path, out: Path, options: TrainOptions, resume: bool = False, stopwatch: Stopwatch | None = None
+) -> dict[str, Any]:
     """Train on the data set `data` and write the checkpoint `out`; returns the figures.
 
-    With `resume` an unfinished run with the same options goes on; where there is none it begins. Under a launcher
+    With `resume` an unfinished run with the same options goes on; where there is none it begins. `max_minutes` are
+    those on the `stopwatch` (default: one that begins now), everything that is done here counted. Under a launcher
     every process calls this; the first one writes. Figures: `validation_loss`, `perplexity`, `bits_per_byte`,
     `token_accuracy` (of the best evaluation), `steps`, `tokens`, `parameters`, `minutes`, `stopped_early`.
     """
-    out = Path(out)
+    out, stopwatch = Path(out), stopwatch or Stopwatch()
     check_output(out, "checkpoint")
     opened = open_dataset(data)
     model = _initial_model(options, opened)
@@ -115,8 +122,11 @@ def train(data: Path, out: Path, options: TrainOptions, resume: bool = False) ->
 
     work = WorkFolder(out.parent / f".{out.name}.training")
     inputs = {"data": opened.identity, "weights": weights_sha256(model), "context": context, "loss": options.loss}
-    result = fit(model, windows, NextToken(evaluate), _fit_options(options, model), work, inputs, resume=resume)
-    figures = _figures(model, result)
+    result = fit(
+        model, windows, NextToken(evaluate), _fit_options(options, model), work, inputs, resume=resume,
+        stopwatch=stopwatch, closing_seconds=CLOSING_SECONDS,
+    )  # fmt: skip
+    figures = _figures(model, result, stopwatch)
     processes = Processes()
     if processes.first:
         with staged_folder(out, "checkpoint") as staging:
@@ -210,7 +220,7 @@ def _fit_options(options: TrainOptions, model: "GPT2LMHeadModel") -> FitOptions:
     )
 
 
-def _figures(model: "GPT2LMHeadModel", result: FitResult) -> dict[str, Any]:
+def _figures(model: "GPT2LMHeadModel", result: FitResult, stopwatch: Stopwatch) -> dict[str, Any]:
     return {
         "validation_loss": result.after["loss"],
         **{name: result.after[name] for name in FIGURES if name != "tokens"},
@@ -218,7 +228,7 @@ def _figures(model: "GPT2LMHeadModel", result: FitResult) -> dict[str, Any]:
         "best_step": result.best_step,
         "tokens": result.tokens,
         "parameters": model.num_parameters(),
-        "minutes": result.minutes,
+        "minutes": stopwatch.seconds / 60,
         "stopped_early": result.stopped_early,
     }
 

@@ -1,20 +1,22 @@
 """What fine-tuning and healing share: transformers' Trainer, made exact.
 
 `fit` trains a model on windows and leaves the best weights in it. A run that is killed at any moment and resumed ends
-with the same bits on a CPU as one that was left alone: the number of steps is planned once, the windows of a step are
-a function of its number, checkpoints are complete or ignored, and the Trainer restores optimizer, schedule and random
-state. Under torchrun or `accelerate launch` every process calls `fit`; the first one decides and writes.
+with the same bits on a CPU as one that was left alone: the number of steps is planned once, the windows of a step are a
+function of its number, checkpoints are complete or ignored, and the Trainer restores optimizer, schedule and random
+state. Where a run by minutes has to end earlier or later than it was planned to, that decision is written down before
+it is followed, and a resumed run follows it again. Under torchrun or `accelerate launch` every process calls `fit`; the
+first one decides and writes.
 """
 
 import hashlib
 import math
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import GPT2LMHeadModel, PrinterCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_callback import TrainerState
@@ -23,55 +25,19 @@ from chitchat.data.windows import collate
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import is_disk_full
 from chitchat.training.batches import GlobalBatches, ProcessBatches, TrainingWindows, share_out
-from chitchat.training.callbacks import Patience, Progress, Schedule, patience_spent
+from chitchat.training.callbacks import Progress, Schedule
 from chitchat.training.objective import Objective, Trainable, fused_gelu
+from chitchat.training.options import FitOptions, FitResult
+from chitchat.training.pacer import Pacer
 from chitchat.training.planning import make_plan, time_step
-from chitchat.training.processes import Processes
+from chitchat.training.processes import Processes, no_leftovers
+from chitchat.training.rate import Decision, RateSchedule
+from chitchat.training.stopwatch import CLOCK, Stopwatch
 from chitchat.training.workfolder import Plan, WorkFolder
 
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How to train. `batch_size` counts the windows of one optimizer step over all processes and accumulation steps.
-
-    Exactly one of `epochs`, `max_minutes` and `steps` is set. `warmup` is a share of the steps (see `warmup_steps`),
-    `patience` a number of evaluations without a better loss (None: never stop early), `eval_tokens` how many validation
-    tokens an evaluation reads (None: as many as the budget allows). `labels_per_step` is what the summed loss of a step
-    is divided by, so that every label of the run weighs the same (None: by the labels of the step, so every step does).
-    """
-
-    learning_rate: float
-    batch_size: int = 8
-    grad_accumulation: int = 1
-    epochs: float | None = None
-    max_minutes: float | None = None
-    steps: int | None = None
-    patience: int | None = None
-    eval_tokens: int | None = None
-    labels_per_step: float | None = None
-    warmup: float = 0.05
-    clip: float = 1.0
-    weight_decay: float = 0.01
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a run did. `before` and `after` are the objective's figures of the first and of the best model.
-
-    `tokens` are ids read, `eval_tokens` what an evaluation reads at most; `log` holds a dict per noted step (`loss`)
-    and per evaluation (`eval_...`), no clock in it.
-    """
-
-    before: Mapping[str, float]
-    after: Mapping[str, float]
-    steps: int
-    best_step: int
-    tokens: int
-    minutes: float
-    stopped_early: bool
-    eval_tokens: int
-    log: list[dict[str, float]]
+RATE = "warm-up, stable, decay"  # a run of an earlier version had another schedule, and does not go on with this one
+# Steps that a run by minutes never has: the clock ends it.
+NO_END = 2**31
 
 
 def fit(
@@ -83,27 +49,35 @@ def fit(
     inputs: Mapping[str, Any],
     *,
     resume: bool = False,
-    spent_seconds: float = 0.0,
+    stopwatch: Stopwatch | None = None,
+    ends: float | None = None,
+    closing_seconds: float = 0.0,
 ) -> FitResult:
     """Train `model` in place; afterwards it holds the weights of the best evaluation, in eval mode, on the CPU.
 
     `inputs` names what the run depends on beside `options` (hashes of data and weights). Without `resume` an earlier
-    work folder is removed; with it the run goes on where the folder says, or begins where there is none.
-    `spent_seconds` of the minutes are gone already. The caller removes the folder once the result is stored. Raises
-    `BadInput` for a resume with other values, `WorkFailed` when the loss is not finite. Ctrl-C leaves the folder only
-    if there is something to go on from.
+    work folder is removed; with it the run goes on where the folder says, or begins where there is none. The caller
+    removes the folder once the result is stored. A run by minutes ends at `ends`, seconds on the `stopwatch` (default:
+    `options.max_minutes`, on a stopwatch that begins now), `closing_seconds` of which the caller needs afterwards.
+    Raises `BadInput` for a resume with other values, `WorkFailed` when the loss is not finite. Ctrl-C leaves the folder
+    only if there is something to go on from.
     """
-    started = time.monotonic() - spent_seconds
+    stopwatch = stopwatch or Stopwatch()
     processes = Processes()
     check_shares(options, processes.count)
     if not len(windows):
         raise BadInput("the data set has no training windows; build it from more conversations")
     if processes.first:
         work.sweep() if resume else work.remove()
+        stopwatch.keep_in(work.path / CLOCK, resume)
     processes.wait()
+    if options.max_minutes is not None and ends is None:
+        ends = 60 * options.max_minutes
     try:
-        with fused_gelu(model):
-            trainer = _trainer(model, windows, objective, options, work, inputs, processes, started)
+        with no_leftovers(), fused_gelu(model):
+            trainer = _trainer(
+                model, windows, objective, options, work, inputs, processes, stopwatch, ends, closing_seconds
+            )
             _run(trainer)
             return _result(trainer)
     except BaseException as error:
@@ -140,7 +114,7 @@ class ExactTrainer(Trainer):
 
     def __init__(
         self, model: Trainable, windows: TrainingWindows, objective: Objective, batches: GlobalBatches, plan: Plan,
-        options: FitOptions, work: WorkFolder, processes: Processes, started: float,
+        decisions: list[Decision], options: FitOptions, work: WorkFolder, processes: Processes, stopwatch: Stopwatch,
     ) -> None:  # fmt: skip
         arguments = _arguments(options, plan, work, processes.count)
         # The Trainer insists on an evaluation set; our `evaluate` never reads it.
@@ -148,18 +122,27 @@ class ExactTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # the number of labels of a whole step is counted and passed to us
         self.objective, self.batches, self.plan = objective, batches, plan
-        self.options, self.work, self.processes = options, work, processes
-        self.started = started - work.seconds_spent()
-        self.add_callback(Schedule(plan, work, processes, self.started))
-        self.add_callback(Progress(plan.total_steps, processes.first))
-        if options.patience is not None:
-            self.add_callback(Patience(options.patience))
+        self.options, self.work, self.processes, self.stopwatch = options, work, processes, stopwatch
+        self.schedule = RateSchedule(decisions, options.warmup)
+        parts = processes.count * options.grad_accumulation
+        self.pacer = Pacer(
+            plan, self.schedule, lambda step: batches.padded_tokens(step, parts), lambda: stopwatch.seconds
+        )
+        self.add_callback(Schedule(plan, work, processes, self.pacer, stopwatch, options.patience))
+        self.add_callback(Progress(self.schedule.end, processes.first))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """The rates of our schedule, which decisions may change on the way."""
+        schedule = self.schedule
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: schedule.factor(step))
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's batches, in the order of the plan."""
         order = ProcessBatches(
             self.batches,
-            self.plan.total_steps,
+            self.args.max_steps,
             self.options.grad_accumulation,
             self.processes.index,
             self.processes.count,
@@ -188,32 +171,38 @@ class ExactTrainer(Trainer):
 
 def _trainer(
     model: GPT2LMHeadModel, windows: TrainingWindows, objective: Objective, options: FitOptions, work: WorkFolder,
-    inputs: Mapping[str, Any], processes: Processes, started: float,
+    inputs: Mapping[str, Any], processes: Processes, stopwatch: Stopwatch, ends: float | None, closing_seconds: float,
 ) -> ExactTrainer:  # fmt: skip
-    """The trainer with its plan: the one in the work folder, else a new one, the same in every process."""
-    key = {"options": asdict(options), "inputs": dict(inputs), "processes": processes.count}
+    """The trainer with its plan and decisions: those in the work folder, else new ones, the same in every process."""
+    key = {"options": asdict(options), "inputs": dict(inputs), "processes": processes.count, "rate": RATE}
     batches = GlobalBatches(windows.lengths, options.batch_size, options.seed)
     view = Trainable.around(model, objective)
-    plan = processes.from_first(_try(lambda: work.read_plan(key)) if processes.first else None)
-    if isinstance(plan, BaseException):
-        raise plan
+    found = processes.from_first(
+        _try(lambda: (work.read_plan(key), work.read_decisions())) if processes.first else None
+    )
+    if isinstance(found, BaseException):
+        raise found
+    plan, decisions = found
     if plan is None:
-        seconds = step_seconds(model, windows, objective, options, processes)
+        begins = stopwatch.seconds
+        seconds = step_seconds(model, windows, objective, options, processes, stopwatch)
         view.to(processes.device)
         if processes.first:
             plan = make_plan(
-                key, view, objective, batches, seconds, epochs=options.epochs, max_minutes=options.max_minutes,
-                steps=options.steps, eval_tokens=options.eval_tokens, started=started,
+                key, view, objective, batches, seconds, stopwatch, epochs=options.epochs, steps=options.steps,
+                begins=begins, ends=ends, closing_seconds=closing_seconds, eval_tokens=options.eval_tokens,
             )  # fmt: skip
             work.write_plan(plan)
-        plan = processes.from_first(plan)
+        plan, decisions = processes.from_first(plan), []
     assert plan is not None
-    return ExactTrainer(view, windows, objective, batches, plan, options, work, processes, started)
+    decisions = decisions or [Decision(0, plan.total_steps, "plan")]
+    return ExactTrainer(view, windows, objective, batches, plan, decisions, options, work, processes, stopwatch)
 
 
 def step_seconds(
-    model: GPT2LMHeadModel, windows: TrainingWindows, objective: Objective, options: FitOptions, processes: Processes
-) -> float:
+    model: GPT2LMHeadModel, windows: TrainingWindows, objective: Objective, options: FitOptions, processes: Processes,
+    stopwatch: Stopwatch,
+) -> float:  # fmt: skip
     """Seconds of an optimizer step, on a copy of `model`, timed in all processes at once, as they will run."""
     batches = GlobalBatches(windows.lengths, options.batch_size, options.seed)
     view = Trainable.around(model, objective).to(processes.device)
@@ -225,7 +214,10 @@ def step_seconds(
 
     make_optimizer = partial(_trial_optimizer, options=options)
     limit = 3.0 if options.max_minutes is None else 0.03 * 60 * options.max_minutes
-    return time_step(view, batches, load, make_optimizer, processes.count, options.grad_accumulation, limit)
+    return time_step(
+        view, batches, load, make_optimizer, processes.count, options.grad_accumulation, limit, stopwatch.clock,
+        processes.from_first,
+    )  # fmt: skip
 
 
 def _run(trainer: ExactTrainer) -> None:
@@ -233,8 +225,7 @@ def _run(trainer: ExactTrainer) -> None:
     found = trainer.work.checkpoints()
     if found:
         state = TrainerState.load_from_json(str(found[-1] / "trainer_state.json"))
-        ended = state.global_step >= trainer.plan.total_steps
-        if ended or patience_spent(state.log_history, trainer.options.patience):
+        if state.global_step >= trainer.schedule.end(state.global_step):
             trainer.state = state  # what came after this run was killed, or the run before it could say that it ended
             trainer._load_best_model()
             return
@@ -254,9 +245,10 @@ def _result(trainer: ExactTrainer) -> FitResult:
         steps=state.global_step,
         best_step=state.best_global_step,
         tokens=trainer.batches.tokens(state.global_step),
-        minutes=(time.monotonic() - trainer.started) / 60,
-        stopped_early=state.global_step < trainer.plan.total_steps,
+        minutes=(trainer.stopwatch.seconds - trainer.plan.begins) / 60,
+        stopped_early=any(each.cause == "patience" for each in trainer.schedule.decisions),
         eval_tokens=trainer.plan.eval_tokens,
+        eval_seconds=trainer.pacer.evaluation_seconds,
         log=log,
     )
 
@@ -279,11 +271,11 @@ def _arguments(options: FitOptions, plan: Plan, work: WorkFolder, processes: int
     gpu = torch.cuda.is_available()
     bf16 = gpu and torch.cuda.is_bf16_supported()
     arguments = TrainingArguments(
-        output_dir=str(work.path), max_steps=plan.total_steps, seed=options.seed, report_to="none", disable_tqdm=True,
+        output_dir=str(work.path), max_steps=plan.total_steps if plan.ends is None else NO_END,
+        seed=options.seed, report_to="none", disable_tqdm=True,
         per_device_train_batch_size=options.batch_size // (processes * options.grad_accumulation),
         gradient_accumulation_steps=options.grad_accumulation, average_tokens_across_devices=True,
-        learning_rate=options.learning_rate, lr_scheduler_type="cosine", max_grad_norm=options.clip,
-        warmup_steps=warmup_steps(options.warmup, plan.total_steps), weight_decay=options.weight_decay,
+        learning_rate=options.learning_rate, max_grad_norm=options.clip, weight_decay=options.weight_decay,
         optim="adamw_torch_fused", adam_beta1=0.9, adam_beta2=0.95,
         logging_strategy="steps", logging_steps=plan.log_every, logging_nan_inf_filter=False,
         eval_strategy="steps", eval_steps=plan.eval_every, save_strategy="steps", save_steps=plan.eval_every,
@@ -294,15 +286,6 @@ def _arguments(options: FitOptions, plan: Plan, work: WorkFolder, processes: int
     if gpu and processes == 1:
         arguments._n_gpu = 1  # many GPUs are used through a launcher; DataParallel would split our batches again
     return arguments
-
-
-def warmup_steps(share: float, total: int) -> int:
-    """The steps of the warm-up: `share` of all, but 100 (or a quarter of a shorter run) at least, if there is one.
-
-    Measured on 3 M parameters from scratch, 132 steps at 2e-3: validation loss 6.44 after 7 steps of warm-up, where
-    the model stays at the frequencies of words, and 5.76 after 33.
-    """
-    return max(round(share * total), min(100, total // 4)) if share > 0 else 0
 
 
 def _collate(rows: Any) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The work folder of a training: its plan, and checkpoints that are complete or ignored.
+"""The work folder of a training: its plan, what was decided since, and checkpoints that are complete or ignored.
 
 It stands beside the output (`.NAME.training/`) while a training runs. A process can be killed at any moment: the plan
 is written atomically, a checkpoint counts once its marker `complete` is there, and what goes away is renamed first, so
@@ -8,16 +8,17 @@ that half of a removed checkpoint is never taken for a whole one.
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from chitchat.errors import BadInput
 from chitchat.folder import write_json
+from chitchat.training.rate import Decision
 
 MARKER = "complete"
-PLAN = "plan.json"
+PLAN, DECISIONS = "plan.json", "decisions.json"
 _CHECKPOINT = "checkpoint-"
 
 
@@ -27,7 +28,10 @@ class Plan:
 
     `key` is what must not change (options, inputs, number of processes). Every `log_every` steps the loss is noted,
     every `save_every` (a multiple of it) a checkpoint is written, every `eval_every` (a multiple of that) the model is
-    evaluated on `eval_tokens` validation tokens. `before` are the figures of the untrained model.
+    evaluated on `eval_tokens` validation tokens. `before` are the figures of the untrained model. A run by minutes has
+    the seconds from `begins` to `ends` on its stopwatch (`ends` None: it is not by minutes); `total_steps` are then
+    those that seemed to fit, and an evaluation, a save, and what comes after the last step were expected to take so
+    long.
     """
 
     key: Mapping[str, Any]
@@ -38,6 +42,11 @@ class Plan:
     eval_tokens: int
     step_seconds: float
     before: Mapping[str, float]
+    evaluation_seconds: float = 0.0
+    save_seconds: float = 0.0
+    closing_seconds: float = 0.0
+    begins: float = 0.0
+    ends: float | None = None
 
 
 class WorkFolder:
@@ -55,23 +64,25 @@ class WorkFolder:
         """Write the plan so that it is there whole or not at all."""
         write_json(self.path / PLAN, asdict(plan))
 
+    def read_decisions(self) -> list[Decision]:
+        """The decisions that were written, oldest first."""
+        file = self.path / DECISIONS
+        if not file.is_file():
+            return []
+        return [Decision(**each) for each in json.loads(file.read_text(encoding="utf-8"))["decisions"]]
+
+    def write_decisions(self, decisions: Sequence[Decision]) -> None:
+        """Write the decisions so that the file is the old or the new one."""
+        write_json(self.path / DECISIONS, {"decisions": [asdict(each) for each in decisions]})
+
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
         found = [path for path in self.path.glob(f"{_CHECKPOINT}*") if (path / MARKER).is_file()]
         return sorted(found, key=_step)
 
-    def mark_complete(self, step: int, seconds: float) -> None:
-        """Declare the checkpoint of `step` whole; `seconds` is the time that was spent up to it."""
-        marker = self.path / f"{_CHECKPOINT}{step}" / MARKER
-        marker.write_text(json.dumps({"step": step, "seconds": seconds}), encoding="utf-8")
-
-    def seconds_spent(self) -> float:
-        """How long the runs before this one worked on what the newest checkpoint holds."""
-        found = self.checkpoints()
-        try:
-            return float(json.loads((found[-1] / MARKER).read_text(encoding="utf-8"))["seconds"]) if found else 0.0
-        except ValueError:  # killed while it wrote the figure; the checkpoint before the marker is whole
-            return 0.0
+    def mark_complete(self, step: int) -> None:
+        """Declare the checkpoint of `step` whole."""
+        (self.path / f"{_CHECKPOINT}{step}" / MARKER).touch()
 
     def keep_only(self, keep: set[str]) -> None:
         """Remove every checkpoint whose folder name is not in `keep`."""

@@ -4,7 +4,8 @@ First it reads the corpus, and conversations of the teacher where the corpus is 
 to its own replies, written anew every round (`compress.distill.own_replies`). What is minimised stands in
 `compress.distill.objective`, how a run is planned, killed and resumed in `chitchat.training.trainer`. The work folder:
 
-    heal.json           what the budget is spent on, decided once
+    heal.json           what the budget is spent on, decided once, and when it has to end
+    clock.json          the seconds that it has taken so far
     teacher.npz         the teacher's conversations
     main/               the first part, as `chitchat.training.workfolder` keeps it
     round-1/ …          each round of the last part, round-1.npz its replies
@@ -12,9 +13,8 @@ to its own replies, written anew every round (`compress.distill.own_replies`). W
 
 import copy
 import math
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from chitchat.data.dataset import ChatData
 from chitchat.errors import BadInput
 from chitchat.folder import write_json
 from chitchat.training.batches import TrainingWindows
+from chitchat.training.options import FitResult
 from chitchat.training.processes import Processes
-from chitchat.training.trainer import FitResult, fit, step_seconds, weights_sha256
+from chitchat.training.stopwatch import CLOCK, Stopwatch
+from chitchat.training.trainer import fit, step_seconds, weights_sha256
 from chitchat.training.workfolder import MARKER, WorkFolder, read_keyed
 from compress.distill.budget import Budget, share_budget
 from compress.distill.options import HealOptions
@@ -73,15 +75,18 @@ def heal(
     *,
     resume: bool = False,
     inputs: Mapping[str, Any] | None = None,
+    stopwatch: Stopwatch | None = None,
+    ends: float | None = None,
 ) -> HealResult:
     """Train `student` in place towards `teacher`; afterwards it holds the weights with the best held-out loss.
 
     `work` is the work folder of the run: with `resume` it goes on where the folder says, and the caller removes it once
     the student is stored (`WorkFolder(work).remove()`). `inputs` are more values that a resumed run must share. Under
-    a launcher every process calls this; the first one writes conversations and files, which all must see. Raises
-    `BadInput` for models that do not fit together.
+    a launcher every process calls this; the first one writes conversations and files, which all must see. A healing by
+    minutes ends at `ends`, seconds on the `stopwatch` (default: its minutes, on one that begins now). Raises `BadInput`
+    for models that do not fit together.
     """
-    started, processes = time.monotonic(), Processes()
+    stopwatch, processes = stopwatch or Stopwatch(), Processes()
     context = _context(student, teacher, options.context)
     windows, held_out = (data.windows(split, context, options.loss == "replies") for split in ("train", "validation"))
     if not len(windows):
@@ -94,28 +99,33 @@ def heal(
         "context": context,
         **(inputs or {}),
     }
-    task = Task(student, teacher, data, windows, held_out, context, options, Path(work), key, resume, processes)
-    if not resume and processes.first:
-        WorkFolder(task.work).remove()
+    work = Path(work)
+    if processes.first:
+        if not resume:
+            WorkFolder(work).remove()
+        stopwatch.keep_in(work / CLOCK, resume)
     processes.wait()
+    if options.minutes is not None and ends is None:
+        ends = 60 * options.minutes
+    task = Task(student, teacher, data, windows, held_out, context, options, work, key, resume, processes, stopwatch)
     try:
         with dropout(student, options.dropout):
-            budget = _decide(task)
+            budget, task = _decide(task, ends)
             sampled = _teacher_windows(task, budget) if budget.teacher_tokens else None
             joined = windows if sampled is None else Joined(windows, sampled)
             start = copy.deepcopy(student.state_dict())
-            main = _main_part(task, budget, joined, time.monotonic() - started)
+            main = _main_part(task, budget, joined)
             if main.before["loss"] <= main.after["loss"]:  # a refitted student has come far without a step
                 student.load_state_dict(start)
             best = min(main.before["loss"], main.after["loss"])
-            own = heal_on_own_replies(task, budget, joined, best, main.eval_tokens)
+            own = heal_on_own_replies(task, budget, joined, best, main)
     except BaseException as error:
         _tidy(task, error)
         raise
     finally:
         student.to("cpu")
         teacher.to("cpu")
-    return _result(main, own, 0 if sampled is None else int(sampled.lengths.sum()))
+    return _result(main, own, task.minutes, 0 if sampled is None else int(sampled.lengths.sum()))
 
 
 def _context(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, context: int | None) -> int:
@@ -133,23 +143,26 @@ def _context(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, context: int | 
     return context or longest
 
 
-def _decide(task: Task) -> Budget:
-    """The budget in the work folder, else a new one, the same in every process."""
+def _decide(task: Task, ends: float | None) -> tuple[Budget, Task]:
+    """The budget in the work folder, else a new one, the same in every process; and the task with its time."""
     file = task.work / "heal.json"
     stored = task.in_first(lambda: read_keyed(file, task.key))
     if stored is not None:
-        return Budget(**stored["budget"])
+        return Budget(**stored["budget"]), replace(task, begins=stored["begins"], ends=stored["ends"])
+    begins = task.processes.from_first(task.stopwatch.seconds)
+    ends = task.processes.from_first(ends)
     steps = _steps(task)
     if steps is None:
-        assert task.options.minutes is not None
+        assert ends is not None
         seconds = step_seconds(
-            task.student, task.windows, task.objective(), task.fit_options(max_minutes=task.options.minutes),
-            task.processes,
+            task.student, task.windows, task.objective(), task.fit_options(max_minutes=(ends - begins) / 60),
+            task.processes, task.stopwatch,
         )  # fmt: skip
-        steps = task.processes.from_first(int(_USED_SHARE * 60 * task.options.minutes / seconds))
+        steps = task.processes.from_first(int(_USED_SHARE * (ends - begins) / seconds))
     budget = share_budget(steps, int(task.windows.lengths.sum()), len(task.windows), task.options)
-    task.in_first(lambda: write_json(file, {"key": task.key, "budget": asdict(budget)}))
-    return budget
+    decided = {"budget": asdict(budget), "begins": begins, "ends": ends}
+    task.in_first(lambda: write_json(file, {"key": task.key, **decided}))
+    return budget, replace(task, begins=begins, ends=ends)
 
 
 def _steps(task: Task) -> int | None:
@@ -162,20 +175,18 @@ def _steps(task: Task) -> int | None:
 
 def _teacher_windows(task: Task, budget: Budget) -> SampledWindows:
     """The teacher's conversations of an earlier run, else new ones."""
-    minutes = task.options.minutes
 
     def write() -> SampledWindows:
         task.teacher.to(task.processes.device)
         return teacher_conversations(
             task.teacher, task.data, task.context, budget.teacher_tokens, seed=task.options.seed,
-            replies_only=task.options.loss == "replies",
-            seconds=None if minutes is None else _SAMPLING_SHARE * 60 * minutes,
+            replies_only=task.options.loss == "replies", enough=task.over(_SAMPLING_SHARE),
         )  # fmt: skip
 
     return task.stored_windows(task.work / "teacher.npz", write)
 
 
-def _main_part(task: Task, budget: Budget, windows: TrainingWindows, spent_seconds: float) -> FitResult:
+def _main_part(task: Task, budget: Budget, windows: TrainingWindows) -> FitResult:
     steps, minutes = _steps(task), task.options.minutes
     options = task.fit_options(
         steps=None if steps is None else max(1, steps - budget.rounds * budget.round_steps),
@@ -184,13 +195,14 @@ def _main_part(task: Task, budget: Budget, windows: TrainingWindows, spent_secon
         eval_tokens=task.options.eval_tokens,
     )
     key = {**task.key, "windows": len(windows)}
-    work = WorkFolder(task.work / "main")
+    ends = None if task.ends is None else task.begins + (1 - budget.own_share) * (task.ends - task.begins)
     return fit(
-        task.student, windows, task.objective(), options, work, key, resume=task.resume, spent_seconds=spent_seconds
-    )
+        task.student, windows, task.objective(), options, WorkFolder(task.work / "main"), key, resume=task.resume,
+        stopwatch=task.stopwatch, ends=ends,
+    )  # fmt: skip
 
 
-def _result(main: FitResult, own: OwnPart, teacher_tokens: int) -> HealResult:
+def _result(main: FitResult, own: OwnPart, minutes: float, teacher_tokens: int) -> HealResult:
     parts, log, steps = [main, *own.rounds], [], 0
     after, best_step = (main.before, 0) if main.before["loss"] <= main.after["loss"] else (main.after, main.best_step)
     for number, part in enumerate(parts):
@@ -207,7 +219,7 @@ def _result(main: FitResult, own: OwnPart, teacher_tokens: int) -> HealResult:
         steps=steps,
         best_step=best_step,
         tokens=sum(part.tokens for part in parts),
-        minutes=sum(part.minutes for part in parts),
+        minutes=minutes,
         stopped_early=main.stopped_early,
         main_kl=main.after["kl"],
         teacher_tokens=teacher_tokens,

@@ -5,8 +5,7 @@ training split. Both are drawn by nucleus sampling, many rows at once.
 """
 
 import os
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,15 +103,14 @@ def teacher_conversations(
     *,
     seed: int,
     replies_only: bool = False,
-    seconds: float | None = None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> SampledWindows:
     """Conversations of `context` ids that the teacher wrote after first turns of the training split, `tokens` ids at
-    least in all; fewer when `seconds` are over.
+    least in all; fewer and shorter ones when it was `enough` before, which is asked after every id of each.
 
     Every id has a label, but for those of a first turn that does not count; with `replies_only` those alone that the
     teacher wrote.
     """
-    begun = time.monotonic()
     random = np.random.default_rng([seed, 3])
     turns = RaggedColumn(data.train, "turn_lengths")
     start = len(data.dialogue.start_ids)
@@ -127,29 +125,46 @@ def teacher_conversations(
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     batches = [order[i : i + BATCH_ROWS] for i in range(0, len(order), BATCH_ROWS)]
     # Long prompts and short ones in any order: a limit of time must not leave the long ones out.
-    sampler = Sampler(teacher, data.banned_ids(teacher.config.vocab_size), seed=int(random.integers(2**31)))
+    banned = data.banned_ids(teacher.config.vocab_size)
+    sampler = Sampler(teacher, banned, seed=int(random.integers(2**31)), enough=enough)
     written: list[list[int]] = []
     labelled: list[int] = []
     for number in random.permutation(len(batches)):
         batch = batches[number]
         written += sampler.continue_all([prompts[each] for each in batch], context)
         labelled += [0 if counts[each] else len(prompts[each]) for each in batch]
-        if seconds is not None and time.monotonic() - begun > seconds:
+        if enough():
             break
     return SampledWindows(written, labelled)
 
 
-def own_replies(student: GPT2LMHeadModel, data: ChatData, context: int, count: int, *, seed: int) -> SampledWindows:
-    """`count` prompts of the training split with the student's replies; only these have labels, their end included."""
+def own_replies(
+    student: GPT2LMHeadModel,
+    data: ChatData,
+    context: int,
+    count: int,
+    *,
+    seed: int,
+    enough: Callable[[], bool] = lambda: False,
+) -> SampledWindows:
+    """`count` prompts of the training split with the student's replies; only these have labels, their end included.
+
+    Fewer, of all lengths, when it was `enough` before; replies that were being written then end early.
+    """
     random = np.random.default_rng([seed, 4])
     room = min(REPLY_TOKENS, context // 2)
     prompts = sorted(draw_prompts(data, count, min(PROMPT_TOKENS, context - room), random), key=len)
-    sampler = Sampler(student, data.banned_ids(student.config.vocab_size), seed=int(random.integers(2**31)))
+    banned = data.banned_ids(student.config.vocab_size)
+    sampler = Sampler(student, banned, seed=int(random.integers(2**31)), enough=enough)
     written: list[list[int]] = []
-    for begin in range(0, count, BATCH_ROWS):
-        batch = prompts[begin : begin + BATCH_ROWS]
+    labelled: list[int] = []
+    for number in random.permutation(range(0, count, BATCH_ROWS)):
+        batch = prompts[number : number + BATCH_ROWS]
         written += sampler.continue_all(batch, context, end_id=data.dialogue.end_of_turn_id, most=room)
-    return SampledWindows(written, [len(prompt) for prompt in prompts])
+        labelled += [len(prompt) for prompt in batch]
+        if enough():
+            break
+    return SampledWindows(written, labelled)
 
 
 def draw_prompts(data: ChatData, count: int, max_tokens: int, random: np.random.Generator) -> Iterator[list[int]]:
@@ -172,13 +187,14 @@ def draw_prompts(data: ChatData, count: int, max_tokens: int, random: np.random.
 class Sampler:
     """Draws text of `model` by nucleus sampling, many rows at once; the same calls after one `seed` give the same ids.
 
-    `banned_ids` are never drawn. The model is left in eval mode.
+    `banned_ids` are never drawn, and nothing more once it is `enough`. The model is left in eval mode.
     """
 
     model: GPT2LMHeadModel
     banned_ids: Sequence[int]
     seed: int
     top_p: float = TOP_P
+    enough: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         self.model.eval()
@@ -214,7 +230,7 @@ class Sampler:
                 if not ended[row]:
                     drawn[places[row]].append(id)
                     ended[row] = id == end_id
-            if step == count or all(ended):
+            if step == count or all(ended) or self.enough():
                 break
             if 2 * sum(ended) >= len(ended):  # a finished row costs as much as another
                 left = [row for row, done in enumerate(ended) if not done]

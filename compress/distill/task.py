@@ -12,9 +12,10 @@ from transformers import GPT2LMHeadModel
 from chitchat.data.dataset import ChatData, Windows
 from chitchat.errors import ChitchatError
 from chitchat.training.objective import Objective
+from chitchat.training.options import FitOptions
 from chitchat.training.processes import Processes
+from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.train import scratch_rate
-from chitchat.training.trainer import FitOptions
 from compress.distill.objective import Distillation, next_token
 from compress.distill.options import HealOptions
 from compress.distill.samples import SampledWindows
@@ -29,7 +30,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Task:
-    """`windows` and `held_out` are those of the data set at `context`; `key` is what a resumed run must share."""
+    """`windows` and `held_out` are those of the data set at `context`; `key` is what a resumed run must share.
+
+    By minutes, the healing has the seconds from `begins` to `ends` on its `stopwatch`.
+    """
 
     student: GPT2LMHeadModel
     teacher: GPT2LMHeadModel
@@ -42,6 +46,19 @@ class Task:
     key: Mapping[str, Any]
     resume: bool
     processes: Processes
+    stopwatch: Stopwatch
+    begins: float = 0.0
+    ends: float | None = None
+
+    @property
+    def minutes(self) -> float:
+        """Those that the healing has taken."""
+        return (self.stopwatch.seconds - self.begins) / 60
+
+    def over(self, share: float) -> Callable[[], bool]:
+        """Tells whether that share of the time that is left now has gone; it never has where there is no limit."""
+        until = None if self.ends is None else self.stopwatch.part(self.ends, share)
+        return lambda: until is not None and self.stopwatch.seconds >= until
 
     def objective(self, skew: float = 0.0) -> Objective:
         """What is minimised; `skew` as `skewed_kl` takes it."""

@@ -21,6 +21,7 @@ from chitchat.data.dataset import ChatData
 from chitchat.folder import staged_folder
 from chitchat.lineage import LINEAGE, Stage, read_lineage
 from chitchat.training.processes import Processes
+from chitchat.training.stopwatch import Stopwatch
 from compress.calibration import measure
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
@@ -64,9 +65,13 @@ def plan_rounds(full: Shape, shape: Shape, healing: HealOptions | None) -> list[
 
 def run_rounds(
     rounds: list[Round], knife: Knife, teacher: GPT2LMHeadModel, data: ChatData, tokenizer: PreTrainedTokenizerFast,
-    work: Path, resume: bool, key: Mapping[str, Any],
+    work: Path, resume: bool, key: Mapping[str, Any], stopwatch: Stopwatch | None = None, ends: float | None = None,
 ) -> Healed:  # fmt: skip
-    """Run the rounds in `work`; finished ones are not run again. Under a launcher every process calls this."""
+    """Run the rounds in `work`; finished ones are not run again. Under a launcher every process calls this.
+
+    Rounds by minutes share the time until `ends`, seconds on the `stopwatch`, which stands still under the knife.
+    """
+    stopwatch = stopwatch or Stopwatch()
     layers = list(range(len(knife.model.transformer.h)))
     healings: list[dict[str, Any]] = []
     processes = Processes()
@@ -76,11 +81,16 @@ def run_rounds(
         folder = work / f"round-{number}"
         stored = _stored(folder / "healed", processes)
         if stored is None:
-            cut, sliced = _cut(each, knife, data, tokenizer, folder, processes)
+            with stopwatch.paused():
+                cut, sliced = _cut(each, knife, data, tokenizer, folder, processes)
             student = cut.student
             if each.healing is not None:
                 inputs = {"round": number, **key}
-                result = heal(student, teacher, data, folder / "distill", each.healing, resume=resume, inputs=inputs)
+                until = None if ends is None else stopwatch.part(ends, _share(rounds[number - 1 :]))
+                result = heal(
+                    student, teacher, data, folder / "distill", each.healing, resume=resume, inputs=inputs,
+                    stopwatch=stopwatch, ends=until,
+                )  # fmt: skip
                 healings.append(asdict(result))
             layers = [layers[place] for place in cut.layers]
             if number < len(rounds):
@@ -92,6 +102,12 @@ def run_rounds(
         if number < len(rounds):
             knife = Knife(student, data, knife.importance, knife.refits, knife.seed)
     return Healed(student, layers, {"sliced": sliced, **({"rounds": healings} if healings else {})})
+
+
+def _share(rounds: list[Round]) -> float:
+    """What the first of these rounds has of the minutes of all."""
+    minutes = [each.healing.minutes or 0.0 for each in rounds if each.healing is not None]
+    return minutes[0] / sum(minutes)
 
 
 def _cut(

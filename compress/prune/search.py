@@ -16,6 +16,7 @@ from transformers import GPT2LMHeadModel
 
 from chitchat.data.dataset import ChatData
 from chitchat.training.processes import Processes
+from chitchat.training.stopwatch import Stopwatch
 from compress.calibration import calibration_batches, divergence, mean_loss
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
@@ -24,6 +25,7 @@ from compress.prune.plan import Candidate
 
 SEARCH_SHARE = 0.2  # of the healing budget goes to trials
 LEAST_MINUTES, LEAST_STEPS = 1.0, 30  # of a trial: less says no more than the refit does
+LEAST_SHARE = 0.6  # of its minutes, for a trial to begin
 MOST_STEPS = 300
 COMPARED_TOKENS = 8_192  # held-out
 
@@ -33,13 +35,15 @@ def trial_of(healing: HealOptions, windows: int, candidates: int) -> HealOptions
 
     `healing` is the whole healing, its budget minutes or epochs; `windows` are those of the training split.
     """
-    short = replace(healing, own_replies=0.0, teacher_samples=False, patience=None, eval_tokens=COMPARED_TOKENS)
+    short = replace(healing, own_replies=0.0, teacher_samples=False, patience=None)
     share = SEARCH_SHARE / finalists(candidates)
     if healing.minutes is not None:
         minutes = share * healing.minutes
         return replace(short, minutes=minutes) if minutes >= LEAST_MINUTES else None
     steps = math.floor(share * (healing.epochs or 0) * (windows // healing.batch_size))
-    return replace(short, epochs=None, steps=min(steps, MOST_STEPS)) if steps >= LEAST_STEPS else None
+    if steps < LEAST_STEPS:
+        return None
+    return replace(short, epochs=None, steps=min(steps, MOST_STEPS), eval_tokens=COMPARED_TOKENS)
 
 
 def finalists(candidates: int) -> int:
@@ -49,13 +53,15 @@ def finalists(candidates: int) -> int:
 
 def try_candidates(
     candidates: Sequence[Candidate], knife: Knife, teacher: GPT2LMHeadModel, data: ChatData, trial: HealOptions | None,
-    work: Path, seed: int = 0,
+    work: Path, seed: int = 0, stopwatch: Stopwatch | None = None, ends: float | None = None,
 ) -> list[Candidate]:  # fmt: skip
     """The candidates with what was measured of them, in the order given; the one with the least KL is `chosen`.
 
-    `trial` heals the better half of them; None for none. `work` is a folder for the trials, removed at the end. Under a
+    `trial` heals the better half of them; None for none. Trials by minutes end at `ends`, seconds on the `stopwatch`,
+    which stands still while shapes are cut and measured. `work` is a folder for the trials, removed at the end. Under a
     launcher every process calls this.
     """
+    stopwatch = stopwatch or Stopwatch()
     if len(candidates) == 1:
         return [replace(candidates[0], chosen=True)]
     windows = data.windows("validation", knife.model.config.n_positions)
@@ -66,16 +72,30 @@ def try_candidates(
         kl, loss = divergence(knife.model, student, held_out).kl, mean_loss(student, held_out)
         return replace(candidate, kl=kl, perplexity=math.exp(loss), perplexity_ratio=math.exp(loss - uncut))
 
-    tried = [
-        measured(each, knife.cut(each.shape, TRIAL_TOKENS).student)
-        for each in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
-    ]
+    with stopwatch.paused():
+        tried = [
+            measured(each, knife.cut(each.shape, TRIAL_TOKENS).student)
+            for each in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
+        ]
     if trial is not None:
         order = Processes().from_first(sorted(range(len(tried)), key=lambda place: tried[place].kl or 0.0))
-        for place in tqdm(order[: finalists(len(tried))], desc="healing candidates", unit="shape", disable=None):
-            student = knife.cut(tried[place].shape, TRIAL_TOKENS).student
-            result = heal(student, teacher, data, work / f"trial-{place}", trial)
-            tried[place] = measured(replace(tried[place], steps=result.steps), student)
+        chosen = order[: finalists(len(tried))]
+        for number, place in enumerate(tqdm(chosen, desc="healing candidates", unit="shape", disable=None)):
+            with stopwatch.paused():
+                student = knife.cut(tried[place].shape, TRIAL_TOKENS).student
+            until = None if ends is None else stopwatch.part(ends, 1 / (len(chosen) - number))
+            if not Processes().from_first(_long_enough(trial, stopwatch, until)):
+                break
+            result = heal(student, teacher, data, work / f"trial-{place}", trial, stopwatch=stopwatch, ends=until)
+            with stopwatch.paused():
+                tried[place] = measured(replace(tried[place], steps=result.steps), student)
         shutil.rmtree(work, ignore_errors=True)
     best = min(tried, key=lambda each: (-min(each.steps, 1), each.kl))
     return [replace(each, chosen=each is best) for each in tried]
+
+
+def _long_enough(trial: HealOptions, stopwatch: Stopwatch, until: float | None) -> bool:
+    """Whether the time until then is most of what a trial was to have: a machine that got slow tries fewer shapes."""
+    if until is None or trial.minutes is None:
+        return True
+    return until - stopwatch.seconds >= LEAST_SHARE * 60 * trial.minutes

@@ -5,6 +5,7 @@ finished lies in the work folder beside OUT (`.NAME.healing/`), so that a run th
 
     request.json     what was asked for
     data/            the data set in the trimmed vocabulary's ids
+    clock.json       the seconds that the healing has taken so far
     choice.json      the shape, and the candidates that were tried
     trials/          candidates that are being healed
     round-1/ …       see `compress.prune.rounds`
@@ -32,6 +33,7 @@ from chitchat.folder import check_output, is_disk_full, staged_folder, write_jso
 from chitchat.lineage import Stage, identity
 from chitchat.tokenizer import tokenizer_of
 from chitchat.training.processes import Processes
+from chitchat.training.stopwatch import CLOCK, Stopwatch
 from chitchat.training.workfolder import read_keyed
 from compress.calibration import measure
 from compress.distill.options import HealOptions
@@ -57,16 +59,19 @@ class Subject:
 
 
 def prune(
-    checkpoint: str, data: Path, out: Path, options: PruneOptions, resume: bool = False, clock: Clock | None = None
-) -> dict[str, Any]:
+    checkpoint: str, data: Path, out: Path, options: PruneOptions, resume: bool = False, clock: Clock | None = None,
+    stopwatch: Stopwatch | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write the pruned and healed checkpoint `out` and return its figures.
 
     `resume` goes on with a killed run of the same options, if there is one. `clock` measures shapes; without it there
-    are no times, and no budgets of megabytes or milliseconds. Under a launcher every process calls this; the first one
+    are no times, and no budgets of megabytes or milliseconds. The minutes of healing are those on the `stopwatch`
+    (default: one that begins now): models are read and healed in them, shapes are cut and measured beside them. Under a
+    launcher every process calls this; the first one
     writes. Raises `BadInput` for a shape that cannot be had, a data set or teacher of another vocabulary, and
     everything that reading a checkpoint refuses.
     """
-    started = time.monotonic()
+    started, stopwatch = time.monotonic(), stopwatch or Stopwatch()
     check_output(out, "checkpoint")
     came = _open(checkpoint, data, options.tokenizer)
     _check(came.model, options)
@@ -79,11 +84,17 @@ def prune(
     with _tidied(work):
         if processes.first and not resume:
             _begin(work, key)
+        if processes.first:
+            stopwatch.keep_in(work / CLOCK, resume)
         processes.wait()
-        trimmed, teacher = _trim(came, teacher, options, work)
-        shape, candidates, knife, left = _choose(came.model, trimmed, teacher, options, clock, work, resume)
+        with stopwatch.paused():
+            trimmed, teacher = _trim(came, teacher, options, work)
+        shape, candidates, knife, left = _choose(came.model, trimmed, teacher, options, clock, work, resume, stopwatch)
         rounds = plan_rounds(_shape(trimmed.model), shape, left)
-        healed = run_rounds(rounds, knife, teacher, trimmed.data, trimmed.tokenizer, work, resume, key)
+        healed = run_rounds(
+            rounds, knife, teacher, trimmed.data, trimmed.tokenizer, work, resume, key, stopwatch, _ends(options)
+        )
+        healing_minutes = stopwatch.seconds / 60
         metrics = {"before": measure(came.model, came.model, came.data), **healed.metrics}
         metrics["after"] = measure(healed.student, trimmed.model, trimmed.data) if left else healed.metrics["sliced"]
         if candidates:
@@ -95,7 +106,8 @@ def prune(
                 save_checkpoint(staging, healed.student, trimmed.tokenizer, record, parent=checkpoint)
             shutil.rmtree(work, ignore_errors=True)
         processes.wait()
-    return _figures(shape, metrics, (time.monotonic() - started) / 60)
+    figures = _figures(shape, metrics, (time.monotonic() - started) / 60)
+    return {**figures, "healing_minutes": healing_minutes} if left else figures
 
 
 def plan(checkpoint: str, data: Path, options: PruneOptions, clock: Clock | None = None) -> dict[str, Any]:
@@ -214,7 +226,7 @@ def _trim(
 
 def _choose(
     came: GPT2LMHeadModel, trimmed: Subject, teacher: GPT2LMHeadModel, options: PruneOptions, clock: Clock | None,
-    work: Path, resume: bool,
+    work: Path, resume: bool, stopwatch: Stopwatch,
 ) -> tuple[Shape, Sequence[Candidate], Knife, HealOptions | None]:  # fmt: skip
     """The shape, the candidates that were tried for it, the knife, and the healing that the trials left."""
     processes = Processes()
@@ -225,13 +237,18 @@ def _choose(
     if choice is not None:
         candidates = [Candidate.from_json(row, full) for row in choice["candidates"]]
     else:
-        found = _candidates(_shape(came), full, options, clock) if processes.first else []
-        candidates = processes.from_first(found)
+        with stopwatch.paused():
+            found = _candidates(_shape(came), full, options, clock) if processes.first else []
+            candidates = processes.from_first(found)
         trial = None
         if healing is not None and len(candidates) > 1:
             windows = trimmed.data.windows("train", trimmed.model.config.n_positions)
             trial = trial_of(healing, len(windows), len(candidates))
-        tried = try_candidates(candidates, knife, teacher, trimmed.data, trial, work / "trials", options.seed)
+        ends = _ends(options)
+        tried = try_candidates(
+            candidates, knife, teacher, trimmed.data, trial, work / "trials", options.seed, stopwatch,
+            None if ends is None else stopwatch.part(ends, SEARCH_SHARE),
+        )  # fmt: skip
         candidates = processes.from_first(tried)
         if processes.first:
             write_json(work / "choice.json", {"key": {}, "candidates": [each.as_json() for each in candidates]})
@@ -263,6 +280,11 @@ def _healing(options: PruneOptions) -> HealOptions:
         batch_size=HEALING_BATCH,
         seed=options.seed,
     )
+
+
+def _ends(options: PruneOptions) -> float | None:
+    """When the healing ends, in seconds on the stopwatch; None where it is not by minutes."""
+    return 60 * options.heal_minutes if options.heal_minutes else None
 
 
 def _shape(model: GPT2LMHeadModel) -> Shape:

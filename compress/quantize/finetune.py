@@ -19,8 +19,10 @@ from torch.nn.utils import parametrize
 from transformers import GPT2LMHeadModel
 
 from chitchat.data.dataset import ChatData
+from chitchat.training.options import FitOptions, FitResult
+from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.train import scratch_rate
-from chitchat.training.trainer import FitOptions, FitResult, fit
+from chitchat.training.trainer import fit
 from chitchat.training.workfolder import WorkFolder
 from compress.distill.objective import Distillation
 from compress.quantize.blockwise import LIMITS, BlockTensor, from_integers, round_to, unpack
@@ -85,13 +87,15 @@ def finetune(
     inputs: Mapping[str, Any],
     seed: int = 0,
     resume: bool = False,
+    stopwatch: Stopwatch | None = None,
 ) -> Tuned:
     """Fine-tune `model`, whose linear layers are `matrices`, in place, and give its new integers.
 
     `floats` are the matrices [N, K] before they were rounded, by the same names. Afterwards the model computes with
-    what the new integers stand for. `minutes` is the budget, `work` the folder of a run that can be resumed, `inputs`
-    what it depends on. Raises what `fit` raises.
+    what the new integers stand for. `minutes` is the budget, on the `stopwatch` (default: one that begins now), `work`
+    the folder of a run that can be resumed, `inputs` what it depends on. Raises what `fit` raises.
     """
+    stopwatch = stopwatch or Stopwatch()
     own = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     layers = {name: model.get_submodule(name) for name in matrices}
     for name, layer in layers.items():
@@ -110,7 +114,7 @@ def finetune(
     )
     objective = Distillation(original, held_out, layers_dropped=False)
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    result = fit(model, windows, objective, options, WorkFolder(work), inputs, resume=resume)
+    result = fit(model, windows, objective, options, WorkFolder(work), inputs, resume=resume, stopwatch=stopwatch)
     if result.before["loss"] <= result.after["loss"]:
         model.load_state_dict(before)
     tuned = {name: _settle(layer) for name, layer in layers.items()}

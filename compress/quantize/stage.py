@@ -25,6 +25,8 @@ from chitchat.errors import BadInput, WorkFailed
 from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import Stage, identity
 from chitchat.tokenizer import tokenizer_of
+from chitchat.training.processes import Processes
+from chitchat.training.stopwatch import Stopwatch
 from compress.calibration import (
     CALIBRATION_TOKENS,
     KL_TOKENS,
@@ -49,28 +51,33 @@ SENSITIVITY_TOKENS = 2_048  # training tokens that the loss of one tensor is mea
 
 
 def quantize(
-    checkpoint: str, data: Path, out: Path, options: QuantizeOptions | None = None, *, resume: bool = False
-) -> dict[str, Any]:
+    checkpoint: str, data: Path, out: Path, options: QuantizeOptions | None = None, *, resume: bool = False,
+    stopwatch: Stopwatch | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write the quantized checkpoint `out`, print the bytes that were quantized, and return its figures.
 
-    `resume` goes on with a fine-tune (method kd) that was stopped. Raises `BadInput` for a checkpoint that is quantized
-    already or holds NaN or Inf, a data set of another tokenizer or with too few conversations to calibrate on, and a
-    loss that cannot be had; `WorkFailed` when less than 95 % of the weight bytes could be quantized.
+    `resume` goes on with a fine-tune (method kd) that was stopped. Its minutes are those on the `stopwatch` (default:
+    one that begins now): models are read and fine-tuned in them, the integers it begins with are decided beside them.
+    Raises `BadInput` for a checkpoint that is quantized already or holds NaN or Inf, a data set of another tokenizer or
+    with too few conversations to calibrate on, and a loss that cannot be had; `WorkFailed` when less than 95 % of the
+    weight bytes could be quantized. Under a launcher every process calls this; the first one writes.
     """
-    started, options = time.monotonic(), options or QuantizeOptions()
+    started, options, stopwatch = time.monotonic(), options or QuantizeOptions(), stopwatch or Stopwatch()
     check_output(out, "checkpoint")
     model, opened = load_model(checkpoint), open_dataset(data)
     tokenizer = tokenizer_of(checkpoint, options.tokenizer, opened.tokenizer)
     opened.check_tokenizer(tokenizer, options.tokenizer or checkpoint)
-    work = out.parent / f".{out.name}.quantizing"
+    work, processes = out.parent / f".{out.name}.quantizing", Processes()
     task = _Task(model, opened, options, work, resume)
 
-    chosen, notes = task.choose()
-    rounded = task.round(chosen)
+    with stopwatch.paused():
+        chosen, notes = task.choose()
+        rounded = task.round(chosen)
     if options.method == "kd":
-        notes |= task.finetune(rounded)
+        notes |= task.finetune(rounded, stopwatch)
     done, total = count_weight_bytes(model, rounded.matrices)
-    print(f"{done:,} of {total:,} weight bytes quantized")
+    if processes.first:
+        print(f"{done:,} of {total:,} weight bytes quantized")
     if done < LEAST_SHARE * total:
         raise WorkFailed(f"{checkpoint}: only {done / total:.1%} of the weight bytes could be quantized, not 95 %")
     quantized = checkpoint_of(rounded, tokenizer, chosen, options.scheme, options.method)
@@ -83,11 +90,13 @@ def quantize(
     }
     parent = identity(Path(checkpoint)) if Path(checkpoint).is_dir() else None
     recorded = {**asdict(options), "block_size": quantized.config["quantization_config"]["block_size"]}
-    with staged_folder(out, "checkpoint") as staging:
-        model.generation_config.save_pretrained(staging)
-        stage = Stage("quantize", recorded, options.seed, parent, opened.identity, metrics)
-        save_quantized(staging, quantized, stage, parent=checkpoint)
-    shutil.rmtree(work, ignore_errors=True)
+    if processes.first:
+        with staged_folder(out, "checkpoint") as staging:
+            model.generation_config.save_pretrained(staging)
+            stage = Stage("quantize", recorded, options.seed, parent, opened.identity, metrics)
+            save_quantized(staging, quantized, stage, parent=checkpoint)
+        shutil.rmtree(work, ignore_errors=True)
+    processes.wait()
     minutes = (time.monotonic() - started) / 60
     figures = {"scheme": options.scheme, "method": options.method, "block_size": recorded["block_size"]}
     return {**figures, **_figures(metrics), "file_mb": (out / WEIGHTS).stat().st_size / 1e6, "minutes": minutes}
@@ -128,7 +137,7 @@ class _Task:
         batches = calibration_batches(self.windows, self.data.dialogue.pad_id, tokens, seed)
         return calibrate_model(self.model, chosen, self.options.method, batches, sequences)
 
-    def finetune(self, rounded: Rounded) -> dict[str, Any]:
+    def finetune(self, rounded: Rounded, stopwatch: Stopwatch) -> dict[str, Any]:
         """Fine-tune the linear layers through their rounding, in place; gives what is to be noted."""
         options = self.options
         linears = {name: each for name, each in rounded.matrices.items() if is_conv1d(name)}
@@ -136,7 +145,7 @@ class _Task:
         inputs = {"data": self.data.identity, "options": asdict(options)}
         tuned = finetune(
             rounded.model, self.model, blocks, rounded.before, self.data, options.kd_minutes, self.work, inputs,
-            seed=options.seed, resume=self.resume,
+            seed=options.seed, resume=self.resume, stopwatch=stopwatch,
         )  # fmt: skip
         rounded.matrices |= tuned.matrices
         restore(rounded.model, tuned.matrices)
@@ -146,6 +155,7 @@ class _Task:
                 "steps": result.steps,
                 "best_step": result.best_step,
                 "tokens": result.tokens,
+                "minutes": stopwatch.seconds / 60,
                 "kl_before": result.before["kl"],
                 "kl_after": min(result.before["kl"], result.after["kl"]),
             }

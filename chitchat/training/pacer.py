@@ -1,0 +1,116 @@
+"""Keeps a run within its minutes: measures steps as they come, and moves the end when the promise would break.
+
+The end that was planned stays as long as the run would end between 92 and 103 % of its minutes, so that a kill, whose
+lost work and second start cost a few per cent, changes no step. Beyond that the end is moved to where 97 % are used. A
+step in progress is never cut, and what no one could foresee is not made good: a run that is stopped beyond its end
+takes only as many steps more as it needs to decay.
+"""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable
+
+from chitchat.training.rate import Decision, RateSchedule, patient_end
+from chitchat.training.workfolder import Plan
+
+AIM, EARLY, LATE = 0.97, 0.92, 1.03  # shares of the minutes: where a moved end lies, and when it is moved
+LAST_DECAY = 0.03  # of the minutes, for a decay whose time is over before it began
+_STEPS_SEEN, _LAST_STEPS = 16, 5  # that tell how fast the machine is
+
+
+class Pacer:
+    """Decides after every step, in the process that decides. Costs are counted in padded ids, `tokens(step)` of a step
+    (0-based): batches differ in length, and evaluations and saves get slower with the machine as steps do."""
+
+    def __init__(
+        self, plan: Plan, schedule: RateSchedule, tokens: Callable[[int], int], seconds: Callable[[], float]
+    ) -> None:
+        self.plan, self.schedule, self.tokens, self.seconds = plan, schedule, tokens, seconds
+        self._mean_tokens = statistics.fmean(tokens(step) for step in range(64))
+        planned = plan.step_seconds / self._mean_tokens
+        self._token_seconds: deque[float] = deque(maxlen=_STEPS_SEEN)
+        self._planned_token_seconds = planned
+        self._evaluations, self._saves = [plan.evaluation_seconds / planned], [plan.save_seconds / planned]
+        self._lap = seconds()
+        self._grace = 0.0  # until when a decay that began beyond its time may go on
+
+    def begin(self) -> None:
+        """The steps begin now."""
+        self._lap = self.seconds()
+
+    def evaluated(self) -> None:
+        """An evaluation has just ended."""
+        self._evaluations.append(self._seconds_since() / self._rate())
+
+    def saved(self) -> None:
+        """A checkpoint has just been written."""
+        self._saves.append(self._seconds_since() / self._rate())
+
+    @property
+    def evaluation_seconds(self) -> float:
+        """What an evaluation takes now."""
+        return self._rate() * statistics.median(self._evaluations)
+
+    def stepped(self, step: int) -> Decision | None:
+        """What is decided now, after `step` steps; nothing where an earlier run has decided already."""
+        self._token_seconds.append(self._seconds_since() / self.tokens(step - 1))
+        if self.plan.ends is None or step <= self.schedule.decisions[-1].step:
+            return None
+        now, end = self.seconds(), self.schedule.end(step)
+        ready = now + (end - step) * self._step_seconds() + self._closing_seconds()
+        window = self.plan.ends - self.plan.begins
+        late = ready > max(self.plan.begins + LATE * window, self._grace)
+        early = ready < self.plan.begins + EARLY * window and step < end and self._knows() and not self._gave_up()
+        if not late and not early:
+            return None
+        moved = step + self._steps_left(step, now)
+        return Decision(step, moved, "clock") if (moved < end if late else moved > end) else None
+
+    def impatient(self, step: int) -> Decision | None:
+        """What is decided where patience is spent: the decay, which brings most, begins; once begun it goes on."""
+        end = self.schedule.end(step)
+        if self.schedule.decays(step) or step >= end or step <= self.schedule.decisions[-1].step:
+            return None
+        return Decision(step, min(patient_end(step), end), "patience")
+
+    def _steps_left(self, step: int, now: float) -> int:
+        assert self.plan.ends is not None
+        window = self.plan.ends - self.plan.begins
+        left = self.plan.begins + AIM * window - now - self._closing_seconds()
+        if not self.schedule.decays(step) and left < LAST_DECAY * window:
+            left = LAST_DECAY * window
+            self._grace = now + 2 * left + self._closing_seconds()
+        return max(0, math.floor(left / self._step_seconds()))
+
+    def _gave_up(self) -> bool:
+        return any(each.cause == "patience" for each in self.schedule.decisions)
+
+    def _rate(self) -> float:
+        """Seconds per padded id of late: the mean of the last steps without the slowest eighth, since a process that
+        was stopped for a minute is not slow. The median of the very last ones where that is more, since a machine that
+        has just become slow is."""
+        if not self._token_seconds:
+            return self._planned_token_seconds
+        last = statistics.median(list(self._token_seconds)[-_LAST_STEPS:])
+        if not self._knows():
+            return last
+        return max(last, statistics.fmean(sorted(self._token_seconds)[: _STEPS_SEEN - _STEPS_SEEN // 8]))
+
+    def _knows(self) -> bool:
+        return len(self._token_seconds) == _STEPS_SEEN
+
+    def _step_seconds(self) -> float:
+        """Of a step to come, with its share of evaluations and saves."""
+        between = statistics.median(self._evaluations) / self.plan.eval_every
+        between += statistics.median(self._saves) / self.plan.save_every
+        return self._rate() * (self._mean_tokens + between)
+
+    def _closing_seconds(self) -> float:
+        """Of what comes after the last step: an evaluation, a checkpoint, and what the caller does with the result."""
+        last = statistics.median(self._saves) + self.plan.closing_seconds / self._planned_token_seconds
+        return self.evaluation_seconds + self._rate() * last
+
+    def _seconds_since(self) -> float:
+        before, self._lap = self._lap, self.seconds()
+        return max(self._lap - before, 1e-9)

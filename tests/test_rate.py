@@ -1,0 +1,58 @@
+"""The learning rate as a function of the decisions."""
+
+import itertools
+
+import pytest
+
+from chitchat.training.rate import DECAY_SHARE, Decision, RateSchedule, patient_end, warmup_steps
+
+
+def rates(*decisions: tuple[int, int], warmup: float = 0.05) -> list[float]:
+    """The shares of the peak, step by step to the end."""
+    made = [Decision(step, end, "plan" if number == 0 else "clock") for number, (step, end) in enumerate(decisions)]
+    schedule = RateSchedule(made, warmup)
+    return [schedule.factor(step) for step in range(made[-1].end)]
+
+
+def test_a_planned_run_warms_up_stays_and_decays():
+    """Stops: a peak that is never reached, a decay that begins with a leap, an end that is not decayed."""
+    found = rates((0, 1000))
+    begin = 1000 - round(DECAY_SHARE * 1000)
+    assert found[:2] == [0.0, 0.01]
+    assert found[100:begin] == [1.0] * (begin - 100)
+    assert found[:101] == sorted(found[:101])
+    assert found[begin - 1 :] == sorted(found[begin - 1 :], reverse=True)
+    assert 0 < found[-1] < 0.01
+
+
+@pytest.mark.parametrize("moves", [[(500, 600)], [(800, 830)], [(800, 2000)], [(40, 200)], [(700, 900), (880, 1200)]])
+def test_a_moved_end_bends_the_rate_and_never_makes_it_jump_up(moves):
+    """Stops: a rate that leaps when the machine gets slower or faster, and an end that is not decayed."""
+    found = rates((0, 1000), *moves)
+    assert len(found) == moves[-1][1]
+    assert 0 < found[-1] < 0.2
+    peak = found.index(max(found))
+    assert found[peak:] == sorted(found[peak:], reverse=True)
+    assert max(after - before for before, after in itertools.pairwise(found)) < 0.1
+
+
+def test_the_rate_of_a_step_depends_on_earlier_decisions_alone():
+    """Stops: a resumed run that knows of a decision before it was taken, and takes other steps than it did."""
+    before, after = rates((0, 1000)), rates((0, 1000), (700, 800), (790, 900))
+    assert before[:700] == after[:700]
+    assert rates((0, 1000), (700, 800))[:790] == after[:790]
+
+
+def test_a_decay_that_patience_begins_has_the_usual_share():
+    """Stops: a decay of a planned length after a short run, longer than the run itself."""
+    for step in (1, 10, 137, 650):
+        end = patient_end(step)
+        found = rates((0, 10_000), (step, end), warmup=0.0)
+        assert found[step - 1] == 1.0
+        assert found[min(step + 1, end - 1)] < 1.0
+        assert (end - step) / end == pytest.approx(DECAY_SHARE, abs=0.5 / end + 1e-9) or end == step + 1
+
+
+def test_a_short_run_warms_up_long_enough():
+    """Stops: a few steps of warm-up, after which a model from scratch never leaves the frequencies of words."""
+    assert [warmup_steps(*case) for case in ((0.05, 132), (0.05, 800), (0.05, 10_000), (0.0, 50))] == [33, 100, 500, 0]
