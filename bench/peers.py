@@ -11,11 +11,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bench.measured import MeasuredModel
 from chitchat.errors import BadInput, ChitchatError
+from chitchat.folder import staged_folder
+from chitchat.lineage import Stage, read_lineage
 from compress.child import child_environment
 from compress.interpreters import PEERS as PEERS_ENVIRONMENT
 from compress.interpreters import PORTABLE, Environment, find_interpreter
@@ -210,12 +213,24 @@ class Kitchen:
 
     def _source(self, asked: Asked) -> Path:
         if asked.peer.source == "checkpoint":
-            return self._checkpoint.folder
+            return self._plain
         if asked.peer.source == "portable":
-            folder, optimum = self._checkpoint.folder, self._portable_python
-            return self._bundle("portable", folder, target="portable", portable_python=optimum)
-        checkpoint = self._checkpoint.folder if asked.form == "fp32" else self._quantized(asked.form)
+            return self._bundle("portable", self._plain, target="portable", portable_python=self._portable_python)
+        checkpoint = self._plain if asked.form == "fp32" else self._quantized(asked.form)
         return self._bundle(f"genai-{asked.form}", checkpoint, genai=True)
+
+    @cached_property
+    def _plain(self) -> Path:
+        """The checkpoint as we write it: peers' converters know no other names, ages and layouts."""
+        if read_lineage(self._checkpoint.folder):
+            return self._checkpoint.folder
+        from chitchat.checkpoint import save_checkpoint
+
+        out = self._folder / "checkpoint"
+        with staged_folder(out, "checkpoint") as staging:
+            model: Any = self._checkpoint  # a checkpoint: `bench.stage` asked
+            save_checkpoint(staging, model.torch_model(), model.tokenizer, Stage("read", {}, seed=0))
+        return out
 
     def _bundle(self, name: str, checkpoint: Path, **options: Any) -> Path:
         from export.stage import export
@@ -233,7 +248,7 @@ class Kitchen:
             raise CannotPrepare("its integers need conversations; give --data")
         out = self._folder / f"checkpoint-{scheme}"
         if not out.is_dir():
-            quantize(str(self._checkpoint.folder), self._data, out, QuantizeOptions(scheme, "rtn"))
+            quantize(str(self._plain), self._data, out, QuantizeOptions(scheme, "rtn"))
         return out
 
 

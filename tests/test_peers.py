@@ -91,6 +91,25 @@ def test_the_size_of_a_peer_is_that_of_its_files(tmp_path: Path) -> None:
     assert PeerModel(Asked(PEERS["torch-int8"], "int8"), base, tmp_path).file_bytes == 7
 
 
+def test_a_peer_is_given_a_foreign_checkpoint_in_the_form_that_others_read(
+    tiny_checkpoint: Path, tiny_model: GPT2LMHeadModel, tmp_path: Path
+) -> None:
+    """Converters know neither DialoGPT's `_ft.pkl` nor a vocabulary that lies elsewhere."""
+    (tmp_path / "published").mkdir()
+    record = json.loads((tiny_checkpoint / "config.json").read_text())
+    sizes = {name: record[name] for name in ("n_embd", "n_layer", "n_head", "n_positions", "vocab_size")}
+    (tmp_path / "published" / "config.json").write_text(json.dumps(sizes))
+    torch.save({f"module.{n}": t for n, t in tiny_model.state_dict().items()}, tmp_path / "published" / "small_ft.pkl")
+    model = open_model(str(tmp_path / "published"), tokenizer=str(tiny_checkpoint))
+    kitchen = Kitchen(model, tmp_path / "peers", 1, None)
+    found = kitchen.model(Asked(PEERS["torch-no-cache"], "fp32"), sys.executable).folder
+    theirs = GPT2LMHeadModel.from_pretrained(found)
+    assert torch.equal(theirs.transformer.wte.weight, tiny_model.transformer.wte.weight)
+    assert load_tokenizer(found).get_vocab() == load_tokenizer(tiny_checkpoint).get_vocab()
+    ours = Kitchen(open_model(str(tiny_checkpoint)), tmp_path / "other", 1, None)
+    assert ours.model(Asked(PEERS["torch-no-cache"], "fp32"), sys.executable).folder == tiny_checkpoint
+
+
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_data: Path) -> dict[str, Any]:
     """A report of the tiny checkpoint with the peers that come with the project, and two that do not."""
