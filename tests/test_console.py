@@ -94,7 +94,7 @@ def test_wrong_usage_is_one_line(arguments: list[str], line: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("info", "{}"), ("export", "{}", "--out", "o"), ("serve", "{}"), ("data", "a.txt", "--tokenizer", "{}")],
+    [("info", "{}"), ("export", "{}", "--out", "o"), ("serve", "{}"), ("eval", "{}", "--data", "o")],
 )
 def test_a_name_that_no_system_takes_is_bad_input(arguments: tuple[str, ...]) -> None:
     """`OSError: [Errno 36]` and exit code 1, as if the work had failed; Python 3.14 calls such a file absent."""
