@@ -188,6 +188,15 @@ def test_what_was_decided_before_a_kill_is_not_decided_again():
     assert pacer.stepped(21) == Decision(21, 21, "clock")
 
 
+def test_one_slow_step_at_the_beginning_moves_nothing():
+    """Stops: a warm-up that is cut short since the first step of a process is the slowest."""
+    plan = Plan({}, 1000, 1, 10, 100, 100, 0.1, {}, ends=100.0, closing_seconds=1.0)
+    now = iter([0.0, 0.0, 5.0, 5.0, 9.0, 9.0, 9.1, 9.1])
+    pacer = Pacer(plan, RateSchedule([Decision(0, 1000, "plan")], 0.0), lambda _: 100, lambda: next(now))
+    pacer.begin()
+    assert [pacer.stepped(step) for step in (1, 2, 3)] == [None] * 3
+
+
 RUN = """
 import json, sys, time
 from pathlib import Path

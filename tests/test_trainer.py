@@ -160,7 +160,6 @@ def test_the_best_model_is_kept_and_spent_patience_begins_the_decay_also_after_a
     assert result.stopped_early
     assert decision.step < result.steps == decision.end < plan.end
     rates = {entry["step"]: entry["learning_rate"] for entry in result.log if "loss" in entry}
-    assert rates[decision.step] == max(rates.values())
     assert list(rates.values())[-1] < 0.2 * max(rates.values())
     assert [entry["step"] for entry in result.log if "eval_loss" in entry][-1] == result.steps
     assert (result.before["loss"], result.after["loss"]) == (9.0, 3.0)

@@ -16,6 +16,9 @@ from chitchat.training.workfolder import Plan
 
 AIM, EARLY, LATE = 0.97, 0.92, 1.03  # shares of the minutes: where a moved end lies, and when it is moved
 LAST_DECAY = 0.03  # of the minutes, for a decay whose time is over before it began
+# Of the minutes, for what the caller does with the result where the machine got slow: one thread suffers less from
+# others than the steps do.
+MOST_CLOSING = 0.05
 _STEPS_SEEN, _LAST_STEPS = 16, 5  # that tell how fast the machine is
 
 
@@ -32,12 +35,12 @@ class Pacer:
         self._token_seconds: deque[float] = deque(maxlen=_STEPS_SEEN)
         self._planned_token_seconds = planned
         self._evaluations, self._saves = [plan.evaluation_seconds / planned], [plan.save_seconds / planned]
-        self._lap = seconds()
+        self._lap, self._warm = seconds(), False
         self._grace = 0.0  # until when a decay that began beyond its time may go on
 
     def begin(self) -> None:
         """The steps begin now."""
-        self._lap = self.seconds()
+        self._lap, self._warm = self.seconds(), False
 
     def evaluated(self) -> None:
         """An evaluation has just ended."""
@@ -54,17 +57,22 @@ class Pacer:
 
     def stepped(self, step: int) -> Decision | None:
         """What is decided now, after `step` steps; nothing where an earlier run has decided already."""
-        self._token_seconds.append(self._seconds_since() / self.tokens(step - 1))
+        token_seconds = self._seconds_since() / self.tokens(step - 1)
+        if self._warm:  # the first step of a process makes ready what the others use
+            self._token_seconds.append(token_seconds)
+        self._warm = True
         if self.plan.ends is None or step <= self.schedule.decisions[-1].step:
             return None
         now, end = self.seconds(), self.schedule.end(step)
         ready = now + (end - step) * self._step_seconds() + self._closing_seconds()
-        window = self.plan.ends - self.plan.begins
+        window = self._window
         late = ready > max(self.plan.begins + LATE * window, self._grace)
         early = ready < self.plan.begins + EARLY * window and step < end and self._knows() and not self._gave_up()
         if not late and not early:
             return None
         moved = step + self._steps_left(step, now)
+        if len(self._token_seconds) < _LAST_STEPS < moved - step:  # too few to know, and no need to know yet
+            return None
         return Decision(step, moved, "clock") if (moved < end if late else moved > end) else None
 
     def impatient(self, step: int) -> Decision | None:
@@ -75,8 +83,7 @@ class Pacer:
         return Decision(step, min(patient_end(step), end), "patience")
 
     def _steps_left(self, step: int, now: float) -> int:
-        assert self.plan.ends is not None
-        window = self.plan.ends - self.plan.begins
+        window = self._window
         left = self.plan.begins + AIM * window - now - self._closing_seconds()
         if not self.schedule.decays(step) and left < LAST_DECAY * window:
             left = LAST_DECAY * window
@@ -108,8 +115,14 @@ class Pacer:
 
     def _closing_seconds(self) -> float:
         """Of what comes after the last step: an evaluation, a checkpoint, and what the caller does with the result."""
-        last = statistics.median(self._saves) + self.plan.closing_seconds / self._planned_token_seconds
-        return self.evaluation_seconds + self._rate() * last
+        planned, slowness = self.plan.closing_seconds, self._rate() / self._planned_token_seconds
+        closing = min(planned * slowness, max(planned, MOST_CLOSING * self._window))
+        return self.evaluation_seconds + self._rate() * statistics.median(self._saves) + closing
+
+    @property
+    def _window(self) -> float:
+        """Seconds of the run."""
+        return 0.0 if self.plan.ends is None else self.plan.ends - self.plan.begins
 
     def _seconds_since(self) -> float:
         before, self._lap = self._lap, self.seconds()

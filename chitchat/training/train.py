@@ -5,6 +5,7 @@ other side says. How a run is planned, killed and resumed stands in `chitchat.tr
 """
 
 import math
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 SCRATCH_SHAPE = {"layers": 5, "width": 192, "heads": 6, "context": 128}
 FINE_TUNING_RATE = 1e-4
 SCRATCH_DECAY, FINE_TUNING_DECAY = 0.1, 0.01
-CLOSING_SECONDS = 2.0  # for the curve, the hashes and the checkpoint, once the training is over
+CLOSING = 2.0  # times a first curve: the time for the last one, the hashes and the checkpoint, after the training
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def train(
     inputs = {"data": opened.identity, "weights": weights_sha256(model), "context": context, "loss": options.loss}
     result = fit(
         model, windows, NextToken(evaluate), _fit_options(options, model), work, inputs, resume=resume,
-        stopwatch=stopwatch, closing_seconds=CLOSING_SECONDS,
+        stopwatch=stopwatch, closing_seconds=_closing_seconds(stopwatch) if options.max_minutes else 0.0,
     )  # fmt: skip
     figures = _figures(model, result, stopwatch)
     processes = Processes()
@@ -218,6 +219,14 @@ def _fit_options(options: TrainOptions, model: "GPT2LMHeadModel") -> FitOptions:
         weight_decay=SCRATCH_DECAY if scratch else FINE_TUNING_DECAY,
         seed=options.seed,
     )
+
+
+def _closing_seconds(stopwatch: Stopwatch) -> float:
+    """What comes after the training, by the time that an empty curve takes; its libraries are loaded then, too."""
+    began = stopwatch.seconds
+    with tempfile.TemporaryDirectory() as folder:
+        save_curve(Path(folder), [{"step": 0, "loss": 0.0}])
+    return CLOSING * (stopwatch.seconds - began)
 
 
 def _figures(model: "GPT2LMHeadModel", result: FitResult, stopwatch: Stopwatch) -> dict[str, Any]:
