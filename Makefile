@@ -5,7 +5,7 @@ EXTRA ?= cpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: install demo test test-fast peers speed gpu-wheels gpu-check audit lint types format clean
+.PHONY: install demo test test-fast portable peers speed gpu-wheels gpu-check audit lint types format clean
 
 install: $(STAMP)
 
@@ -26,17 +26,27 @@ test: install
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow"
 
+# optimum, for `compress export --target portable`, in an environment of its own: it needs another transformers than we.
+PORTABLE ?= .venv-portable
+portable: $(PORTABLE)/.installed
+
+$(PORTABLE)/.installed: pyproject.toml constraints-portable.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "make: optimum runs on Python 3.11 to 3.13, which PYTHON=$(PYTHON) is not; say make portable PYTHON=python3.13"; exit 2; }
+	test -x $(PORTABLE)/bin/python || $(PYTHON) -m venv $(PORTABLE)
+	$(PORTABLE)/bin/pip install --quiet --constraint constraints-portable.txt --editable '.[portable]'
+	@touch $@
+
 # The tools that the benchmark stands beside, in an environment of their own; llama-cpp-python is compiled (minutes).
 PEERS ?= .venv-peers
 peers: $(PEERS)/.installed
 
-$(PEERS)/.installed: pyproject.toml
+$(PEERS)/.installed: pyproject.toml constraints.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --constraint constraints.txt --editable '.[peers]'
 	@touch $@
 
-speed: install peers
-	$(BIN)/python -m bench.speed --peers-python $(PEERS)/bin/python
+speed: install peers portable
+	$(BIN)/python -m bench.speed --peers-python $(PEERS)/bin/python --portable-python $(PORTABLE)/bin/python
 
 # For a machine with a GPU, torch and no package registry: what it lacks, cut into folders of at most 60 MB, and the check.
 gpu-wheels: install

@@ -46,20 +46,25 @@ def model_rows(models: Sequence[MeasuredModel], devices: Sequence[str]) -> list[
 
 
 def peer_rows(
-    asked: Sequence[Asked], checkpoint: MeasuredModel, folder: Path, work: Work, data: Path | None, python: str | None
+    asked: Sequence[Asked],
+    checkpoint: MeasuredModel,
+    folder: Path,
+    work: Work,
+    data: Path | None,
+    peers_python: str | None,
+    portable_python: str | None,
 ) -> list[Row]:
     """A row a peer and form, converted and ready; a peer that is not installed says how it would be."""
-    kitchen = Kitchen(checkpoint, folder / "peers", work.threads or 1, data)
+    kitchen = Kitchen(checkpoint, folder / "peers", work.threads or 1, data, portable_python)
     rows = []
     for each in asked:
         unprepared, device = PeerModel(each, checkpoint, checkpoint.folder), each.peer.device
         if device == "cuda" and (why := why_no_cuda()):
             rows.append(Row(each.name, unprepared, device, error=f"skipped: {why}"))
             continue
-        interpreter = find_python(each.peer, python)
+        interpreter = find_python(each.peer, peers_python, portable_python)
         if interpreter is None:
-            error = f"not installed: pip install {each.peer.install} (make peers installs all of them)"
-            rows.append(Row(each.name, unprepared, device, error=error))
+            rows.append(Row(each.name, unprepared, device, error=each.peer.missing))
             continue
         print(f"preparing {each.name}", file=sys.stderr, flush=True)
         try:

@@ -1,8 +1,9 @@
 """The tools that ours is measured beside: their names, how they are installed, and how a checkpoint gets there.
 
 A peer runs the first model of the bench, in its own format and with its own quantizer. Its heavy packages live in an
-environment of their own (`make peers`), whose interpreter converts the model (`bench.prepare`) and runs it. The first
-form of a peer is the full precision in which its greedy answers are held against torch's before any of its rows count.
+environment of their own (`make peers`; optimum's is that of the portable export, `make portable`), whose interpreter
+converts the model (`bench.prepare`) and runs it. The first form of a peer is the full precision in which its greedy
+answers are held against torch's before any of its rows count.
 """
 
 import importlib.util
@@ -10,14 +11,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bench.measured import MeasuredModel
-from chitchat.errors import BadInput
+from chitchat.errors import BadInput, ChitchatError
+from chitchat.folder import staged_folder
+from chitchat.lineage import Stage, read_lineage
 from compress.child import child_environment
-
-DEFAULT_PYTHON = ".venv-peers/bin/python"  # where `make peers` puts it
+from compress.interpreters import PEERS as PEERS_ENVIRONMENT
+from compress.interpreters import PORTABLE, Environment, find_interpreter
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,15 @@ class Peer:
     module: str
     install: str
     converts: bool = True
+    environment: Environment = PEERS_ENVIRONMENT
     device: str = "cpu"
+
+    @property
+    def missing(self) -> str:
+        """What a row says of a tool that no interpreter has: the line to type."""
+        if self.environment is PEERS_ENVIRONMENT:
+            return f"not installed: pip install {self.install} (make peers installs all of them)"
+        return f"not installed: {self.environment.remedy}"
 
 
 PEERS = {
@@ -42,7 +54,7 @@ PEERS = {
         Peer("torch-no-cache", ("fp32",), "checkpoint", "torch", "torch", converts=False),
         Peer("torch-int8", ("int8",), "checkpoint", "torch", "torch", converts=False),
         Peer("torch-fp16", ("fp16",), "checkpoint", "torch", "torch", converts=False, device="cuda"),
-        Peer("optimum", ("fp32",), "portable", "optimum.onnxruntime", "optimum-onnx onnxruntime", converts=False),
+        Peer("optimum", ("fp32",), "portable", "optimum.onnxruntime", "optimum-onnx", False, PORTABLE),
         Peer("llama.cpp", ("F32", "Q8_0", "Q4_0", "Q4_K"), "checkpoint", "llama_cpp", "llama-cpp-python gguf"),
         Peer("ctranslate2", ("float32", "int8"), "checkpoint", "ctranslate2", "ctranslate2"),
         Peer("openvino", ("fp32", "int8", "int4"), "portable", "openvino", "openvino nncf"),
@@ -94,22 +106,17 @@ def read_peers(value: str | None, devices: Sequence[str] = ("cpu",)) -> list[Ask
     return list(dict.fromkeys(asked))
 
 
-def find_python(peer: Peer, given: str | None) -> str | None:
-    """The interpreter that has a peer's package: this one, `given`, or that of `make peers`; None where none has.
+def find_python(peer: Peer, peers_python: str | None, portable_python: str | None = None) -> str | None:
+    """The interpreter that has a peer's package: this one, or that of the peer's environment; None where none has.
 
-    Raises `BadInput` for a `given` one that cannot be run.
+    `peers_python` and `portable_python` name the interpreters of the two environments. Raises `BadInput` for one that
+    is needed and cannot be run.
     """
+    if peer.environment is PORTABLE:  # even where this interpreter has optimum: it does not work with our transformers
+        return find_interpreter(PORTABLE, portable_python, (peer.module,))
     if _here(peer.module):
         return sys.executable
-    python = given or (DEFAULT_PYTHON if Path(DEFAULT_PYTHON).is_file() else None)
-    if python is None:
-        return None
-    code = f"import importlib.util as u, sys; sys.exit(u.find_spec({peer.module.split('.')[0]!r}) is None)"
-    try:
-        done = subprocess.run([python, "-c", code], capture_output=True, check=False)
-    except OSError as error:
-        raise BadInput(f"--peers-python {python}: cannot be run ({error.strerror}); make it with make peers") from error
-    return python if done.returncode == 0 else None
+    return find_interpreter(peer.environment, peers_python, (peer.module,))
 
 
 def _here(module: str) -> bool:
@@ -172,12 +179,23 @@ class PeerModel(MeasuredModel):
 class Kitchen:
     """Makes what peers load out of one checkpoint, in a folder; each thing once, complete or absent."""
 
-    def __init__(self, checkpoint: MeasuredModel, folder: Path, threads: int, data: Path | None) -> None:
+    def __init__(
+        self,
+        checkpoint: MeasuredModel,
+        folder: Path,
+        threads: int,
+        data: Path | None,
+        portable_python: str | None = None,
+    ) -> None:
         self._checkpoint, self._folder, self._threads, self._data = checkpoint, folder, threads, data
+        self._portable_python = portable_python
 
     def model(self, asked: Asked, python: str) -> PeerModel:
-        """The model of a row. Raises `CannotPrepare` with the last words of the peer's converter."""
-        return PeerModel(asked, self._checkpoint, self._prepared(asked, python))
+        """The model of a row. Raises `CannotPrepare` with what an export says, or the peer's converter at last."""
+        try:
+            return PeerModel(asked, self._checkpoint, self._prepared(asked, python))
+        except ChitchatError as error:
+            raise CannotPrepare(f"could not be prepared: {error}") from error
 
     def _prepared(self, asked: Asked, python: str) -> Path:
         source = self._source(asked)
@@ -195,11 +213,24 @@ class Kitchen:
 
     def _source(self, asked: Asked) -> Path:
         if asked.peer.source == "checkpoint":
-            return self._checkpoint.folder
+            return self._plain
         if asked.peer.source == "portable":
-            return self._bundle("portable", self._checkpoint.folder, target="portable")
-        checkpoint = self._checkpoint.folder if asked.form == "fp32" else self._quantized(asked.form)
+            return self._bundle("portable", self._plain, target="portable", portable_python=self._portable_python)
+        checkpoint = self._plain if asked.form == "fp32" else self._quantized(asked.form)
         return self._bundle(f"genai-{asked.form}", checkpoint, genai=True)
+
+    @cached_property
+    def _plain(self) -> Path:
+        """The checkpoint as we write it: peers' converters know no other names, ages and layouts."""
+        if read_lineage(self._checkpoint.folder):
+            return self._checkpoint.folder
+        from chitchat.checkpoint import save_checkpoint
+
+        out = self._folder / "checkpoint"
+        with staged_folder(out, "checkpoint") as staging:
+            model: Any = self._checkpoint  # a checkpoint: `bench.stage` asked
+            save_checkpoint(staging, model.torch_model(), model.tokenizer, Stage("read", {}, seed=0))
+        return out
 
     def _bundle(self, name: str, checkpoint: Path, **options: Any) -> Path:
         from export.stage import export
@@ -217,7 +248,7 @@ class Kitchen:
             raise CannotPrepare("its integers need conversations; give --data")
         out = self._folder / f"checkpoint-{scheme}"
         if not out.is_dir():
-            quantize(str(self._checkpoint.folder), self._data, out, QuantizeOptions(scheme, "rtn"))
+            quantize(str(self._plain), self._data, out, QuantizeOptions(scheme, "rtn"))
         return out
 
 

@@ -27,11 +27,14 @@ PEERS = "torch-no-cache,torch-int8,optimum,llama.cpp,ctranslate2,openvino,onnxru
 FOOTPRINTS = ("w8", "w8a8", "w4")
 
 
-def speed(out: Path, work: Work, peers: str | None, peers_python: str | None) -> dict[str, Any]:
+def speed(
+    out: Path, work: Work, peers: str | None, peers_python: str | None = None, portable_python: str | None = None
+) -> dict[str, Any]:
     """Measure everything into `out/report`, made anew, and give the report."""
     paths = make_standard(out / "models")
+    models = [str(paths[name]) for name in ROWS]
     report = bench(
-        [str(paths[name]) for name in ROWS], out / "report", work=work, peers=peers, peers_python=peers_python
+        models, out / "report", work=work, peers=peers, peers_python=peers_python, portable_python=portable_python
     )
     found = {name: footprint(paths[name], report["environment"]["threads"]) for name in FOOTPRINTS}
     (out / "footprint.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -55,10 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="threads of every runtime (default: the cores)")
     parser.add_argument("--peers", default=PEERS, help="as of compress bench (default: %(default)s)")
     parser.add_argument("--peers-python", metavar="PYTHON", help="interpreter of an environment with the peers")
+    parser.add_argument("--portable-python", metavar="PYTHON", help="interpreter of the environment with optimum")
     options = parser.parse_args(arguments)
     work = Work(PROMPT_TOKENS, NEW_TOKENS, repetitions=options.repeats, threads=options.threads, scenarios=SCENARIOS)
     try:
-        print_table(speed(options.out, work, options.peers, options.peers_python))
+        print_table(speed(options.out, work, options.peers, options.peers_python, options.portable_python))
     except ChitchatError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

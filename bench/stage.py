@@ -38,6 +38,7 @@ def bench(
     peers: str | None = None,
     peers_python: str | None = None,
     tokenizer: str | None = None,
+    portable_python: str | None = None,
 ) -> dict[str, Any]:
     """Measure `models` and write report.json, .md, .html and .png into the folder `out`; give the report.
 
@@ -45,8 +46,8 @@ def bench(
     the smallest context, so that all models score the same tokens, with replies to the same prompts and, where the
     vocabulary is the same, against the first model; without it prompts are random ids. A model of another tokenizer
     reads the same conversations in its own ids. `peers` are the tools of `bench.peers` that run the first model, a
-    checkpoint, in the interpreter that has them; `tokenizer` is that of checkpoints that hold none. Raises `BadInput`,
-    and `WorkFailed` when no model at all could be measured.
+    checkpoint, in the interpreters that have them (`bench.peers.find_python`); `tokenizer` is that of checkpoints that
+    hold none. Raises `BadInput`, and `WorkFailed` when no model at all could be measured.
     """
     out, work = Path(out), work or Work()
     check_output(out, "report")
@@ -64,7 +65,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch, staged_folder(out, "report") as staging:
         rows = [
             *model_rows(opened, work.devices),
-            *peer_rows(asked, opened[0], Path(scratch), work, data, peers_python),
+            *peer_rows(asked, opened[0], Path(scratch), work, data, peers_python, portable_python),
         ]
         plan = _plan(opened, held_out, work, data)
         measured = measure(jobs_of(rows, held_out, Path(scratch), work), plan)

@@ -187,11 +187,16 @@ def save_checkpoint(
     if tokenizer.chat_template is None:
         set_chat_template(tokenizer, dialogue_of(tokenizer).family)
     model.config.architectures = ["GPT2LMHeadModel"]
-    with _no_progress_bar():
-        model.save_pretrained(folder)
+    save_model(model, folder)
     save_tokenizer(tokenizer, folder)
     known = Path(parent) if parent is not None and Path(parent).is_dir() else None
     write_lineage(folder, stage, parent=known)
+
+
+def save_model(model: "GPT2LMHeadModel", folder: Path) -> None:
+    """Write weights and configuration into `folder`, without the bar that transformers draws in any file."""
+    with _no_progress_bar():
+        model.save_pretrained(folder)
 
 
 @contextmanager

@@ -19,12 +19,19 @@ _GRACE_S = 5.0  # for a child that got the Ctrl-C as well
 _CLEAN_UP_S = 30.0  # for one that was told to end
 _PR_SET_PDEATHSIG = 1
 
+PROJECT = Path(__file__).resolve().parents[1]  # the folder that our packages lie in
+
 
 def child_environment() -> dict[str, str]:
-    """Our environment, with the project importable in any folder and by any interpreter."""
-    root = str(Path(__file__).resolve().parents[1])
+    """Our environment, with the project importable in any folder and by any interpreter.
+
+    An installed project is not put on the path: all other packages of this environment would come with it and hide
+    those of the interpreter that runs. There the other environment has its own copy (extras `peers`, `portable`).
+    """
+    if PROJECT.name in ("site-packages", "dist-packages"):
+        return dict(os.environ)
     path = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
+    return {**os.environ, "PYTHONPATH": f"{PROJECT}{os.pathsep}{path}" if path else str(PROJECT)}
 
 
 def run_child(argv: Sequence[str], echo: Callable[[str], None]) -> tuple[int, dict[str, Any] | None]:

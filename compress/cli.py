@@ -24,6 +24,7 @@ from compress.options import (
     Model,
     NoRepeatNgram,
     Out,
+    PortablePython,
     RepetitionPenalty,
     Seed,
     Temperature,
@@ -279,6 +280,7 @@ def export(
         str, typer.Option(help="Numbers of the cpu graph's KV cache: float32, or int8 (calibrated on --data).")
     ] = "float32",
     genai: Annotated[bool, typer.Option("--genai", help="Add what onnxruntime-genai reads.")] = False,
+    portable_python: PortablePython = None,
     data: MaybeData = None,
     tokenizer: Tokenizer = None,
     dialogue: DialogueFamily = None,
@@ -298,6 +300,7 @@ def export(
         kv=kv,
         genai=genai,
         tokenizer=tokenizer,
+        portable_python=portable_python,
     )
     if figures["scheme"] != "fp32" and "cpu" in target:
         figures |= _pace(Path(checkpoint))
@@ -350,8 +353,9 @@ def bench(
         str | None, typer.Option(help="Tools that run the first model too: all, or some as llama.cpp:Q8_0,ctranslate2.")
     ] = None,
     peers_python: Annotated[
-        str | None, typer.Option(help="The interpreter that has them (default: the one of make peers).")
+        str | None, typer.Option(help="The interpreter that has them (default: PEERS_PYTHON, or .venv-peers).")
     ] = None,
+    portable_python: PortablePython = None,
     tokenizer: Tokenizer = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Two report.json: what changed beyond noise.")
@@ -386,7 +390,7 @@ def bench(
         seed=seed,
         scenarios=tuple(SCENARIOS) if full else (),
     )
-    report = run_bench(models or [], out, data, work, peers, peers_python, tokenizer)
+    report = run_bench(models or [], out, data, work, peers, peers_python, tokenizer, portable_python)
     print_table(report)
     show({"out": str(out), "rows": report["rows"]}, as_json)
     if report["partial"]:

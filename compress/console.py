@@ -4,6 +4,7 @@ Errors are mapped at this one boundary. Our own carry an `exit_code`; everything
 line too (`COMPRESS_DEBUG=1` shows the traceback).
 """
 
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from typer.exceptions import Abort, Exit, TyperException
 
 FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 INTERVAL = "_interval"
+_UNUSABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EROFS)  # what the system says of a name that was typed
 
 
 class Interrupted(Exception):
@@ -64,6 +66,9 @@ def _exit_code(command: Callable[[], Any]) -> int:
         code = getattr(error, "exit_code", None)
         if code is not None:
             return _say(str(error), int(code))
+        if isinstance(error, OSError) and error.errno in _UNUSABLE and error.filename:
+            told = f"{str(error.filename)[:200]}: cannot be used ({error.strerror})"
+            return _say(f"{told}; check the path and its permissions", BAD_INPUT)
         reason = " ".join(str(error).split()) or "no reason given"
         return _say(f"{type(error).__name__}: {reason} (COMPRESS_DEBUG=1 shows where)", FAILED)
 

@@ -19,6 +19,10 @@ Threads = Annotated[int | None, typer.Option(help="Threads of the runtime (defau
 Device = Annotated[
     str | None, typer.Option(help="cpu or cuda (default: cuda where the bundle and the machine have it, else cpu).")
 ]
+PortablePython = Annotated[
+    str | None,
+    typer.Option(help="The interpreter that has optimum (default: PORTABLE_PYTHON, or that of make portable)."),
+]
 DialogueFamily = Annotated[
     str | None, typer.Option("--dialogue", help="Format of a checkpoint that names none: chitchat or dialogpt.")
 ]

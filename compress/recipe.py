@@ -78,7 +78,7 @@ VERBS = {
     ),
     "export": Verb(
         argument="from",
-        options=("target", "kv", "genai", "data", "dialogue", "tokenizer"),
+        options=("target", "kv", "genai", "portable-python", "data", "dialogue", "tokenizer"),
         takes={"from": ("checkpoint", "quantized"), "data": ("data",), "tokenizer": _TOKENIZER},
         makes="bundle",
         flags=("genai",),
@@ -87,7 +87,7 @@ VERBS = {
         argument="models",
         options=(
             *("data", "prompt-tokens", "new-tokens", "device", "repetitions", "threads", "max-tokens"),
-            *("full", "peers", "peers-python", "tokenizer"),
+            *("full", "peers", "peers-python", "portable-python", "tokenizer"),
         ),
         takes={"models": ("checkpoint", "quantized", "bundle"), "data": ("data",), "tokenizer": _TOKENIZER},
         makes="report",

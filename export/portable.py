@@ -1,93 +1,100 @@
 """The portable flavour: standard ONNX operators with a growing cache, exported by optimum.
 
-It is the reference and the way into other tools: slower than our graph, and any ONNX runtime takes it. It is proven by
-generating through optimum's ORTModelForCausalLM. Our engine does not run it.
+It is the reference and the way into other tools: slower than our graph, and any ONNX runtime takes it. optimum cannot
+be installed beside our transformers, so it works in an environment of its own (`make portable`), as a child process
+that is given a checkpoint and prompts (`export.optimum_child`). The bundle is proven here: what ORTModelForCausalLM
+generated there is held against torch. Our engine does not run it.
 """
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+import json
+import signal
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from tqdm import tqdm
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
-from chitchat.errors import WorkFailed
+from chitchat.checkpoint import save_model
+from chitchat.errors import BadInput, WorkFailed
+from chitchat.formats.tokenizer_files import save_tokenizer
+from compress.child import run_child
+from compress.interpreters import PORTABLE, find_interpreter, named_interpreter
 from export.parity import NEW_TOKENS, Parity, same_tokens
-from serve.quiet import load
+
+MODULES = ("optimum.onnxruntime", "optimum.exporters.onnx")
+_CHILD = Path(__file__).with_name("optimum_child.py")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What optimum wrote: the names of the graph's inputs and outputs, and the versions of what wrote it."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    versions: dict[str, str]
+    replies: list[list[int]]  # greedy, one a prompt, by ORTModelForCausalLM
+
+
+def find_optimum(given: str | None) -> str:
+    """The interpreter that has optimum. Raises `BadInput` with the line to type where there is none."""
+    python = find_interpreter(PORTABLE, given, MODULES)
+    if python is not None:
+        return python
+    named = named_interpreter(PORTABLE, given)
+    if named is not None:
+        raise BadInput(f"{' '.join(named)}: has no optimum; make one that has it with {PORTABLE.remedy}")
+    raise BadInput(f"--target portable: needs optimum, in an environment of its own: {PORTABLE.remedy}")
 
 
 def export_portable(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Write model.onnx and what ORTModelForCausalLM and AutoTokenizer read beside it.
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    prompts: Sequence[Sequence[int]],
+    python: str,
+) -> Exported:
+    """Have the interpreter `python` write model.onnx and what ORTModelForCausalLM and AutoTokenizer read beside it.
 
-    Gives the names of the graph's inputs and outputs. Raises WorkFailed when optimum cannot.
+    `folder` exists; a complete checkpoint lies in it meanwhile. Raises WorkFailed when optimum cannot.
     """
-    with _quiet():
-        onnx_export_from_model = load("optimum.exporters.onnx").onnx_export_from_model
-        try:
-            onnx_export_from_model(model, folder, task="text-generation-with-past", do_validation=False)
-        except Exception as error:  # optimum and torch.onnx raise what they please
-            raise WorkFailed(f"optimum could not export the model ({' '.join(str(error).split())[:200]})") from error
-        tokenizer.save_pretrained(folder)
-    session = open_portable(folder).session
-    return tuple(item.name for item in session.get_inputs()), tuple(item.name for item in session.get_outputs())
-
-
-def open_portable(folder: Path) -> Any:
-    """Load a portable bundle as a user would, as an ORTModelForCausalLM."""
-    options = load("onnxruntime").SessionOptions()
-    options.log_severity_level = 4
-    with _quiet():
-        return load("optimum.onnxruntime").ORTModelForCausalLM.from_pretrained(folder, session_options=options)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".checkpoint-") as scratch:
+        save_model(model, Path(scratch))
+        save_tokenizer(tokenizer, Path(scratch))
+        request = Path(scratch) / "request.json"
+        work = {"prompts": list(map(list, prompts)), "new_tokens": NEW_TOKENS, "context": model.config.n_positions}
+        request.write_text(json.dumps(work), encoding="utf-8")
+        figures, replies = _run([python, "-I", str(_CHILD), scratch, str(folder), str(request)], len(prompts))
+    return Exported(tuple(figures["inputs"]), tuple(figures["outputs"]), figures["versions"], replies)
 
 
 def check_portable(
-    folder: Path, model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], origin: dict[str, int]
+    exported: Exported, model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], origin: dict[str, int]
 ) -> Parity:
-    """Measure that ORTModelForCausalLM generates torch's greedy tokens."""
-    loaded = open_portable(folder)
-    context = model.config.n_positions
-
-    def reply_of(prompt: Sequence[int]) -> list[int]:
-        ids = torch.tensor([list(prompt)])
-        count = min(NEW_TOKENS, context - len(prompt))
-        # The engine's check goes on after an end of turn too: -1 is no token, so nothing ends the reply early.
-        with torch.no_grad(), _quiet():
-            whole = loaded.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=count,
-                do_sample=False,
-                eos_token_id=-1,
-                pad_token_id=0,
-            )
-        return [int(token) for token in whole[0, len(prompt) :]]
-
+    """Measure that ORTModelForCausalLM generated torch's greedy tokens."""
     parity = Parity(origin, {"greedy_diverged": 0})
-    parity.figures = same_tokens(prompts, model, reply_of)
+    replies = iter(exported.replies)
+    parity.figures = same_tokens(prompts, model, lambda prompt: next(replies))
     return parity
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what optimum and the tracer print and warn about off the user's screen; errors still come as exceptions."""
-    loggers = [logging.getLogger(name) for name in ("optimum", "torch.onnx")]
-    levels = [logger.level for logger in loggers]
-    verbosity = transformers_logging.get_verbosity()
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        transformers_logging.set_verbosity_error()
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def _run(argv: Sequence[str], prompts: int) -> tuple[dict[str, Any], list[list[int]]]:
+    """The figures of `export.optimum_child`, and the replies that it said on the way."""
+    replies: list[list[int]] = []
+    with tqdm(total=prompts, desc="optimum", unit="prompt", disable=None) as progress:
+
+        def take(line: str) -> None:
+            replies.append(json.loads(line)["reply"])
+            progress.update()
+
+        code, figures = run_child(argv, take)
+    if code == 0 and figures is not None and len(replies) == prompts:
+        return figures, replies
+    if code < 0:
+        name = signal.Signals(-code).name
+        reason = f"it was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    else:
+        reason = (figures or {}).get("error", f"it ended with exit code {code} without a word")
+    raise WorkFailed(f"optimum could not export the model ({reason})")

@@ -17,6 +17,7 @@ from export.bundle import write_manifest, write_tokenizer
 from export.genai import check_genai, write_genai
 from export.graph import geometry_of
 from export.parity import parity_prompts
+from export.portable import find_optimum
 from export.source import Source, open_source
 from export.variants import CUDA_GRAPH, Variant, Work, manifest_of, write_cpu, write_cuda, write_portable
 from serve.bundle import GRAPH, Bundle, Manifest
@@ -35,24 +36,27 @@ def export(
     kv: str = "float32",
     genai: bool = False,
     tokenizer: str | None = None,
+    portable_python: str | None = None,
 ) -> dict[str, Any]:
     """Export `checkpoint` to the bundle `out`. With `data`, parity runs on held-out prompts and quality is measured.
 
     `dialogue` is the family of a checkpoint that does not say its own; `kv` "int8" stores the cpu graph's cache in
     bytes, calibrated on `data`; `genai` adds what onnxruntime-genai reads; `tokenizer` is that of a checkpoint whose
-    vocabulary lies elsewhere. Gives the figures. Raises BadInput for what
-    cannot be exported and WorkFailed when parity fails; `out` is then as it was before.
+    vocabulary lies elsewhere; `portable_python` is the interpreter that has optimum, for the target "portable"
+    (default: that of `make portable`). Gives the figures. Raises BadInput for what cannot be exported and WorkFailed
+    when parity fails; `out` is then as it was before.
     """
     started = time.monotonic()
     _check_options(target, kv, genai, data)
     check_output(out, "bundle")
+    optimum = find_optimum(portable_python) if target == "portable" else ""
     chat = open_dataset(data) if data is not None else None
     source = open_source(checkpoint, chat, dialogue, tokenizer)
     _check_scheme(target, source)
     with staged_folder(out, "bundle") as staging:
         geometry = geometry_of(source.model.config)
         prompts, origin = parity_prompts(chat, geometry.vocab, geometry.context, seed=seed)
-        work = Work(source, staging, chat, prompts, origin, seed, kv, shared_weights=genai)
+        work = Work(source, staging, chat, prompts, origin, seed, kv, shared_weights=genai, optimum=optimum)
         manifest = _written(work, TARGETS[target])
         write_tokenizer(source.tokenizer, staging)
         if genai:

@@ -20,6 +20,7 @@ from compress.quantize.activations import calibrate_kv
 from export.bundle import EXTERNAL_DATA_BYTES, write_graph
 from export.graph import GraphSpec, build_graph, geometry_of, graph_names, graph_spec
 from export.parity import Parity, changed_weights, check_parity, grade_of
+from export.portable import check_portable, export_portable
 from export.source import Source
 from export.weights import GraphWeights, half_weights, with_kv_scales
 from serve.bundle import GRAPH, Bundle, Graph, Manifest
@@ -47,6 +48,7 @@ class Work:
     seed: int = 0
     kv: str = "float32"  # type of the cpu graph's cache: "float32" or "int8"
     shared_weights: bool = False  # the weights of the cpu graph lie in a file of their own, however small they are
+    optimum: str = ""  # the interpreter that has it, for a portable graph
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,12 @@ def write_cuda(work: Work, file: str = GRAPH) -> Variant:
 
 def write_portable(work: Work) -> Variant:
     """Write optimum's graph and prove it through optimum's runtime."""
-    from export.portable import check_portable, export_portable  # its environment is not everyone's
-
     source = work.source
-    inputs, outputs = export_portable(source.model, source.tokenizer, work.folder)
-    parity = check_portable(work.folder, source.model, work.prompts, work.origin)
+    exported = export_portable(source.model, source.tokenizer, work.folder, work.prompts, work.optimum)
+    parity = check_portable(exported, source.model, work.prompts, work.origin)
     parity.require()
-    return Variant(Graph(GRAPH, inputs, outputs, source.weights.nbytes), _record(parity, "cpu"))
+    graph = Graph(GRAPH, exported.inputs, exported.outputs, source.weights.nbytes)
+    return Variant(graph, _record(parity, "cpu") | {"versions": exported.versions})
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,17 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def portable_python() -> str:
+    """The interpreter that has optimum, which lives in an environment of its own (`make portable`)."""
+    from compress.interpreters import PORTABLE, find_interpreter, named_interpreter
+    from export.portable import MODULES, find_optimum
+
+    if named_interpreter(PORTABLE, None) is None and find_interpreter(PORTABLE, None, MODULES) is None:
+        pytest.skip("optimum is in no environment here: make portable, or name its interpreter by PORTABLE_PYTHON")
+    return find_optimum(None)
+
+
 def conversations(count: int, seed: int = 0) -> list[list[str]]:
     """`count` made-up conversations of two to six turns."""
     draw = random.Random(seed)

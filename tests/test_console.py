@@ -92,6 +92,19 @@ def test_wrong_usage_is_one_line(arguments: list[str], line: str) -> None:
     assert ran.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("info", "{}"), ("export", "{}", "--out", "o"), ("serve", "{}"), ("eval", "{}", "--data", "o")],
+)
+def test_a_name_that_no_system_takes_is_bad_input(arguments: tuple[str, ...]) -> None:
+    """`OSError: [Errno 36]` and exit code 1, as if the work had failed; Python 3.14 calls such a file absent."""
+    ran = run(*(each.format("x" * 5000) for each in arguments))
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("compress: ")
+    assert ran.stderr.count("\n") == 1
+    assert "COMPRESS_DEBUG" not in ran.stderr
+
+
 def test_sigterm_unwinds_so_that_nothing_half_written_stays(tmp_path: Path) -> None:
     """`docker stop` and batch systems send SIGTERM; the default action skips every cleanup."""
     code = (
@@ -99,7 +112,8 @@ def test_sigterm_unwinds_so_that_nothing_half_written_stays(tmp_path: Path) -> N
         "from compress.console import call; from chitchat.folder import staged_folder\n"
         "def work():\n"
         "    with staged_folder(Path(sys.argv[1]), 'data'):\n"
-        "        print('ready', flush=True); time.sleep(600)\n"
+        "        print('ready', flush=True)\n"
+        "        while True: time.sleep(0.1)\n"  # a signal just before a single long sleep waits until its end
         "call(work)"
     )
     with subprocess.Popen(

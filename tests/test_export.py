@@ -86,9 +86,11 @@ def test_the_same_checkpoint_gives_the_same_graph(
 
 
 @pytest.mark.usefixtures("few_prompts")
-def test_a_portable_bundle_is_for_optimum_and_says_so(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_portable_bundle_is_for_optimum_and_says_so(
+    tiny_checkpoint: Path, portable_python: str, tmp_path: Path
+) -> None:
     """Someone will give it to `compress serve`."""
-    figures = run_export(str(tiny_checkpoint), tmp_path / "bundle", target="portable")
+    figures = run_export(str(tiny_checkpoint), tmp_path / "bundle", target="portable", portable_python=portable_python)
     assert figures["target"] == "portable"
     assert figures["parity"]["greedy_diverged"] == 0
     with pytest.raises(BadBundle, match="ORTModelForCausalLM"):
@@ -123,6 +125,7 @@ def test_failed_parity_leaves_the_old_bundle(
         ({"kv": "int8"}, "--kv int8: .*give --data"),
         ({"kv": "int8", "target": "cuda"}, "--kv int8 --target cuda: only the cpu graph"),
         ({"genai": True, "target": "portable"}, "--genai --target portable: .*give --target cpu"),
+        ({"target": "portable", "portable_python": "/no/python"}, "--portable-python /no/python: cannot be run"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_by_one_line(tmp_path: Path, options: dict[str, Any], match: str) -> None:
@@ -178,7 +181,7 @@ def test_an_int8_cache_is_smaller_and_its_quality_is_told(
     assert Engine(bundle, threads=1).kv_bytes * 4 == Engine(Bundle.open(float_bundle[0]), threads=1).kv_bytes
 
 
-def test_portable_refuses_integers(quantized: Path, tmp_path: Path) -> None:
+def test_portable_refuses_integers(quantized: Path, portable_python: str, tmp_path: Path) -> None:
     """Exported as floats, it would be four times the size that the user asked for."""
     with pytest.raises(BadInput, match=r"--target portable: .*is quantized \(w8\)"):
         run_export(str(quantized), tmp_path / "bundle", target="portable")

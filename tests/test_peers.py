@@ -11,8 +11,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import compress.interpreters
 from bench.backends.llama_cpp import gguf_name
-from bench.peers import PEERS, Asked, PeerModel, find_python, read_peers
+from bench.model import open_model
+from bench.peers import PEERS, Asked, CannotPrepare, Kitchen, PeerModel, find_python, read_peers
 from bench.report.notes import notes
 from bench.runtimes import KINDS
 from bench.stage import bench
@@ -27,7 +29,7 @@ from serve.text import TextCodec
 
 ROOT = Path(__file__).parents[1]
 PEERS_PYTHON = os.environ.get("PEERS_PYTHON", str(ROOT / ".venv-peers" / "bin" / "python"))
-INSTALLED = ("torch-no-cache", "torch-int8", "optimum")  # they come with the project
+INSTALLED = ("torch-no-cache", "torch-int8")  # they come with the project
 SMALL = Work(prompt_tokens=20, new_tokens=8, repetitions=2, threads=1, max_eval_tokens=400, scenarios=("replies",))
 
 
@@ -52,13 +54,20 @@ def test_every_peer_has_a_runtime_of_its_own() -> None:
 
 def test_a_peer_that_is_not_installed_has_no_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stops a traceback about a module in place of the line that installs it."""
-    monkeypatch.chdir(tmp_path)  # no .venv-peers here
+    monkeypatch.chdir(tmp_path)  # no .venv-peers here, nor where the project is
+    monkeypatch.setattr(compress.interpreters, "PROJECT", tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
+    for name in ("PEERS_PYTHON", "PORTABLE_PYTHON"):
+        monkeypatch.delenv(name, raising=False)
     absent = PEERS["llama.cpp"].__class__("x", ("f32",), "checkpoint", "no_such_module_x", "x")
     assert find_python(absent, None) is None
     assert find_python(absent, sys.executable) is None
     assert find_python(PEERS["torch-int8"], None) == sys.executable
     with pytest.raises(BadInput, match=r"--peers-python .*absent: cannot be run .*make peers"):
         find_python(absent, str(tmp_path / "absent"))
+    assert find_python(PEERS["optimum"], sys.executable) is None
+    with pytest.raises(BadInput, match=r"--portable-python .*absent: cannot be run .*make portable"):
+        find_python(PEERS["optimum"], None, str(tmp_path / "absent"))
 
 
 def test_every_tensor_of_gpt2_has_a_place_in_gguf_and_the_tied_head_has_none() -> None:
@@ -82,33 +91,67 @@ def test_the_size_of_a_peer_is_that_of_its_files(tmp_path: Path) -> None:
     assert PeerModel(Asked(PEERS["torch-int8"], "int8"), base, tmp_path).file_bytes == 7
 
 
+def test_a_peer_is_given_a_foreign_checkpoint_in_the_form_that_others_read(
+    tiny_checkpoint: Path, tiny_model: GPT2LMHeadModel, tmp_path: Path
+) -> None:
+    """Converters know neither DialoGPT's `_ft.pkl` nor a vocabulary that lies elsewhere."""
+    (tmp_path / "published").mkdir()
+    record = json.loads((tiny_checkpoint / "config.json").read_text())
+    sizes = {name: record[name] for name in ("n_embd", "n_layer", "n_head", "n_positions", "vocab_size")}
+    (tmp_path / "published" / "config.json").write_text(json.dumps(sizes))
+    torch.save({f"module.{n}": t for n, t in tiny_model.state_dict().items()}, tmp_path / "published" / "small_ft.pkl")
+    model = open_model(str(tmp_path / "published"), tokenizer=str(tiny_checkpoint))
+    kitchen = Kitchen(model, tmp_path / "peers", 1, None)
+    found = kitchen.model(Asked(PEERS["torch-no-cache"], "fp32"), sys.executable).folder
+    theirs = GPT2LMHeadModel.from_pretrained(found)
+    assert torch.equal(theirs.transformer.wte.weight, tiny_model.transformer.wte.weight)
+    assert load_tokenizer(found).get_vocab() == load_tokenizer(tiny_checkpoint).get_vocab()
+    ours = Kitchen(open_model(str(tiny_checkpoint)), tmp_path / "other", 1, None)
+    assert ours.model(Asked(PEERS["torch-no-cache"], "fp32"), sys.executable).folder == tiny_checkpoint
+
+
 @pytest.fixture(scope="module")
 def beside(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_data: Path) -> dict[str, Any]:
-    """A report of the tiny checkpoint with the peers that come with the project, and one that does not."""
+    """A report of the tiny checkpoint with the peers that come with the project, and two that do not."""
     out = tmp_path_factory.mktemp("peers") / "out"
-    peers = ",".join([*INSTALLED, "llama.cpp:Q8_0"])
+    peers = ",".join([*INSTALLED, "llama.cpp:Q8_0", "optimum"])
     nowhere = str(Path(sys.executable))  # has no llama.cpp, unless somebody installed it here
-    return bench([str(tiny_checkpoint)], out, tiny_data, SMALL, peers=peers, peers_python=nowhere)
+    model = [str(tiny_checkpoint)]
+    return bench(model, out, tiny_data, SMALL, peers=peers, peers_python=nowhere, portable_python=nowhere)
+
+
+def says_the_same(report: dict[str, Any], name: str) -> None:
+    """A peer of the same weights has the first row's tokens, its quality and its drawn replies."""
+    first = report["rows"][0]
+    row = next(row for row in report["rows"] if row["name"] == name)
+    assert row["error"] is None
+    assert row["eval_tokens"] == first["eval_tokens"]
+    assert row["runtime"] == f"{row['kind']} {row['runtime_version']}"
+    ids = [[sample["ids"] for sample in report["samples"][of]] for of in (name, first["name"])]
+    assert ids[0] == ids[1]
+    assert row["agreement"]["agrees"]
+    assert row["kl"] < 1e-8
+    texts = [[reply["text"] for reply in report["scenarios"][of]["replies"]] for of in (name, first["name"])]
+    assert texts[0] == texts[1]
 
 
 def test_peers_of_the_same_weights_say_the_same_and_have_their_quality(beside: dict[str, Any]) -> None:
     """Stops a loop without a cache that computes another model, and a peer's row without quality."""
-    first, *peers = beside["rows"]
-    ids = {name: [sample["ids"] for sample in samples] for name, samples in beside["samples"].items()}
-    for row in peers[:3]:
-        assert row["error"] is None
-        assert row["eval_tokens"] == first["eval_tokens"]
-        assert row["runtime"] == f"{row['kind']} {row['runtime_version']}"
-    for name in ("torch-no-cache", "optimum"):
-        assert ids[name] == ids[first["name"]]
-        row = next(row for row in peers if row["name"] == name)
-        assert row["agreement"]["agrees"]
-        assert row["kl"] < 1e-8
-        texts = [[reply["text"] for reply in beside["scenarios"][of]["replies"]] for of in (name, first["name"])]
-        assert texts[0] == texts[1]
-    rounded = next(row for row in peers if row["name"] == "torch-int8")
+    says_the_same(beside, "torch-no-cache")
+    rounded = next(row for row in beside["rows"] if row["name"] == "torch-int8")
+    assert rounded["error"] is None
+    assert rounded["eval_tokens"] == beside["rows"][0]["eval_tokens"]
     assert 1e-7 < rounded["kl"] < 0.1
     assert any("peers were asked at full precision first" in line for line in notes(beside))
+
+
+@pytest.mark.slow
+def test_optimum_runs_beside_ours_from_its_own_environment(
+    portable_python: str, tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Our worker reads a data set and a checkpoint there with transformers 4, which knows less than ours."""
+    model, out = [str(tiny_checkpoint)], tmp_path / "out"
+    says_the_same(bench(model, out, tiny_data, SMALL, peers="optimum", portable_python=portable_python), "optimum")
 
 
 def test_a_peer_that_is_not_installed_is_a_row_with_the_pip_line(beside: dict[str, Any]) -> None:
@@ -118,17 +161,30 @@ def test_a_peer_that_is_not_installed_is_a_row_with_the_pip_line(beside: dict[st
         pytest.skip("this environment has llama.cpp")
     assert row["error"] == "not installed: pip install llama-cpp-python gguf (make peers installs all of them)"
     assert row["tokens_per_s"] is None
+    row = next(row for row in beside["rows"] if row["name"] == "optimum")
+    assert row["error"].startswith("not installed: make portable (")
+
+
+def test_a_peer_whose_export_needs_optimum_says_so_in_its_row(
+    tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """OpenVINO's file is made from the portable bundle: without optimum the whole bench ended."""
+    kitchen = Kitchen(open_model(str(tiny_checkpoint)), tmp_path, 1, tiny_data, portable_python=sys.executable)
+    with pytest.raises(CannotPrepare, match=r"could not be prepared: .*has no optimum; make one .*make portable"):
+        kitchen.model(Asked(PEERS["openvino"], "int8"), sys.executable)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_every_installed_peer_agrees_with_torch(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_every_installed_peer_agrees_with_torch(
+    portable_python: str, tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
+) -> None:
     """Stops a conversion that loses a tensor, a cache that is not cleared, and a wrong order of a fused matrix."""
     if not Path(PEERS_PYTHON).is_file():
         pytest.skip(f"no {PEERS_PYTHON}: run `make peers`, or set PEERS_PYTHON")
     names = [name for name, peer in PEERS.items() if name not in INSTALLED and peer.device == "cpu"]
-    report = bench(
-        [str(tiny_checkpoint)], tmp_path / "out", tiny_data, SMALL, peers=",".join(names), peers_python=PEERS_PYTHON
-    )
+    pythons = {"peers_python": PEERS_PYTHON, "portable_python": portable_python}
+    report = bench([str(tiny_checkpoint)], tmp_path / "out", tiny_data, SMALL, peers=",".join(names), **pythons)
     first = report["rows"][0]
     for row in report["rows"][1:]:
         assert row["error"] is None, row["name"]

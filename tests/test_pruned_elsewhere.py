@@ -1,6 +1,7 @@
 """A pruned checkpoint is an ordinary one: transformers, optimum, llama.cpp and our engine give the same greedy tokens.
 
-llama.cpp runs in an environment of its own (`make peers`), named by PEERS_PYTHON; without one its tests are skipped.
+optimum and llama.cpp run in environments of their own (`make portable`, `make peers`), named by PORTABLE_PYTHON and
+PEERS_PYTHON; without one its tests are skipped.
 """
 
 import json
@@ -19,7 +20,7 @@ from chitchat.folder import staged_folder
 from chitchat.lineage import Stage
 from compress.prune.options import PruneOptions
 from compress.prune.stage import prune
-from export.portable import export_portable, open_portable
+from export.portable import check_portable, export_portable
 from export.stage import export
 from serve.bundle import Bundle
 from serve.engine import Engine
@@ -117,19 +118,12 @@ def test_transformers_finds_the_shape_that_was_asked_for(pruned: Path) -> None:
     assert len(AutoTokenizer.from_pretrained(pruned)) == config.vocab_size
 
 
-def test_optimum_generates_the_tokens_of_transformers(pruned: Path, replies: list[list[int]], tmp_path: Path) -> None:
+def test_optimum_generates_the_tokens_of_transformers(pruned: Path, portable_python: str, tmp_path: Path) -> None:
     """A shape that only our own exporter can write is locked in."""
-    export_portable(GPT2LMHeadModel.from_pretrained(pruned).eval(), load_tokenizer(pruned), tmp_path)
-    model = open_portable(tmp_path)
-    options = GenerationConfig(
-        do_sample=False, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS, eos_token_id=END, pad_token_id=0
-    )
-    found = []
-    for prompt in PROMPTS:
-        ids = torch.tensor([prompt])
-        output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=options)
-        found.append(output[0, len(prompt) :].tolist())
-    assert begins(found, replies)
+    model = GPT2LMHeadModel.from_pretrained(pruned).eval()
+    exported = export_portable(model, load_tokenizer(pruned), tmp_path, PROMPTS, portable_python)
+    assert all(len(reply) == NEW_TOKENS for reply in exported.replies)
+    check_portable(exported, model, PROMPTS, {}).require()
 
 
 def test_our_engine_generates_the_tokens_of_transformers(

@@ -192,6 +192,17 @@ def test_every_verb_is_quiet(tmp_path: Path, tiny_corpus: Path) -> None:
         assert_quiet(found, out)
 
 
+def test_optimum_is_quiet_in_its_own_environment(portable_python: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """It brings an onnxruntime of its own, and looks models up by name."""
+    need_strace()
+    out = tmp_path / "out"
+    out.mkdir()
+    verb = ("export", tiny_checkpoint, "--out", out / "bundle", "--target", "portable")
+    found = trace([*COMPRESS, *map(str, verb), "--portable-python", portable_python], tmp_path)
+    assert found.code == 0, found.said
+    assert_quiet(found, out)
+
+
 def test_a_folder_that_is_missing_asks_no_hub(tmp_path: Path) -> None:
     """A slip of the finger in a path told a host about it, and took seconds."""
     found = trace([*COMPRESS, "info", "./missing"], tmp_path)

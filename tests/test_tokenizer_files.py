@@ -185,3 +185,18 @@ def test_a_checkpoint_without_a_tokenizer_takes_the_given_one_or_the_data_sets(
     assert "holds no tokenizer; that of the data set is taken" in capfd.readouterr().err
     with pytest.raises(BadInput, match=r"holds no tokenizer.*give --tokenizer"):
         tokenizer_of(tmp_path / "bare")
+
+
+def test_special_tokens_without_a_role_are_written_under_the_name_that_both_versions_read(
+    folder: Path, tmp_path: Path
+) -> None:
+    """transformers 4 takes a list under version 5's name for a mapping, and ends in an AttributeError."""
+    tokenizer = read_tokenizer(folder)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<S>", "<T>"]})
+    save_tokenizer(tokenizer, tmp_path / "to")
+    written = json.loads((tmp_path / "to" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert written["additional_special_tokens"] == ["<S>", "<T>"]
+    assert not isinstance(written.get("extra_special_tokens"), list)
+    for again in (read_tokenizer(tmp_path / "to"), AutoTokenizer.from_pretrained(tmp_path / "to")):
+        assert list(again.extra_special_tokens) == ["<S>", "<T>"]
+        assert again.encode("a<S>b") == tokenizer.encode("a<S>b")

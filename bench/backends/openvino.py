@@ -40,8 +40,10 @@ def convert(portable: Path, out: Path, form: str, threads: int) -> None:
         model = nncf.compress_weights(model, mode=mode, advanced_parameters=narrow, **options)
     out.mkdir(parents=True)
     ov.save_model(model, out / MODEL, compress_to_fp16=False)
-    config = portable / "config.json"
-    (out / "config.json").write_text(config.read_text(encoding="utf-8"), encoding="utf-8")
+    config = json.loads((portable / "config.json").read_text(encoding="utf-8"))
+    # Left to itself OpenVINO computes in bfloat16 where the CPU has it, which full precision is not.
+    config["inference_precision"] = "f32" if form == "fp32" else None
+    (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 class OpenVinoBackend(SteppingBackend):
@@ -49,12 +51,15 @@ class OpenVinoBackend(SteppingBackend):
 
     def __init__(self, spec: str, threads: int, device: str, slots: int = 1) -> None:
         ov = load("openvino")
+        config = json.loads((Path(spec) / "config.json").read_text(encoding="utf-8"))
         options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        if config["inference_precision"] is not None:
+            options["INFERENCE_PRECISION_HINT"] = config["inference_precision"]
         compiled = ov.Core().compile_model(Path(spec) / MODEL, device.upper(), options)
         self._request = compiled.create_infer_request()
         self._names = {name for parameter in compiled.inputs for name in parameter.get_names()}
         self._seen = 0
-        self.context = int(json.loads((Path(spec) / "config.json").read_text(encoding="utf-8"))["n_positions"])
+        self.context = int(config["n_positions"])
 
     def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
         """See `SteppingBackend.feed`."""

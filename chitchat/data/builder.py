@@ -8,6 +8,7 @@ in the folder tells a path, a time or a random fingerprint.
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,19 +142,19 @@ def _write_splits(
     """The second pass. Returns the figures of the report."""
     scratch = staging / "scratch"
     scratch.mkdir()
-    writers = [ArrowWriter(features=FEATURES, path=str(scratch / f"{split}.arrow")) for split in SPLITS]
     counters = [Counter() for _ in SPLITS]
-    for batch in _batches(_distinct(corpora, found, seed)):
-        rows = encode_batch([conversation for _, conversation in batch], tokenizer, dialogue)
-        held_out = np.array([held for held, _ in batch])
-        for side, chosen in enumerate((~held_out, held_out)):
-            part = rows.filter(pa.array(chosen))
-            if part.num_rows:
-                writers[side].write_table(part)
-                counters[side].add(part, dialogue)
-    _check_counted(dict(zip(SPLITS, counters, strict=True)))
-    for split, writer in zip(SPLITS, writers, strict=True):
-        writer.finalize()
+    with ExitStack() as opened:
+        writers = [opened.enter_context(split_writer(scratch / f"{split}.arrow")) for split in SPLITS]
+        for batch in _batches(_distinct(corpora, found, seed)):
+            rows = encode_batch([conversation for _, conversation in batch], tokenizer, dialogue)
+            held_out = np.array([held for held, _ in batch])
+            for side, chosen in enumerate((~held_out, held_out)):
+                part = rows.filter(pa.array(chosen))
+                if part.num_rows:
+                    writers[side].write_table(part)
+                    counters[side].add(part, dialogue)
+        _check_counted(dict(zip(SPLITS, counters, strict=True)))
+    for split in SPLITS:
         save_split(scratch / f"{split}.arrow", staging / split)
     shutil.rmtree(scratch)
     return report_figures(found, *counters)
@@ -222,6 +223,23 @@ def encode_batch(
         "turn_bytes": [[len(turn.text.encode()) for turn in conversation] for conversation in conversations],
     }
     return pa.Table.from_pydict(columns, schema=FEATURES.arrow_schema)
+
+
+@contextmanager
+def split_writer(file: Path) -> Iterator[ArrowWriter]:
+    """A writer of conversations (`FEATURES`) into an Arrow file, which is whole when the block ends without an error.
+
+    After an error the file is closed here. Left to the garbage collector, a file on a full disk says so a second time,
+    with a traceback (Python 3.14).
+    """
+    writer = ArrowWriter(features=FEATURES, path=str(file))
+    try:
+        yield writer
+        writer.finalize()
+    except BaseException:
+        with suppress(OSError):
+            writer.close()
+        raise
 
 
 def save_split(scratch: Path, folder: Path) -> None:

@@ -5,8 +5,10 @@ have a `.gz` or `.zst` behind it. Named corpora come out of installed packages: 
 `chatterbot:<language>` (chatterbot-corpus); nothing is downloaded for them. `hf:NAME` is in `chitchat.data.hub`.
 """
 
+import errno
 import hashlib
 import importlib.util
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -100,14 +102,31 @@ def open_corpora(specs: Sequence[str]) -> list[Corpus]:
     return [open_corpus(spec) for spec in specs]
 
 
+def _kind_of(path: Path) -> tuple[bool, bool]:
+    """Whether it is a regular file, and whether it is there. Raises OSError for what may not be looked at.
+
+    `Path.is_file` and `Path.exists` call that absent since Python 3.14.
+    """
+    try:
+        mode = path.stat().st_mode
+    except ValueError:  # a NUL in the name
+        return False, False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False, False
+        raise
+    return stat.S_ISREG(mode), True
+
+
 def open_corpus(spec: str) -> Corpus:
     """One corpus: a file where there is one of that name, else an installed corpus, or a data set of `datasets`."""
     path = Path(spec)
     try:
-        is_file, exists = path.is_file(), path.exists()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise BadInput(f"{spec[:200]}: cannot be opened ({reason}); check the path and its permissions") from error
+        is_file, exists = _kind_of(path)
+    except OSError as error:
+        raise BadInput(
+            f"{spec[:200]}: cannot be opened ({error.strerror}); check the path and its permissions"
+        ) from error
     if is_file:
         return _file(path)
     if exists:

@@ -39,7 +39,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     backend, roles = _backend(folder, config)
     _add_tokens(folder, backend)
     roles = {**roles, **_roles(folder, config, backend)}
-    options: dict[str, Any] = {**roles, "extra_special_tokens": list(_extra_tokens(folder, config, backend))}
+    # The name of version 4, which version 5 takes too: the benchmark reads tokenizers beside optimum, which needs 4.
+    options: dict[str, Any] = {**roles, "additional_special_tokens": list(_extra_tokens(folder, config, backend))}
     if template := _template(folder, config):
         options["chat_template"] = template
     length = config.get("model_max_length")
@@ -161,7 +162,12 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     path = folder / _CONFIG
     written = read_json(path)
     kept = {name: value for name, value in written.items() if name not in _NOT_SAVED}
-    kept["tokenizer_class"] = "PreTrainedTokenizerFast"  # version 5 has another name for it, which 4 does not know
+    # Version 5 has other names for these, which 4 does not know; it knows the older ones.
+    kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(kept.get("extra_special_tokens"), list):
+        kept["additional_special_tokens"] = kept.pop("extra_special_tokens")
+    if "model_specific_special_tokens" in kept:
+        kept["extra_special_tokens"] = kept.pop("model_specific_special_tokens")
     path.write_text(json.dumps(kept, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -179,5 +185,5 @@ def without_rows(tokenizer: PreTrainedTokenizerFast, rows: int) -> PreTrainedTok
     roles = {role: getattr(tokenizer, role) for role in _ROLES}
     options: dict[str, Any] = {role: token for role, token in roles.items() if token and token not in appended}
     extra = [str(token) for token in getattr(tokenizer, "extra_special_tokens", []) if str(token) not in appended]
-    options |= {"extra_special_tokens": extra, "chat_template": tokenizer.chat_template}
+    options |= {"additional_special_tokens": extra, "chat_template": tokenizer.chat_template}
     return wrap_tokenizer(Tokenizer.from_str(json.dumps(state)), options)

@@ -6,7 +6,7 @@ dropped in silence: a tensor is a weight, a mask that GPT-2 once stored, or is s
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,10 +89,9 @@ def _read_file(file: Path) -> dict[str, "Tensor"]:
     import torch
 
     found = _guarded(file, _read_safetensors if file.suffix == ".safetensors" else _read_pickle)
-    for name in (key for key in _WRAPPERS if isinstance(found.get(key), Mapping)):
-        found = found[name]
-        break
-    return {str(name): tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+    wrapper = next((name for name in _WRAPPERS if isinstance(found.get(name), Mapping)), None)
+    tensors = found if wrapper is None else found[wrapper]
+    return {str(name): tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
 
 
 def _read_safetensors(file: Path) -> dict[str, Any]:
@@ -158,10 +157,10 @@ def _is_weight(name: str) -> bool:
     return (name.startswith("transformer.") and not _MASK.fullmatch(name)) or name == _HEAD
 
 
-def _left_out(names: Iterable[str], where: Path) -> Iterator[str]:
+def _left_out(names: Collection[str], where: Path) -> Iterator[str]:
     """A word on the tensors that no GPT-2 chat model has. Raises `BadInput` where the model would not be the same."""
     others = [name for name in names if not _is_weight(name) and not _MASK.fullmatch(name)]
-    if any("lora_" in name for name in others) or any("lora_" in name for name in names):
+    if any("lora_" in name for name in names):
         raise BadInput(f"{where}: has LoRA weights beside the model's; merge them first (PEFT's merge_and_unload)")
     if "lm_head.bias" in others:
         raise BadInput(

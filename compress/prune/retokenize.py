@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
-from datasets.arrow_writer import ArrowWriter
 from numpy.typing import NDArray
 from tokenizers.models import WordPiece
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from chitchat.data.builder import FEATURES, SPLITS, save_split
+from chitchat.data.builder import FEATURES, SPLITS, save_split, split_writer
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.data.figures import Counter, split_figures
 from chitchat.dialogue import Dialogue, encode_text
@@ -52,13 +51,12 @@ def retokenize(data: ChatData, tokenizer: PreTrainedTokenizerFast, folder: Path)
         counters = {}
         with tqdm(total=data.report["conversations"], desc="spelling", unit=" conversations", disable=None) as progress:
             for split in SPLITS:
-                writer = ArrowWriter(features=FEATURES, path=str(scratch / f"{split}.arrow"))
                 counters[split] = Counter()
-                for rows in _spelled(getattr(data, split), speller, data.dialogue, dialogue):
-                    writer.write_table(rows)
-                    counters[split].add(rows, dialogue)
-                    progress.update(rows.num_rows)
-                writer.finalize()
+                with split_writer(scratch / f"{split}.arrow") as writer:
+                    for rows in _spelled(getattr(data, split), speller, data.dialogue, dialogue):
+                        writer.write_table(rows)
+                        counters[split].add(rows, dialogue)
+                        progress.update(rows.num_rows)
                 save_split(scratch / f"{split}.arrow", staging / split)
         shutil.rmtree(scratch)
         save_tokenizer(tokenizer, staging)

@@ -1,0 +1,79 @@
+"""Environments of their own: where their interpreters are found, and what they are asked."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import compress.child
+import compress.interpreters
+from chitchat.errors import BadInput
+from compress.child import child_environment
+from compress.interpreters import Environment, find_interpreter, has_modules
+
+APART = Environment(".venv-apart", "--apart-python", "APART_PYTHON", "make apart", "apart")
+HERE = ("json", "email.mime")
+ABSENT = ("json", "no_such_module_x.y")
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No environment is in any of the places yet."""
+    for place in ("current", "project", "installed"):
+        (tmp_path / place).mkdir()
+    monkeypatch.chdir(tmp_path / "current")
+    monkeypatch.setattr(compress.interpreters, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "installed" / "venv"))
+
+
+def make(folder: Path) -> str:
+    """An environment there: its python is a link, as venv makes them."""
+    python = folder / APART.folder / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return str(python)
+
+
+def test_an_interpreter_is_asked_what_it_has() -> None:
+    """Stops a row that fails at the import in place of a line that says what is missing."""
+    assert has_modules(sys.executable, HERE)
+    assert not has_modules(sys.executable, ABSENT)
+    assert not has_modules(sys.executable, ("json.no_such_module_x",))
+
+
+def test_it_is_found_in_the_current_folder_then_beside_the_project_then_beside_the_environment(tmp_path: Path) -> None:
+    """A command that was typed in another folder said that nothing was installed."""
+    assert find_interpreter(APART, None, HERE) is None
+    for place in ("installed", "project", "current"):
+        python = make(tmp_path / place)
+        assert find_interpreter(APART, None, HERE) == python
+    assert find_interpreter(APART, None, ABSENT) is None
+
+
+def test_half_an_environment_is_passed_by(tmp_path: Path) -> None:
+    """A python that cannot start hid the good environment beside the project."""
+    Path(make(tmp_path / "current")).write_text("#!/no/such/interpreter\n")
+    python = make(tmp_path / "project")
+    assert find_interpreter(APART, None, HERE) == python
+
+
+def test_one_that_is_named_is_the_only_one_that_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops a measurement in another environment than the one that was named."""
+    make(tmp_path / "current")
+    monkeypatch.setenv("APART_PYTHON", str(tmp_path / "variable"))
+    with pytest.raises(BadInput, match=r"^--apart-python .*/option: cannot be run .*make apart"):
+        find_interpreter(APART, str(tmp_path / "option"), HERE)
+    with pytest.raises(BadInput, match=r"^APART_PYTHON .*/variable: cannot be run .*make apart"):
+        find_interpreter(APART, None, HERE)
+    assert find_interpreter(APART, sys.executable, ABSENT) is None
+    assert find_interpreter(APART, sys.executable, HERE) == sys.executable
+
+
+def test_our_packages_do_not_hide_those_of_another_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed project put its whole site-packages before the other's, and optimum met our transformers."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setattr(compress.child, "PROJECT", tmp_path / "checkout")
+    assert child_environment()["PYTHONPATH"] == str(tmp_path / "checkout")
+    monkeypatch.setattr(compress.child, "PROJECT", tmp_path / "lib" / "site-packages")
+    assert "PYTHONPATH" not in child_environment()
