@@ -6,6 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from chitchat.checkpoint import load_model
+from compress.prune.options import PruneOptions
+from compress.prune.stage import prune
+from compress.quantize.options import QuantizeOptions
+from compress.quantize.stage import quantize
+from export.stage import export
 
 WALK = Path(__file__).parent / "field" / "walk.py"
 
@@ -28,3 +38,31 @@ def test_a_published_checkpoint_goes_the_whole_way(family: str, tmp_path: Path) 
     assert figures["eval"]["empty_replies"] == 0
     assert figures["chat"]["replies"] == 1
     assert figures["serve"]["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize(("activation", "dtype"), [("relu", torch.bfloat16), ("gelu", torch.float16)])
+def test_a_head_of_its_own_and_another_activation_go_the_whole_way(
+    activation: str, dtype: torch.dtype, tiny_data: Path, tmp_path: Path
+) -> None:
+    """A stage that takes the head for the table, or the activation for gelu_new, ends at the parity check."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=304, n_layer=2, n_embd=32, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2,
+        activation_function=activation,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    head = torch.randn(304, 32) * 0.1
+    weights = {**model.state_dict(), "lm_head.weight": head}  # beside a config.json that ties it
+    (tmp_path / "it").mkdir()
+    config.save_pretrained(tmp_path / "it")
+    stored = {name: tensor.to(dtype).contiguous() for name, tensor in weights.items()}
+    save_file(stored, tmp_path / "it" / "model.safetensors")
+    options = PruneOptions(keep=0.85, candidates=1, heal_minutes=0)
+    prune(str(tmp_path / "it"), tiny_data, tmp_path / "pruned", options)
+    pruned = load_model(tmp_path / "pruned")
+    assert not pruned.config.tie_word_embeddings
+    assert pruned.config.activation_function == activation
+    for scheme in ("w8", "w4"):
+        quantize(str(tmp_path / "pruned"), tiny_data, tmp_path / scheme, QuantizeOptions(scheme, "rtn"))
+        figures = export(str(tmp_path / scheme), tmp_path / f"bundle-{scheme}", data=tiny_data)
+        assert figures["parity"]["weights_changed"] == 0

@@ -122,6 +122,24 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(task, tmp_path):
         assert one.get("eval_loss", 0) == pytest.approx(four.get("eval_loss", 0), rel=1e-5)
 
 
+def test_a_batch_in_which_nothing_is_predicted_changes_no_weight_to_nan(task, tmp_path):
+    """Stops: a loss of 0 divided by 0 labels; a dialogpt conversation may be cut to windows of one id."""
+
+    class Ones:
+        lengths = np.ones(8, dtype=np.int64)
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return {"input_ids": [5], "labels": [5], "length": 1}
+
+    model, _, objective = task
+    options = FitOptions(learning_rate=1e-3, batch_size=4, steps=2)
+    fit(model, Ones(), objective, options, WorkFolder(tmp_path / "work"), {})
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
 def test_labels_weigh_the_same_in_every_step_where_that_is_asked(task, tmp_path):
     """Stops: steps of a few labels that pull as hard as steps of thousands."""
     model, windows, objective = task

@@ -154,7 +154,9 @@ class ExactTrainer(Trainer):
     ) -> torch.Tensor:
         """The loss per label of the whole global batch; gradients are averaged over processes, hence the factor."""
         loss = model(input_ids=inputs["input_ids"], labels=inputs["labels"])
-        return loss * (self.processes.count / (self.options.labels_per_step or num_items_in_batch))
+        # Turns of one id without a start before them can fill a batch: nothing predicts those.
+        labels = self.options.labels_per_step or max(num_items_in_batch, 1)
+        return loss * (self.processes.count / labels)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate in the first process and tell the others, so that all take the same decisions."""
