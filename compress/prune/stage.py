@@ -67,8 +67,8 @@ def prune(
     `resume` goes on with a killed run of the same options, if there is one. `clock` measures shapes; without it there
     are no times, and no budgets of megabytes or milliseconds. The minutes of healing are those on the `stopwatch`
     (default: one that begins now): models are read and healed in them, shapes are cut and measured beside them. Under a
-    launcher every process calls this; the first one writes. Raises `BadInput` for a shape that cannot be had, a data set or teacher of another vocabulary, and
-    everything that reading a checkpoint refuses.
+    launcher every process calls this; the first one writes. Raises `BadInput` for a shape that cannot be had, a data
+    set or teacher of another vocabulary, and everything that reading a checkpoint refuses.
     """
     started, stopwatch = time.monotonic(), stopwatch or Stopwatch()
     check_output(out, "checkpoint")
