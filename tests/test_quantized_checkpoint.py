@@ -229,3 +229,15 @@ def foreign_copy(folder: Path, tmp_path: Path) -> Path:
     shutil.copytree(folder, copy)
     (copy / "lineage.json").unlink()
     return copy
+
+
+@pytest.mark.parametrize("name", ["transformer.ln_f.weight", "transformer.h.1.mlp.c_fc.scales"])
+def test_a_number_that_is_not_finite_is_told_with_its_tensor(tmp_path: Path, folder: Path, name: str) -> None:
+    """Every reader of weights names it: a scale that is not a number makes a whole block so."""
+    shutil.copytree(folder, tmp_path / "q")
+    (tmp_path / "q" / "lineage.json").unlink()
+    tensors = load_file(tmp_path / "q" / WEIGHTS)
+    tensors[name].flat[0] = np.nan
+    save_file(tensors, tmp_path / "q" / WEIGHTS, {"format": "pt"})
+    with pytest.raises(BadInput, match=f"{name} has numbers that are NaN or infinite"):
+        load_quantized(tmp_path / "q")

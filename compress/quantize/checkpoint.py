@@ -129,6 +129,9 @@ def load_quantized(folder: str | Path) -> QuantizedCheckpoint:
     except Exception as error:  # safetensors raises its own, OSError and ValueError
         reason = " ".join(str(error).split())[:200]
         raise BadInput(f"{folder}/{WEIGHTS}: cannot be read ({reason}); make the folder again") from error
+    for name, array in tensors.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise BadInput(f"{folder}/{WEIGHTS}: {name} has numbers that are NaN or infinite; make the folder again")
     matrices = {}
     for name, (rows, columns) in matrix_shapes(config):
         try:
