@@ -69,13 +69,14 @@ class CheckpointModel(MeasuredModel):
 
     @cached_property
     def shape(self) -> Any:
-        """The `compress.prune.shape.Shape` of the weights, which are read for it: config.json may tie what is not.
+        """The `compress.prune.shape.Shape`: that in config.json, which tells the truth where we wrote it.
 
-        Raises `BadInput` for weights that are not there, damaged, or do not fit.
+        Of a checkpoint from elsewhere it is that of the weights, which are read for it: its config.json may tie what is
+        not. Raises `BadInput` for weights that are not there, damaged, or do not fit.
         """
         from compress.prune.shape import Shape
 
-        return Shape.of(self.torch_model().config.to_dict())
+        return Shape.of(self.config if self.lineage() else self.torch_model().config.to_dict())
 
     @property
     def geometry(self) -> dict[str, int]:

@@ -211,13 +211,3 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", config: dict[str, Any], where: str | Path) -> None:
-    """Raise `BadInput` when the tokenizer has ids that the model's table does not hold."""
-    largest = max(tokenizer.get_vocab().values(), default=-1)
-    if largest >= config["vocab_size"]:
-        raise BadInput(
-            f"{where}: the tokenizer has {len(tokenizer)} tokens and the model's table {config['vocab_size']} rows; "
-            "give the tokenizer that the model was trained with (--tokenizer)"
-        )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from chitchat.checkpoint import check_vocabulary, load_model, load_tokenizer, read_config, save_checkpoint
+from chitchat.checkpoint import fit_tokenizer, load_model, load_tokenizer, read_config, save_checkpoint
 from chitchat.dialogue import encode_text, open_dialogue
 from chitchat.errors import BadInput
 from chitchat.lineage import Stage, read_lineage
@@ -130,12 +130,14 @@ def test_a_folder_that_is_no_checkpoint_and_a_path_that_is_none(tmp_path: Path) 
         load_tokenizer(tmp_path)
 
 
-def test_a_tokenizer_larger_than_the_table_is_refused(tiny_checkpoint: Path) -> None:
+def test_a_tokenizer_larger_than_the_table_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """An id past the table reads memory that is not there."""
     tokenizer = load_tokenizer(tiny_checkpoint)
-    check_vocabulary(tokenizer, GPT2Config(vocab_size=len(tokenizer)).to_dict(), "here")
+    GPT2Config(vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    assert fit_tokenizer(tokenizer, tmp_path, "here") is tokenizer
+    GPT2Config(vocab_size=len(tokenizer) - 1).save_pretrained(tmp_path)
     with pytest.raises(BadInput, match=r"the tokenizer has .* tokens"):
-        check_vocabulary(tokenizer, GPT2Config(vocab_size=len(tokenizer) - 1).to_dict(), "here")
+        fit_tokenizer(tokenizer, tmp_path, "here")
 
 
 def test_attention_scales_that_fused_attention_ignores_are_computed(checkpoint: Path) -> None:

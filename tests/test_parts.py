@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu.parts import MANIFEST, Manifest, Store, cut, sha256_of
+from bench.gpu.parts import MANIFEST, Manifest, Store, cut
 from chitchat.errors import BadInput
+from chitchat.lineage import sha256
 
 SIZES = {"large-1.0-py3-none-any.whl": 25_000, "middle-2.0-py3-none-any.whl": 4_000, "small-3.0-py3-none-any.whl": 10}
 LIMIT = 10_000
@@ -54,7 +55,7 @@ def test_what_comes_in_several_journeys_in_any_order_is_the_same_files(
     assert store.missing() == []
     joined = store.join()
     assert [path.name for path in joined] == [path.name for path in wheels]
-    assert [sha256_of(path) for path in joined] == [sha256_of(path) for path in wheels]
+    assert [sha256(path) for path in joined] == [sha256(path) for path in wheels]
     assert store.receive(sent) == 0  # a journey that is repeated
     assert store.join() == joined
 

@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from bench.gpu.machine import ROOT, ask_torch, environment, install, lacking
-from bench.gpu.parts import MANIFEST, Manifest, Store, sha256_of
+from bench.gpu.parts import MANIFEST, Manifest, Store
 from chitchat.errors import BadInput, ChitchatError
+from chitchat.lineage import sha256
 
 GRACE_S = 20.0  # for a step that was told to end: the bench writes what it has
 ROOMS = ("chitchat", "compress", "serve", "export", "bench")
@@ -145,7 +146,7 @@ def run(store: Store, out: Path, minutes: float, *, rehearse: bool) -> int:
 
 def digest(files: Iterable[Path]) -> str:
     """A short name for what files hold."""
-    return hashlib.sha256("".join(map(sha256_of, sorted(files))).encode()).hexdigest()[:12]
+    return hashlib.sha256("".join(map(sha256, sorted(files))).encode()).hexdigest()[:12]
 
 
 def _tests(check: Check, report: Path, *, rehearse: bool) -> dict[str, int]:

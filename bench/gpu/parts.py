@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chitchat.errors import BadInput
+from chitchat.lineage import sha256
 
 MANIFEST = "manifest.json"
 PART_BYTES = 60_000_000
@@ -130,7 +131,7 @@ class Store:
             arrived = wheels / part.path
             if not arrived.is_file() or self._has(part):
                 continue
-            if sha256_of(arrived) != part.sha256:
+            if sha256(arrived) != part.sha256:
                 altered.append(part.path)
                 continue
             self._put(arrived, part)
@@ -156,17 +157,17 @@ class Store:
         return [self._whole(wheel, out / wheel.file) for wheel in Manifest.read(self.folder).wheels]
 
     def _whole(self, wheel: Wheel, path: Path) -> Path:
-        if path.is_file() and path.stat().st_size == wheel.bytes and sha256_of(path) == wheel.sha256:
+        if path.is_file() and path.stat().st_size == wheel.bytes and sha256(path) == wheel.sha256:
             return path
         partial = path.with_suffix(".partial")
         with partial.open("wb") as target:
             for part in wheel.parts:
                 with self._place(part).open("rb") as source:
                     shutil.copyfileobj(source, target, _BLOCK)
-        if sha256_of(partial) != wheel.sha256:
+        if sha256(partial) != wheel.sha256:
             partial.unlink()
             for part in wheel.parts:
-                if sha256_of(self._place(part)) != part.sha256:
+                if sha256(self._place(part)) != part.sha256:
                     self._place(part).unlink()
             raise BadInput(f"{wheel.file}: its parts were altered in {self.folder}; send them again")
         os.replace(partial, path)
@@ -183,12 +184,6 @@ class Store:
         partial = self._place(part).with_suffix(".partial")
         shutil.copyfile(arrived, partial)
         os.replace(partial, self._place(part))
-
-
-def sha256_of(path: Path) -> str:
-    """The hash of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def megabytes(parts: Sequence[Any]) -> float:

@@ -143,8 +143,6 @@ def _open(checkpoint: str, data: Path, tokenizer_option: str | None) -> Subject:
 def _check(model: GPT2LMHeadModel, options: PruneOptions) -> None:
     """Raise `BadInput` for a shape that cannot be had of this model, before anything is computed."""
     config = model.config
-    if getattr(config, "pruned_heads", None):
-        raise BadInput("the checkpoint has layers of different numbers of heads (pruned_heads); prune the original one")
     full = _shape(model)
     asked = explicit_shape(full, options.layers, options.width, options.ffn, options.vocab, options.context)
     if asked == full and not options.has_budget:
