@@ -49,7 +49,7 @@ $(PEERS)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 speed: install peers portable
-	$(BIN)/python -m bench.speed --peers-python $(PEERS)/bin/python --portable-python $(PORTABLE)/bin/python
+	$(BIN)/python -m bench.run.speed --peers-python $(PEERS)/bin/python --portable-python $(PORTABLE)/bin/python
 
 # For a machine with a GPU, torch and no package registry: what it lacks, cut into folders of at most 60 MB, and the check.
 gpu-wheels: install

@@ -19,7 +19,7 @@ from chitchat.formats.hub import fetch_model, looks_like_hub_id
 from chitchat.formats.kinds import refuse_other_kinds
 from chitchat.formats.weights import read_weights, weight_files
 from chitchat.lineage import Stage, verify_lineage, write_lineage
-from chitchat.notices import tell_once
+from chitchat.system.notices import tell_once
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from chitchat.errors import BadInput
-from chitchat.notices import tell_once
+from chitchat.system.notices import tell_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

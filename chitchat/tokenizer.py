@@ -17,7 +17,7 @@ from chitchat.errors import BadInput
 from chitchat.formats.hub import looks_like_hub_id
 from chitchat.formats.tokenizer_files import TOKENIZER_FILES, has_tokenizer
 from chitchat.formats.wordpiece import read_wordpiece, wrap_tokenizer
-from chitchat.notices import tell_once
+from chitchat.system.notices import tell_once
 
 _SPECIALS = {
     "chitchat": {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"},

@@ -20,8 +20,8 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from chitchat.checkpoint import save_model
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.formats.tokenizer_files import save_tokenizer
-from compress.child import run_child
-from compress.interpreters import PORTABLE, find_interpreter, named_interpreter
+from chitchat.system.child import run_child
+from chitchat.system.interpreters import PORTABLE, find_interpreter, named_interpreter
 from export.parity import NEW_TOKENS, Parity, same_tokens
 
 MODULES = ("optimum.onnxruntime", "optimum.exporters.onnx")

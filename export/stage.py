@@ -11,8 +11,8 @@ from typing import Any
 
 from chitchat.data.dataset import open_dataset
 from chitchat.errors import BadInput
-from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import Stage, identity, read_lineage
+from chitchat.system.folder import check_output, staged_folder
 from export.bundle import write_manifest, write_tokenizer
 from export.genai import check_genai, write_genai
 from export.graph import geometry_of

@@ -15,8 +15,8 @@ import numpy as np
 
 from chitchat.data.dataset import ChatData
 from chitchat.score import score
-from compress.calibration import calibration_sequences
-from compress.quantize.activations import calibrate_kv
+from compress.calibrate.calibration import calibration_sequences
+from compress.calibrate.ranges import calibrate_kv
 from export.bundle import EXTERNAL_DATA_BYTES, write_graph
 from export.graph import GraphSpec, build_graph, geometry_of, graph_names, graph_spec
 from export.parity import Parity, changed_weights, check_parity, grade_of
@@ -24,10 +24,10 @@ from export.portable import check_portable, export_portable
 from export.source import Source
 from export.weights import GraphWeights, half_weights, with_kv_scales
 from serve.bundle import GRAPH, Bundle, Graph, Manifest
+from serve.cpu import EXACT_BYTE_SUMS, cpu_features
 from serve.engine import Engine
+from serve.graph_selection import PROVIDERS, find_providers
 from serve.options import SamplingOptions
-from serve.processors import EXACT_BYTE_SUMS, cpu_features
-from serve.variant import PROVIDERS, find_providers
 
 CUDA_GRAPH = "model.cuda.onnx"  # beside a cpu graph; alone it is model.onnx
 QUALITY_TOKENS = 20_000  # a record of what was shipped; `compress eval` scores all of the held-out text

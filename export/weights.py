@@ -22,7 +22,7 @@ import onnx_ir as ir
 from transformers import GPT2LMHeadModel
 
 from chitchat.errors import BadInput
-from compress.quantize.activations import KVScales
+from compress.calibrate.ranges import KVScales
 from compress.quantize.blockwise import BlockTensor
 from compress.quantize.checkpoint import QuantizedTensor, named_arrays
 from export.layers import Blocks, Channels, Format

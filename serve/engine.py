@@ -25,12 +25,12 @@ import numpy.typing as npt
 
 from serve.bundle import Bundle
 from serve.cache import KVCache
+from serve.cpu import physical_cores
 from serve.errors import BadRequest, ContextExceeded
+from serve.graph_selection import PROVIDERS, choose, find_providers
 from serve.options import SamplingOptions
-from serve.processors import physical_cores
 from serve.sampler import build_sampler, draw
 from serve.session import Logits, Runs, kv_dtype, open_session
-from serve.variant import PROVIDERS, choose, find_providers
 
 MAX_CHUNK = 64  # tokens of one run; more are no faster, and logits for all of them take 64 * 50,257 floats, 13 MB
 MAX_SLOTS = 64

@@ -48,7 +48,7 @@ class Graph:
       outputs
     weight_bytes   what the weights take in the graph, a tied table counted once
     kv_dtype       type of the cache's numbers: "float32", "float16" or "int8"
-    needs          CPU features, one of which the integer products need to be right (serve/processors.py); none: ()
+    needs          CPU features, one of which the integer products need to be right (serve/cpu.py); none: ()
     """
 
     file: str

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from serve.cache import KVCache
 from serve.errors import BadBundle, BadRequest, ServeError
+from serve.graph_selection import PROVIDERS, Choice
 from serve.quiet import load
-from serve.variant import PROVIDERS, Choice
 
 if TYPE_CHECKING:
     import onnxruntime

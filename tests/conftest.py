@@ -53,7 +53,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def portable_python() -> str:
     """The interpreter that has optimum, which lives in an environment of its own (`make portable`)."""
-    from compress.interpreters import PORTABLE, find_interpreter, named_interpreter
+    from chitchat.system.interpreters import PORTABLE, find_interpreter, named_interpreter
     from export.portable import MODULES, find_optimum
 
     if named_interpreter(PORTABLE, None) is None and find_interpreter(PORTABLE, None, MODULES) is None:
@@ -104,8 +104,8 @@ def tiny_model():
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_model, tiny_data: Path) -> Path:
     """The tiny model and the tiny data's tokenizer as a checkpoint with a lineage."""
     from chitchat.checkpoint import load_tokenizer, save_checkpoint
-    from chitchat.folder import staged_folder
     from chitchat.lineage import Stage
+    from chitchat.system.folder import staged_folder
 
     out = tmp_path_factory.mktemp("checkpoint") / "teacher"
     with staged_folder(out, "checkpoint") as staging:
@@ -138,6 +138,6 @@ def small_disk(tmp_path: Path):
 @pytest.fixture(autouse=True)
 def notices_are_told_anew() -> None:
     """A notice is told once a process, and a test must not depend on which others ran before it."""
-    from chitchat.notices import tell_once
+    from chitchat.system.notices import tell_once
 
     tell_once.cache_clear()

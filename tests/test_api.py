@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from tiny_codecs import byte_level, word_piece
+from support.tiny_codecs import byte_level, word_piece
 
 from serve.api import ChatRequest, logprobs_of, parse_chat
 from serve.errors import BadRequest

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress import cli
+from chitchat_compress.cli import app as cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -237,7 +237,7 @@ def test_ctrl_c_ends_with_130_and_nothing_half_written(tmp_path: Path) -> None:
     """An interrupted stage used to leave a folder that the next one took for whole."""
     lines = (f"what is {n}\n{n} is a number between {n - 1} and {n + 1}\n" for n in range(400_000))
     (tmp_path / "talk.txt").write_text("\n".join(lines))
-    command = [sys.executable, "-m", "compress", "data", "talk.txt", "--out", "out"]
+    command = [sys.executable, "-m", "chitchat_compress", "data", "talk.txt", "--out", "out"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
         while not list(tmp_path.glob(".out.partial-*")):

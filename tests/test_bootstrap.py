@@ -4,9 +4,9 @@ drawn twice."""
 import numpy as np
 import pytest
 
-from bench.quality import bootstrap
-from bench.quality.bootstrap import jackknife_interval, ratio_interval, resampled
-from bench.quality.health import Health, SaidReply
+from bench.evaluate import bootstrap
+from bench.evaluate.bootstrap import jackknife_interval, ratio_interval, resampled
+from bench.evaluate.reply_stats import Health, SaidReply
 
 
 def test_an_interval_of_95_percent_holds_the_true_figure_about_so_often() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import DIALOGUE, exported, random_gpt2
+from support.bundles import DIALOGUE, exported, random_gpt2
 
 from export.bundle import write_manifest
 from serve.bundle import FORMAT, Bundle, Manifest

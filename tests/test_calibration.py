@@ -8,8 +8,8 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from chitchat.data.dataset import open_dataset
-from compress import calibration
-from compress.calibration import calibration_batches, divergence, mean_loss
+from compress.calibrate import calibration
+from compress.calibrate.calibration import calibration_batches, divergence, mean_loss
 
 
 @pytest.mark.parametrize("at_once", [2**22, 300 * 7])

@@ -135,7 +135,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 def test_the_command_line_compares_two_reports(tmp_path: Path) -> None:
     """Stops an option that is parsed and then measures something, or a refusal with a traceback."""
     paths = [str(write(tmp_path, name, report({"t": 100, "q": ms}))) for name, ms in (("a.json", 50), ("b.json", 25))]
-    command = [sys.executable, "-m", "compress", "bench", "--compare", *paths, "--json"]
+    command = [sys.executable, "-m", "chitchat_compress", "bench", "--compare", *paths, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
     assert "beyond noise:\n  q: speed against t x 2.0" in done.stdout

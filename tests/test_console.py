@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from compress.console import show, show_table
+from chitchat_compress.cli.console import show, show_table
 
 ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run the front door, or a snippet that uses it, in a process of its own."""
-    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "compress", *arguments]
+    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "chitchat_compress", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def ending_with(error: str) -> subprocess.CompletedProcess[str]:
     """A command that raises `error`."""
-    return run(code=f"from compress.console import call\ndef work():\n    raise {error}\ncall(work)")
+    return run(code=f"from chitchat_compress.cli.console import call\ndef work():\n    raise {error}\ncall(work)")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_every_end_is_one_line_and_an_exit_code(error: str, code: int, line: str
 def test_an_interrupted_verb_may_say_how_to_go_on() -> None:
     """Typer swallowed the line that told of --resume."""
     code = (
-        "import typer; from compress.console import Verbs, call\n"
+        "import typer; from chitchat_compress.cli.console import Verbs, call\n"
         "app = typer.Typer(cls=Verbs)\n"
         "@app.command()\n"
         "def work():\n"
@@ -67,7 +67,7 @@ def test_an_interrupted_verb_may_say_how_to_go_on() -> None:
 
 def test_a_traceback_shows_only_when_asked_for() -> None:
     """A bug must still be findable."""
-    code = "from compress.console import call\ndef work():\n    raise ValueError('x')\ncall(work)"
+    code = "from chitchat_compress.cli.console import call\ndef work():\n    raise ValueError('x')\ncall(work)"
     asked = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COMPRESS_DEBUG": "1"}
     )
@@ -78,7 +78,7 @@ def test_a_traceback_shows_only_when_asked_for() -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["nonsense"], "compress: No such command 'nonsense'; see `python -m compress --help`"),
+        (["nonsense"], "compress: No such command 'nonsense'; see `python -m chitchat_compress --help`"),
         (["data", "a.txt"], "Missing option '--out'"),
         (["data", "a.txt", "--out", "x", "--validation", "half"], "--validation"),
         (["serve", "x", "--port", "99999"], "--port"),
@@ -109,7 +109,7 @@ def test_sigterm_unwinds_so_that_nothing_half_written_stays(tmp_path: Path) -> N
     """`docker stop` and batch systems send SIGTERM; the default action skips every cleanup."""
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from compress.console import call; from chitchat.folder import staged_folder\n"
+        "from chitchat_compress.cli.console import call; from chitchat.system.folder import staged_folder\n"
         "def work():\n"
         "    with staged_folder(Path(sys.argv[1]), 'data'):\n"
         "        print('ready', flush=True)\n"
@@ -151,7 +151,7 @@ def test_one_process_of_a_distributed_run_speaks(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(
         "import torch.distributed\n"
-        "from compress.console import show, show_table\n"
+        "from chitchat_compress.cli.console import show, show_table\n"
         "torch.distributed.init_process_group('gloo')\n"
         "show({'tokens': 1}, as_json=True); show_table([{'row': 2}])\n"
         "torch.distributed.destroy_process_group()\n",
@@ -178,7 +178,7 @@ def test_a_rank_that_was_left_behind_silences_nobody(
 def test_every_verb_takes_json_and_seed() -> None:
     """Scripts pass them to whatever verb they call."""
     code = (
-        "import inspect; from compress.cli import app\n"
+        "import inspect; from chitchat_compress.cli.app import app\n"
         "for command in app.registered_commands:\n"
         "    names = inspect.signature(command.callback).parameters\n"
         "    assert 'seed' in names and 'as_json' in names, command.callback.__name__"

@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from bundles import random_gpt2, random_ids, weights_of
-from direct import Direct
+from support.bundles import random_gpt2, random_ids, weights_of
+from support.direct import Direct
 
 from chitchat.errors import BadInput
 from export.bundle import write_graph

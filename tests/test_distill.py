@@ -22,8 +22,8 @@ from chitchat.training.workfolder import WorkFolder
 from compress.distill.heal import heal
 from compress.distill.objective import Distillation, forward_kl, skewed_kl
 from compress.distill.options import HealOptions
+from compress.distill.run import Task, default_rate
 from compress.distill.samples import SampledWindows
-from compress.distill.task import Task, default_rate
 
 from test_pacer import Machine, Timed, slower  # isort: skip
 from test_trainer import kill_after_checkpoint, start  # isort: skip
@@ -171,7 +171,7 @@ def test_steps_are_counted_over_all_parts(data, tmp_path):
 @pytest.mark.parametrize(("rate", "kept"), [(0.2, 2), (1e4, 0)])
 def test_a_round_that_does_not_help_is_taken_back(data, tmp_path, monkeypatch, rate, kept):
     """Stops: own replies that lead the student away from its teacher, and a good round that is thrown away."""
-    monkeypatch.setattr("compress.distill.own_replies.OWN_RATE", rate)
+    monkeypatch.setattr("compress.distill.on_policy.OWN_RATE", rate)
     teacher, student = model(layers=3), model(seed=1)
     options = HealOptions(steps=150, own_replies=0.8, learning_rate=1e-3)
     result = heal(student, teacher, data, tmp_path / "work", options)
@@ -312,7 +312,7 @@ def test_ctrl_c_between_parts_says_how_to_go_on(data, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("compress.distill.own_replies.own_replies", interrupt)
+    monkeypatch.setattr("compress.distill.on_policy.own_replies", interrupt)
     with pytest.raises(KeyboardInterrupt, match="--resume goes on from here"):
         heal(model(seed=1), model(layers=3), data, tmp_path / "work", HealOptions(steps=64, own_replies=0.95))
     assert WorkFolder(tmp_path / "work/main").checkpoints()

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import tiny_family
+from support.families import tiny_family
 
-from bench.model import open_model
-from bench.quality import divergence as module
-from bench.quality.divergence import kl_rows, measure_divergence
-from bench.quality.runtime import TorchRuntime
+from bench.evaluate import divergence as module
+from bench.evaluate.divergence import kl_rows, measure_divergence
+from bench.models.open import open_model
+from bench.models.runtime import TorchRuntime
 from chitchat.data.dataset import collate, open_dataset
-from compress.calibration import divergence
+from compress.calibrate.calibration import divergence
 
 
 @pytest.fixture(scope="module")

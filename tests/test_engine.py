@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import DIALOGUE, exported, random_gpt2, weights_of
+from support.bundles import DIALOGUE, exported, random_gpt2, weights_of
 from test_cuda_graph import why_not_cuda
 
+import serve.cpu
 import serve.engine
-import serve.processors
 from chitchat.score import torch_scorer
 from export.bundle import write_graph
 from export.graph import build_graph, graph_names, graph_spec
@@ -18,8 +18,8 @@ from export.weights import half_weights
 from serve.bundle import Bundle, Graph
 from serve.engine import MAX_CHUNK, Engine
 from serve.errors import BadBundle, BadRequest, ContextExceeded
+from serve.graph_selection import Choice
 from serve.options import SamplingOptions
-from serve.variant import Choice
 
 GREEDY = SamplingOptions(temperature=0, repetition_penalty=1.0, max_new_tokens=12, min_new_tokens=0)
 
@@ -175,20 +175,20 @@ def test_other_inputs_than_the_manifest_lists_are_refused(tmp_path: Path) -> Non
 def test_threads_are_the_cores_that_this_process_may_use(monkeypatch, tmp_path: Path) -> None:
     """A container with one core of sixty-four that starts sixty-four threads crawls."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
-    monkeypatch.setattr(serve.processors, "_siblings", lambda cpu: f"{cpu // 2}")
-    monkeypatch.setattr(serve.processors, "_CGROUP", tmp_path)
-    assert serve.processors.physical_cores() == 2
+    monkeypatch.setattr(serve.cpu, "_siblings", lambda cpu: f"{cpu // 2}")
+    monkeypatch.setattr(serve.cpu, "_CGROUP", tmp_path)
+    assert serve.cpu.physical_cores() == 2
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert serve.processors.physical_cores() == 2
+    assert serve.cpu.physical_cores() == 2
     (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert serve.processors.physical_cores() == 1
+    assert serve.cpu.physical_cores() == 1
     (tmp_path / "cpu.max").unlink()
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert serve.processors.physical_cores() == 2
+    assert serve.cpu.physical_cores() == 2
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("100000\n")
-    assert serve.processors.physical_cores() == 1
+    assert serve.cpu.physical_cores() == 1
 
 
 @pytest.mark.parametrize("threads", [0, -2])

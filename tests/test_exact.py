@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import exported, random_gpt2
+from support.bundles import exported, random_gpt2
 
 import serve.scheduler
 from serve.bundle import Bundle

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import random_gpt2
+from support.bundles import random_gpt2
 
 import export.stage
 import export.variants
@@ -20,9 +20,9 @@ from export.stage import export as run_export
 from serve.bundle import Bundle
 from serve.engine import Engine
 from serve.errors import BadBundle
+from serve.graph_selection import find_providers
 from serve.options import SamplingOptions
 from serve.text import TextCodec
-from serve.variant import find_providers
 
 GREEDY = SamplingOptions(temperature=0, max_new_tokens=5)
 

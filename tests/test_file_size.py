@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.phantom import write_phantom
-from bench.standard import CONTEXT, HEADS, LAYERS, VOCAB, WIDTH
+from bench.cost.random_bundle import write_phantom
+from bench.run.standard import CONTEXT, HEADS, LAYERS, VOCAB, WIDTH
 from compress.prune.shape import Shape
 
 SHAPE = Shape(LAYERS, HEADS, WIDTH // HEADS, 4 * WIDTH, VOCAB, CONTEXT)

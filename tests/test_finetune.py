@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from chitchat.data.dataset import open_dataset
-from compress.calibration import calibration_batches, divergence
+from compress.calibrate.calibration import calibration_batches, divergence
 from compress.quantize.blockwise import BlockTensor, dequantize_blocks, quantize_blocks
 from compress.quantize.checkpoint import is_conv1d
 from compress.quantize.finetune import FakeQuant, _latent, finetune

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chitchat.errors import BadInput
-from chitchat.folder import check_output, is_disk_full, staged_folder
+from chitchat.system.folder import check_output, is_disk_full, staged_folder
 
 
 def test_a_folder_appears_only_when_its_block_has_ended(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_an_output_below_a_file_or_at_a_file_is_refused(tmp_path: Path) -> None:
 def test_what_a_killed_stage_left_is_swept_up_by_the_next_one(tmp_path: Path) -> None:
     """SIGKILL runs no cleanup: the staging folder of a dead process must not pile up."""
     code = (
-        "import sys, time; from pathlib import Path; from chitchat.folder import staged_folder\n"
+        "import sys, time; from pathlib import Path; from chitchat.system.folder import staged_folder\n"
         "with staged_folder(Path(sys.argv[1]), 'data') as staging:\n"
         "    (staging / 'data.json').write_text('half'); print('ready', flush=True); time.sleep(600)"
     )

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import bundles
 import numpy as np
 import onnx_ir as ir
 import pytest
-from bundles import exported, random_gpt2
+from support import bundles
+from support.bundles import exported, random_gpt2
 from transformers import PreTrainedTokenizerFast
 
 import export.genai

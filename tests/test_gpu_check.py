@@ -11,7 +11,7 @@ import bench.gpu.models
 from bench.gpu.check import MODELS, Check, Step, digest
 from bench.gpu.machine import ask_torch, environment, lacking
 from bench.gpu.parts import cut
-from bench.standard import WHOLE
+from bench.run.standard import WHOLE
 
 ROOT = Path(__file__).parents[1]
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -8,12 +8,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from bundles import exported, random_gpt2, random_ids, weights_of
-from direct import Direct
+from support.bundles import exported, random_gpt2, random_ids, weights_of
+from support.direct import Direct
 from transformers import GPT2Config
 
 from chitchat.errors import BadInput
-from compress.quantize.activations import calibrate_kv
+from compress.calibrate.ranges import calibrate_kv
 from compress.quantize.blockwise import quantize_blocks
 from export.bundle import write_graph
 from export.graph import build_graph, graph_names, graph_spec

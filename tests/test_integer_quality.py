@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from direct import Direct
-from outliers import with_outliers
-from rounded import rounded_checkpoint
+from support.direct import Direct
+from support.outliers import with_outliers
+from support.rounded import rounded_checkpoint
 from transformers import GPT2LMHeadModel
 
 from chitchat.checkpoint import load_model, load_tokenizer
 from chitchat.data.windows import collate
-from compress.quantize.activations import calibrate_kv, input_ranges
+from compress.calibrate.ranges import calibrate_kv, input_ranges
 from compress.quantize.model import calibrate_model, checkpoint_of
 from compress.quantize.schemes import grids
 from export.bundle import write_graph

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import compress.child
-import compress.interpreters
+import chitchat.system.child
+import chitchat.system.interpreters
 from chitchat.errors import BadInput
-from compress.child import child_environment
-from compress.interpreters import Environment, find_interpreter, has_modules
+from chitchat.system.child import child_environment
+from chitchat.system.interpreters import Environment, find_interpreter, has_modules
 
 APART = Environment(".venv-apart", "--apart-python", "APART_PYTHON", "make apart", "apart")
 HERE = ("json", "email.mime")
@@ -22,7 +22,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("current", "project", "installed"):
         (tmp_path / place).mkdir()
     monkeypatch.chdir(tmp_path / "current")
-    monkeypatch.setattr(compress.interpreters, "PROJECT", tmp_path / "project")
+    monkeypatch.setattr(chitchat.system.interpreters, "PROJECT", tmp_path / "project")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "installed" / "venv"))
 
 
@@ -73,7 +73,7 @@ def test_one_that_is_named_is_the_only_one_that_is_asked(tmp_path: Path, monkeyp
 def test_our_packages_do_not_hide_those_of_another_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installed project put its whole site-packages before the other's, and optimum met our transformers."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.setattr(compress.child, "PROJECT", tmp_path / "checkout")
+    monkeypatch.setattr(chitchat.system.child, "PROJECT", tmp_path / "checkout")
     assert child_environment()["PYTHONPATH"] == str(tmp_path / "checkout")
-    monkeypatch.setattr(compress.child, "PROJECT", tmp_path / "lib" / "site-packages")
+    monkeypatch.setattr(chitchat.system.child, "PROJECT", tmp_path / "lib" / "site-packages")
     assert "PYTHONPATH" not in child_environment()

@@ -12,13 +12,13 @@ import pytest
 from datasets import Dataset, load_from_disk
 from transformers import GPT2LMHeadModel
 
-from bench.quality.other_tokenizer import retokenized
+from bench.evaluate.other_tokenizer import retokenized
 from chitchat.data.builder import build_dataset
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput
 from chitchat.lineage import Stage, write_lineage
 from chitchat.score import score, torch_scorer
-from compress.calibration import calibration_batches
+from compress.calibrate.calibration import calibration_batches
 from compress.distill.samples import teacher_conversations
 from compress.prune.retokenize import retokenize
 from compress.prune.vocabulary import choose_vocabulary, trim_tokenizer, used_ids

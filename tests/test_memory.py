@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bundles import exported, random_gpt2
+from support.bundles import exported, random_gpt2
 
 from serve.bundle import Bundle
 

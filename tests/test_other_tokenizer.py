@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from transformers import GPT2LMHeadModel
 
-from bench.quality.other_tokenizer import retokenized, turns_of
+from bench.evaluate.other_tokenizer import retokenized, turns_of
 from bench.report.notes import notes
-from bench.stage import bench
-from bench.work import Work
+from bench.run.options import Work
+from bench.run.stage import bench
 from chitchat.checkpoint import load_tokenizer, save_checkpoint
 from chitchat.data.builder import build_dataset
 from chitchat.data.dataset import open_dataset

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import exported, random_gpt2
+from support.bundles import exported, random_gpt2
 
 from chitchat.data.dataset import open_dataset
 from chitchat.errors import WorkFailed

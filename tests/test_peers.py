@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-import compress.interpreters
-from bench.backends.llama_cpp import gguf_name
-from bench.model import open_model
-from bench.peers import PEERS, Asked, CannotPrepare, Kitchen, PeerModel, find_python, read_peers
+import chitchat.system.interpreters
+from bench.models.open import open_model
+from bench.models.runtimes import KINDS
+from bench.peers.builder import PEERS, Asked, CannotPrepare, Kitchen, PeerModel, find_python, read_peers
+from bench.peers.llama_cpp import gguf_name
 from bench.report.notes import notes
-from bench.runtimes import KINDS
-from bench.stage import bench
-from bench.work import Work
+from bench.run.options import Work
+from bench.run.stage import bench
 from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
 from chitchat.dialogue import dialogue_of
 from chitchat.errors import BadInput
@@ -55,7 +55,7 @@ def test_every_peer_has_a_runtime_of_its_own() -> None:
 def test_a_peer_that_is_not_installed_has_no_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stops a traceback about a module in place of the line that installs it."""
     monkeypatch.chdir(tmp_path)  # no .venv-peers here, nor where the project is
-    monkeypatch.setattr(compress.interpreters, "PROJECT", tmp_path)
+    monkeypatch.setattr(chitchat.system.interpreters, "PROJECT", tmp_path)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
     for name in ("PEERS_PYTHON", "PORTABLE_PYTHON"):
         monkeypatch.delenv(name, raising=False)
@@ -198,7 +198,7 @@ def test_every_installed_peer_agrees_with_torch(
 _REPLY = """
 import json, sys
 from pathlib import Path
-from bench.backends.ctranslate2 import CTranslate2Backend, convert
+from bench.peers.ctranslate2 import CTranslate2Backend, convert
 from serve.dialogue import Dialogue
 from serve.options import SamplingOptions
 convert(Path(sys.argv[1]), Path(sys.argv[2]), "float32", 1)
@@ -229,7 +229,7 @@ def test_ctranslate2_replies_by_its_own_loop(tiny_checkpoint: Path, tmp_path: Pa
 _TOKENIZE = """
 import json, sys
 from pathlib import Path
-from bench.backends.llama_cpp import LlamaCppBackend, convert
+from bench.peers.llama_cpp import LlamaCppBackend, convert
 convert(Path(sys.argv[1]), Path(sys.argv[2]), "F32", 1)
 backend = LlamaCppBackend(sys.argv[2], 1, "cpu")
 print(json.dumps([backend.tokenize(text) for text in json.loads(sys.argv[3])]))

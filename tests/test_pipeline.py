@@ -15,9 +15,9 @@ import pytest
 
 from chitchat.errors import BadInput
 from chitchat.lineage import hash_files, sha256
-from compress.pipeline import StageFailed, run
+from chitchat_compress.pipeline.run import StageFailed, run
 
-FAKE = Path(__file__).with_name("fake_compress.py")
+FAKE = Path(__file__).parent / "support" / "fake_compress.py"
 RECIPE = """
 data:      {run: data, corpora: [CORPUS], vocab-size: 300}
 teacher:   {run: train, from: data, layers: 2}
@@ -60,12 +60,12 @@ class Bench:
     def start(self) -> "subprocess.Popen[str]":
         """A run in a process and a group of its own, as a shell starts it."""
         code = (
-            "import sys; from pathlib import Path; from compress.pipeline import run\n"
+            "import sys; from pathlib import Path; from chitchat_compress.pipeline.run import run\n"
             "try: run(Path(sys.argv[1]), Path(sys.argv[2]), command=sys.argv[3:])\n"
             "except KeyboardInterrupt: sys.exit(130)"
         )
         argv = [sys.executable, "-c", code, str(self.recipe), str(self.out), *self.command()]
-        environment = {**os.environ, "PYTHONPATH": str(FAKE.parents[1])}
+        environment = {**os.environ, "PYTHONPATH": str(FAKE.parents[2])}
         return subprocess.Popen(argv, start_new_session=True, stdout=subprocess.DEVNULL, text=True, env=environment)
 
     def wait_for(self, word: str) -> None:
@@ -80,7 +80,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setenv("PYTHONPATH", str(FAKE.parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(FAKE.parents[2]))
     return Bench(tmp_path)
 
 
@@ -301,8 +301,8 @@ quantized: {{run: quantize, from: pruned, data: data, scheme: w8}}
 bundle:    {{run: export, from: quantized, data: data}}
 report:    {{run: bench, models: [teacher, bundle], data: data, prompt-tokens: 16, new-tokens: 8, repetitions: 2}}
 """)
-    argv = [sys.executable, "-m", "compress", "run", str(recipe), "--out", str(out), "--json"]
-    root = FAKE.parents[1]
+    argv = [sys.executable, "-m", "chitchat_compress", "run", str(recipe), "--out", str(out), "--json"]
+    root = FAKE.parents[2]
     first = subprocess.Popen(argv, cwd=root, start_new_session=True, stdout=subprocess.DEVNULL)
     while not list(out.glob(".teacher.*/plan.json")) and first.poll() is None:
         time.sleep(0.02)

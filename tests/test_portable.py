@@ -10,10 +10,10 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from bundles import random_gpt2
+from support.bundles import random_gpt2
 from transformers import GPT2LMHeadModel
 
-import compress.interpreters
+import chitchat.system.interpreters
 from chitchat.checkpoint import load_model, load_tokenizer
 from chitchat.errors import BadInput, WorkFailed
 from export.parity import parity_prompts
@@ -146,7 +146,7 @@ def test_where_there_is_no_optimum_the_line_to_type_is_told(tmp_path: Path, monk
     """Stops a traceback about a module after minutes of work."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PORTABLE_PYTHON", raising=False)
-    monkeypatch.setattr(compress.interpreters, "PROJECT", tmp_path)
+    monkeypatch.setattr(chitchat.system.interpreters, "PROJECT", tmp_path)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
     told = (
         r"--target portable: needs optimum, in an environment of its own: make portable \(.*chitchat-compress\[portable"
@@ -202,7 +202,15 @@ def test_what_ends_the_export_ends_optimum(
     number: signal.Signals, portable_python: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     """An exporter that outlived its parent wrote into the folder of the next run."""
-    command = [sys.executable, "-m", "compress", "export", str(tiny_checkpoint), "--out", str(tmp_path / "out" / "b")]
+    command = [
+        sys.executable,
+        "-m",
+        "chitchat_compress",
+        "export",
+        str(tiny_checkpoint),
+        "--out",
+        str(tmp_path / "out" / "b"),
+    ]
     command += ["--target", "portable", "--portable-python", portable_python]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None

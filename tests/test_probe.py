@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-import bench.probe
-from bench.backends.engine import EngineBackend
-from bench.phantom import bundle_bytes
-from bench.probe import TOKEN_BYTES, Clock
+import bench.cost.probe
+from bench.cost.probe import TOKEN_BYTES, Clock
+from bench.cost.random_bundle import bundle_bytes
+from bench.models.engine import EngineBackend
 from chitchat.errors import BadInput
 from compress.prune.shape import Shape
 
@@ -19,7 +19,7 @@ LARGE = replace(SMALL, layers=24, ffn=512)
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting for threads: one runs."""
-    monkeypatch.setattr(bench.probe, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(bench.cost.probe, "_SETTLE_S", 0.0)
 
 
 @pytest.mark.usefixtures("quick")
@@ -68,7 +68,7 @@ def test_shapes_that_do_not_fit_into_memory_together_are_measured_all_the_same(m
     monkeypatch.setattr(
         Clock, "_replies", lambda self, shapes, rounds: opened.append(shapes) or replies(self, shapes, 1)
     )
-    monkeypatch.setattr(bench.probe, "_HELD_BYTES", 1)
+    monkeypatch.setattr(bench.cost.probe, "_HELD_BYTES", 1)
     times = Clock("w8", threads=1).measure([SMALL, LARGE], rounds=1)
     assert opened == [[SMALL], [LARGE]]
     assert min(times) > 0

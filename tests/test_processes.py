@@ -92,7 +92,7 @@ def test_a_verb_works_and_speaks_whatever_was_left_behind(verb, left, tiny_data,
         "prune": [tiny_checkpoint, "--data", tiny_data, "--layers", 1, "--heal-epochs", 0.2],
         "quantize": [tiny_checkpoint, "--data", tiny_data, "--scheme", "w4", "--method", "kd", "--kd-minutes", 0.02],
     }[verb]
-    command = [sys.executable, "-m", "compress", verb, *map(str, arguments), "--out", str(out), "--json"]
+    command = [sys.executable, "-m", "chitchat_compress", verb, *map(str, arguments), "--out", str(out), "--json"]
     environment = {**os.environ, **left, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr

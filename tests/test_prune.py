@@ -14,13 +14,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
 from chitchat.data.dataset import build_dataset, open_dataset
 from chitchat.errors import BadInput
-from chitchat.folder import staged_folder
 from chitchat.lineage import Stage, identity, read_lineage
+from chitchat.system.folder import staged_folder
 from chitchat.training.stopwatch import Stopwatch
-from compress.distill.task import Task
+from compress.distill.run import Task
 from compress.prune import rounds
-from compress.prune.cut import Knife
 from compress.prune.options import PruneOptions
+from compress.prune.pruner import Knife
 from compress.prune.stage import plan, prune
 from compress.quantize.stage import quantize
 
@@ -186,7 +186,16 @@ def test_resuming_with_other_options_is_refused(
 def test_two_processes_make_one_checkpoint(tmp_path: Path, deep_checkpoint: Path, tiny_data: Path) -> None:
     """Stops a launcher whose processes choose different shapes, wait for each other for ever, or write twice."""
     options = ["--keep", "0.4", "--candidates", "2", "--heal-epochs", "2", "--json"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "compress"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "chitchat_compress",
+    ]
     arguments = ["prune", str(deep_checkpoint), "--data", str(tiny_data), "--out", str(tmp_path / "two"), *options]
     root = str(Path(__file__).parents[1])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}

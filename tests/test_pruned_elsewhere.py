@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from bundles import random_gpt2
+from support.bundles import random_gpt2
 from transformers import AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
 from chitchat.checkpoint import load_tokenizer, save_checkpoint
-from chitchat.folder import staged_folder
 from chitchat.lineage import Stage
+from chitchat.system.folder import staged_folder
 from compress.prune.options import PruneOptions
 from compress.prune.stage import prune
 from export.portable import check_portable, export_portable
@@ -144,7 +144,7 @@ def test_our_engine_generates_the_tokens_of_transformers(
 _PEER = """
 import json, sys
 from pathlib import Path
-from bench.backends.llama_cpp import LlamaCppBackend, write_gguf
+from bench.peers.llama_cpp import LlamaCppBackend, write_gguf
 checkpoint, path, prompts, count, end = sys.argv[1:]
 write_gguf(Path(checkpoint), Path(path))
 backend = LlamaCppBackend(path, 1, "cpu")

@@ -5,9 +5,9 @@ import math
 from pathlib import Path
 
 import pytest
-from families import tiny_family
+from support.families import tiny_family
 
-from bench.quality.measure import Quality, Task, evaluate, measure_quality, open_held_out
+from bench.evaluate.measure import Quality, Task, evaluate, measure_quality, open_held_out
 from chitchat.errors import BadInput
 
 
@@ -86,7 +86,7 @@ def test_every_interval_holds_its_figure(family: dict[str, Path], tiny_data: Pat
 
 def test_the_same_figures_come_each_time_and_through_json(family: dict[str, Path], tiny_data: Path) -> None:
     """A report could not be computed again from what it had kept; a clock or a global seed changed replies."""
-    from bench.model import open_model
+    from bench.models.open import open_model
 
     data = open_held_out(tiny_data)
     first, second = (
@@ -115,8 +115,8 @@ def test_a_teacher_of_another_vocabulary_is_refused(
     """KL between ids that mean other words was a number all the same."""
     from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
     from chitchat.data.dataset import build_dataset
-    from chitchat.folder import staged_folder
     from chitchat.lineage import Stage
+    from chitchat.system.folder import staged_folder
 
     build_dataset([str(tiny_corpus)], tmp_path / "data", vocab_size=290)
     with staged_folder(tmp_path / "other", "checkpoint") as staging:
@@ -135,8 +135,8 @@ def test_a_teacher_of_a_shorter_context_sets_the_window(tiny_data: Path, family:
     from transformers import GPT2LMHeadModel
 
     from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
-    from chitchat.folder import staged_folder
     from chitchat.lineage import Stage
+    from chitchat.system.folder import staged_folder
 
     full = load_model(family["checkpoint"])
     config = type(full.config)(**{**full.config.to_dict(), "n_positions": 24})

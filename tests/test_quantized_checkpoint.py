@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rounded import rounded_checkpoint
 from safetensors.numpy import load_file, save_file
+from support.rounded import rounded_checkpoint
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from chitchat.checkpoint import load_model, load_tokenizer
 from chitchat.errors import BadInput
-from chitchat.folder import staged_folder
 from chitchat.lineage import Stage, read_lineage
-from compress.quantize.activations import input_ranges
+from chitchat.system.folder import staged_folder
+from compress.calibrate.ranges import input_ranges
 from compress.quantize.blockwise import BlockTensor, dequantize_blocks, quantize_blocks
 from compress.quantize.channelwise import ChannelTensor, dequantize_channels, quantize_channels
 from compress.quantize.checkpoint import WEIGHTS, is_conv1d, load_quantized, matrix_shapes, save_quantized

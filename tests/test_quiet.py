@@ -9,12 +9,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from support.traced import Trace, need_no_network, need_strace, trace
 from test_imports import FILES, ROOT
-from traced import Trace, need_no_network, need_strace, trace
 
 from serve.quiet import ABSENT, LOUD, SWITCHES
 
-COMPRESS = (sys.executable, "-m", "compress")
+COMPRESS = (sys.executable, "-m", "chitchat_compress")
 # matplotlib keeps its list of the machine's fonts, which takes seconds to make.
 FONTS, PARENTS = (".cache/matplotlib/", ".config/matplotlib/"), (".cache", ".config")
 
@@ -37,7 +37,7 @@ def loud_imports(source: str) -> list[str]:
             names = [node.module or ""]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
             names = [str(getattr(argument, "value", "onnxruntime")) for argument in node.args[:1]]
-            names = [] if ast.unparse(node.args[0]).startswith("f'bench.backends.") else names
+            names = [] if ast.unparse(node.args[0]).startswith("f'bench.peers.") else names
         found += [f"{node.lineno}: {ast.unparse(node)}" for name in names if name.split(".")[0] in LOUD]
     return found
 
@@ -110,7 +110,11 @@ def test_onnxruntime_by_itself_leaves_something_and_through_load_nothing(tmp_pat
     if not plain.in_home():
         pytest.skip("this onnxruntime leaves nothing in the home folder by itself")
     quiet = trace(
-        [sys.executable, "-c", "from serve.engine import Engine; from serve.variant import find_providers as f; f()"],
+        [
+            sys.executable,
+            "-c",
+            "from serve.engine import Engine; from serve.graph_selection import find_providers as f; f()",
+        ],
         tmp_path,
     )
     assert quiet.code == 0, quiet.said
@@ -137,8 +141,8 @@ model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
 ov.Core().compile_model(model, "CPU")(numpy.ones((1, 64), numpy.float32))
 """,
     "onnxruntime-genai": "from serve.quiet import load; load('onnxruntime_genai').Config",
-    "ctranslate2": "from bench.runtimes import open_backend; open_backend('ctranslate2')",
-    "llama.cpp": "from bench.runtimes import open_backend; open_backend('llama.cpp')",
+    "ctranslate2": "from bench.models.runtimes import open_backend; open_backend('ctranslate2')",
+    "llama.cpp": "from bench.models.runtimes import open_backend; open_backend('llama.cpp')",
 }
 
 
@@ -211,7 +215,7 @@ def test_a_folder_that_is_missing_asks_no_hub(tmp_path: Path) -> None:
     assert_quiet(found)
 
 
-@pytest.mark.parametrize("program", [("-m", "serve"), ("-m", "compress", "serve")], ids=["serve", "compress"])
+@pytest.mark.parametrize("program", [("-m", "serve"), ("-m", "chitchat_compress", "serve")], ids=["serve", "compress"])
 def test_a_server_with_a_request_is_quiet(program: tuple[str, ...], tiny_bundle: Path, tmp_path: Path) -> None:
     """An edge box told an events host that it was there."""
 

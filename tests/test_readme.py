@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ROOMS = ("chitchat", "compress", "serve", "export", "bench", "recipes")
+ROOMS = ("chitchat", "compress", "serve", "export", "bench", "chitchat_compress")
 
 
 def tree_in_readme() -> set[str]:
@@ -51,7 +51,8 @@ def test_every_verb_is_in_readme_and_every_verb_in_readme_exists() -> None:
         [
             sys.executable,
             "-c",
-            "from compress.cli import app\nfor c in app.registered_commands: print(c.name or c.callback.__name__)",
+            "from chitchat_compress.cli.app import app\n"
+            "for c in app.registered_commands: print(c.name or c.callback.__name__)",
         ],
         cwd=ROOT,
         capture_output=True,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from chitchat.errors import BadInput
-from compress.recipe import VERBS, StageRef, default_recipe, read_recipe
+from chitchat_compress.pipeline.recipe import VERBS, StageRef, default_recipe, read_recipe
 
 GOOD = "data: {run: data, corpora: [byu]}\nteacher: {run: train, from: data, layers: 2}\n"
 
@@ -34,7 +34,7 @@ def test_every_option_of_a_recipe_is_one_of_the_command_line(verb: str) -> None:
     """An option that the recipe knows and the command does not failed after ten minutes of training."""
     import typer
 
-    from compress.cli import app
+    from chitchat_compress.cli.app import app
 
     command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
     known = {name.removeprefix("--") for parameter in command.params for name in parameter.opts}
@@ -111,7 +111,7 @@ other: {{run: export, from: {tmp_path / "mine"}}}
 
 def test_a_flag_is_true_or_false(tmp_path: Path) -> None:
     """`--genai False` is a usage error, after the hours of the stages before."""
-    from compress.pipeline import _argv
+    from chitchat_compress.pipeline.run import _argv
 
     text = (
         GOOD + "a: {run: export, from: teacher, genai: true, kv: int8}\nb: {run: export, from: teacher, genai: false}"

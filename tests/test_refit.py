@@ -5,13 +5,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from compress.calibration import divergence
+from compress.calibrate.calibration import divergence
+from compress.calibrate.ridge import Ridge
 from compress.prune.importance import score_units
 from compress.prune.layers import keep_layers
 from compress.prune.refit import refit
 from compress.prune.shape import Shape
 from compress.prune.slicing import Kept, slice_model
-from compress.ridge import Ridge
 
 VOCAB, CONTEXT = 60, 24
 

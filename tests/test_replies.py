@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import DIALOGUE, exported, random_gpt2
+from support.bundles import DIALOGUE, exported, random_gpt2
 
-from bench.quality.replies import SAMPLING, Prompt, Reply, draw_replies, health_prompts
-from bench.quality.runtime import EngineRuntime, TorchRuntime
+from bench.evaluate.replies import SAMPLING, Prompt, Reply, draw_replies, health_prompts
+from bench.models.runtime import EngineRuntime, TorchRuntime
 from chitchat.dialogue import Dialogue
 from serve.engine import Engine
 

@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import tiny_family
+from support.families import tiny_family
 from test_cuda_graph import why_not_cuda
 
-from bench.controller import Job, Measurement
-from bench.latency import Measured
-from bench.lineup import unique_names
+from bench.models.runtimes import open_backend
 from bench.report.candidates import pruning_candidates
 from bench.report.document import as_markdown, print_table, read_report
 from bench.report.notes import notes
 from bench.report.rows import build_rows
-from bench.runtimes import open_backend
-from bench.stage import bench
-from bench.work import Work, make_prompts
+from bench.run.controller import Job, Measurement
+from bench.run.entries import unique_names
+from bench.run.options import Work, make_prompts
+from bench.run.rounds import Measured
+from bench.run.stage import bench
 from chitchat.errors import BadInput, WorkFailed
 from export.stage import export
 
@@ -276,7 +276,7 @@ def test_when_no_model_can_be_measured_the_work_failed_and_no_folder_is_left(
 ) -> None:
     """An empty report was written and the exit code was 0."""
     lost = Measured([measurement("a", 1.0, error="was killed by SIGKILL")])
-    monkeypatch.setattr("bench.stage.measure", lambda jobs, plan: lost)
+    monkeypatch.setattr("bench.run.stage.measure", lambda jobs, plan: lost)
     with pytest.raises(WorkFailed, match="was killed by SIGKILL"):
         bench([str(family["bundle-fp32"])], tmp_path / "out", work=Work(8, 4))
     assert not (tmp_path / "out").exists()
@@ -286,11 +286,11 @@ def test_ctrl_c_leaves_a_report_of_what_is_done(family: dict[str, Path], tmp_pat
     """An hour of samples was lost to an impatient key, or passed for a whole run."""
     code = (
         "import os, signal\n"
-        "from bench import controller, latency\n"
-        "from compress.cli import main\n"
+        "from bench.run import controller, rounds\n"
+        "from chitchat_compress.cli.app import main\n"
         "turns = iter(range(100))\n"
         "settle = lambda: os.kill(os.getpid(), signal.SIGINT) if next(turns) == 10 else None\n"
-        "controller.settle = latency.settle = settle\n"
+        "controller.settle = rounds.settle = settle\n"
         "main()"
     )
     models = [str(family["bundle-fp32"]), str(family["bundle-w8"])]

@@ -8,14 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import controller, latency
-from bench.agreement import is_tie
-from bench.controller import Job, Plan
-from bench.latency import Measured, measure
-from bench.scenarios import ROUNDS, SCENARIOS, STARTS, TURNS, WIDTHS, prompt_lengths, scenario_figures, thread_counts
-from bench.timing import latency_figures
+from bench.run import controller, rounds
+from bench.run.agreement import is_tie
+from bench.run.controller import Job, Plan
+from bench.run.rounds import Measured, measure
+from bench.run.scenarios import (
+    ROUNDS,
+    SCENARIOS,
+    STARTS,
+    TURNS,
+    WIDTHS,
+    prompt_lengths,
+    scenario_figures,
+    thread_counts,
+)
+from bench.run.timing import latency_figures
 
-TIMED = Path(__file__).with_name("timed_worker.py")
+TIMED = Path(__file__).parent / "support" / "timed_worker.py"
 PROMPTS = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
 
@@ -154,7 +163,7 @@ def test_a_run_that_is_stopped_keeps_its_complete_rounds(tmp_path: Path, monkeyp
         if settled == 2 + 3 + 3 + 2:  # a round of warm-up, two rounds and the bandwidths after them, half of a third
             raise KeyboardInterrupt
 
-    for module in (controller, latency):
+    for module in (controller, rounds):
         monkeypatch.setattr(module, "settle", settle)
     measured = run(tmp_path, ["a 0 0 0", "b 0 0 0"])
     assert measured.partial
@@ -170,7 +179,7 @@ def test_stopped_before_the_first_round_there_is_nothing_to_report(
     def settle() -> None:
         raise KeyboardInterrupt
 
-    for module in (controller, latency):
+    for module in (controller, rounds):
         monkeypatch.setattr(module, "settle", settle)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, ["a 0 0 0"])

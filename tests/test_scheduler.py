@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import exported, random_gpt2
+from support.bundles import exported, random_gpt2
 
 from serve.engine import Engine
 from serve.errors import BadRequest, ContextExceeded, ServeError

@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from bundles import exported, random_gpt2
 from starlette.applications import Starlette
-from tiny_codecs import byte_level, word_piece
+from support.bundles import exported, random_gpt2
+from support.tiny_codecs import byte_level, word_piece
 
 from serve.app import Settings, create_app
 from serve.bundle import Bundle

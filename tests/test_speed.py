@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.backends.engine import EngineBackend
 from bench.machine.bandwidth import reader
+from bench.models.engine import EngineBackend
 
 ROOT = Path(__file__).parents[1]
 

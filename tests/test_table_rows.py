@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from bench.model import open_model
-from bench.quality.measure import evaluate
+from bench.evaluate.measure import evaluate
+from bench.models.open import open_model
 from chitchat.checkpoint import load_tokenizer, save_checkpoint
 from chitchat.data.dataset import open_dataset
 from chitchat.dialogue import unassigned_ids
-from chitchat.folder import staged_folder
 from chitchat.lineage import Stage
+from chitchat.system.folder import staged_folder
 from compress.distill.samples import teacher_conversations
 from export.stage import export
 from serve.options import SamplingOptions

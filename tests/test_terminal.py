@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tiny_codecs import byte_level
+from support.tiny_codecs import byte_level
 
 from serve.dialogue import Dialogue
 from serve.options import SamplingOptions

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_codecs import SENTENCES, SPECIAL, byte_level, word_piece
+from support.tiny_codecs import SENTENCES, SPECIAL, byte_level, word_piece
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from chitchat.tokenizer import read_vocab_txt, train_tokenizer

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.timing import is_busy, latency_figures, ratio_interval, round_ratios, speed_ratio, spread
+from bench.run.timing import is_busy, latency_figures, ratio_interval, round_ratios, speed_ratio, spread
 
 
 def sample(ttft: float, steps: list[float]) -> dict:

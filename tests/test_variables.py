@@ -2,7 +2,7 @@
 
 import pytest
 
-from compress.variables import Unset, expand
+from chitchat_compress.pipeline.variables import Unset, expand
 
 HERE = {"NAME": "models", "SHARE": "0.5", "COUNT": "12", "FLAG": "true", "EMPTY": "", "ODD": "a: [", "RATE": "1e-4"}
 

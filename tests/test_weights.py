@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import random_gpt2, weights_of
+from support.bundles import random_gpt2, weights_of
 
 from chitchat.errors import BadInput
 from export.bundle import write_graph

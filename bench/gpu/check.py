@@ -32,12 +32,12 @@ from chitchat.errors import BadInput, ChitchatError
 from chitchat.lineage import sha256
 
 GRACE_S = 20.0  # for a step that was told to end: the bench writes what it has
-ROOMS = ("chitchat", "compress", "serve", "export", "bench")
+ROOMS = ("chitchat", "compress", "serve", "export", "bench", "chitchat_compress")
 PEERS = "torch-fp16"
 MODELS = ("checkpoint", "whole", "whole-w4")  # as `bench.gpu.models` names them, which needs what is not installed yet
 RUNTIMES = (
     "import sys; from serve.quiet import load; ort = load('onnxruntime'); import torch, transformers, datasets, onnx; "
-    "from serve.variant import find_providers; found = find_providers(); print('onnxruntime', ort.__version__, "
+    "from serve.graph_selection import find_providers; found = find_providers(); print('onnxruntime', ort.__version__, "
     "*found, 'torch', torch.__version__, 'transformers', transformers.__version__); "
     "sys.exit('CUDAExecutionProvider' not in found and '--rehearse' not in sys.argv)"
 )
@@ -172,7 +172,7 @@ def _bench(check: Check, models: Path, *, rehearse: bool) -> list[dict[str, Any]
     if rehearse:
         work += ["--repetitions", "2"]
     names = [str(models / name) for name in MODELS]
-    result = check.run(Step("bench", (sys.executable, "-m", "compress", "bench", *names, *work)))
+    result = check.run(Step("bench", (sys.executable, "-m", "chitchat_compress", "bench", *names, *work)))
     if not (report / "report.json").is_file():
         return []
     found = json.loads((report / "report.json").read_text(encoding="utf-8"))

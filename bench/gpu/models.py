@@ -6,7 +6,7 @@ Each bundle has both graphs: float32 for the CPU with float16 for CUDA, and 4-bi
 import sys
 from pathlib import Path
 
-from bench.standard import WHOLE, make_checkpoint, make_integers
+from bench.run.standard import WHOLE, make_checkpoint, make_integers
 from chitchat.errors import ChitchatError
 from export.stage import export
 

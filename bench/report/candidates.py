@@ -7,7 +7,7 @@ measured), chosen, steps}. Figures are those that the choice was made on: on few
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.measured import MeasuredModel
+from bench.models.handle import MeasuredModel
 
 
 def pruning_candidates(names: Sequence[str], models: Sequence[MeasuredModel]) -> dict[str, list[dict[str, Any]]]:

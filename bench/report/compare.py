@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.quality.measure import Quality
+from bench.evaluate.measure import Quality
 from bench.report.document import FORMAT
-from bench.timing import Floats, medians, percentiles, round_ratios, total_ms
+from bench.run.timing import Floats, medians, percentiles, round_ratios, total_ms
 from chitchat.errors import BadInput
 
 SIZE_COUNTS, MEMORY_COUNTS = 0.01, 0.05

@@ -20,22 +20,22 @@
         peak_rss_mb                of the model's processes after generating, before scoring
         device_mb                  GPU memory by the driver's count; null on the CPU
         agreement                  {agrees, compared, ties, why}: the greedy ids of the row's runtime at full precision
-                                   against the first row's (bench/agreement.py); null where nobody was asked
+                                   against the first row's (bench/run/agreement.py); null where nobody was asked
         cold_start_s               a new process until its first token: one start, with --full the median of three
         reply_ms_p50, _p95, reply_first_ms_p50, reply_tokens_per_s      whole replies, text to text, sampled
         turns_ms, turns_last_ttft_ms    a conversation of several turns: all of it, and the last one's first token
         together_N_tokens_per_s, together_N_tpot_ms_p99   N conversations at once: in sum, and each one's tail
         perplexity, bits_per_byte, token_accuracy, eval_tokens   on held-out conversations; null without data
-        kl, kl_p99, top1, kl_tokens     against the first row's predictions (see bench/quality/divergence.py)
+        kl, kl_p99, top1, kl_tokens     against the first row's predictions (see bench/evaluate/divergence.py)
         distinct_1, distinct_2, repetition_4, empty_replies, unfinished_replies, reply_tokens, replies
-                                        of replies to the same held-out prompts (see bench/quality/health.py)
+                                        of replies to the same held-out prompts (see bench/evaluate/reply_stats.py)
         perplexity_ratio, distinct_2_ratio, repetition_4_difference   against the first row, paired by conversation
         NAME_interval                   [low, high], 95 % over conversations, of most of these figures
         error                      last words of a worker that was lost, else null; its figures are null then
     samples      {name: [{ttft_ms, token_ms, ids, cpu_s}]}: every timed sample, by round
-    scenarios    {name: {scenario: raw samples}}: see bench/scenarios.py
+    scenarios    {name: {scenario: raw samples}}: see bench/run/scenarios.py
     bandwidth_gb_per_s   [round]: what all threads read from memory together
-    quality      {name: bench.quality.measure.Quality}: sums by conversation, replies as texts
+    quality      {name: bench.evaluate.measure.Quality}: sums by conversation, replies as texts
     candidates   {name: [{shape, parameters, perplexity, kl, ms_per_token, chosen, steps}]}: the shapes that were tried
                  when a row's model, or one that it was made from, was pruned; each search stands once
     settings     prompt_tokens, new_tokens, repetitions, warmups, seed, data (sha256 or null), context (tokens of a

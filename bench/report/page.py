@@ -15,7 +15,7 @@ from bench.report.charts import curves, distribution, tradeoff
 from bench.report.notes import SCENARIO_NOTES, notes
 from bench.report.plots import LOSS, SIZE, SPEED
 from bench.report.tables import TEXT, Table, is_wrong, main_table, mark, scenario_table
-from bench.timing import latency_figures
+from bench.run.timing import latency_figures
 
 # What a column of the table is, and how it was taken.
 MEANING = {

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bench.controller import Measurement
-from bench.latency import Measured
-from bench.measured import MeasuredModel
-from bench.peers import PeerModel
-from bench.quality.measure import Quality
+from bench.evaluate.measure import Quality
+from bench.models.handle import MeasuredModel
+from bench.peers.builder import PeerModel
 from bench.report.tables import is_wrong
-from bench.scenarios import scenario_figures
-from bench.timing import ceiling_share, is_busy, latency_figures, ratio_interval, speed_ratio
+from bench.run.controller import Measurement
+from bench.run.rounds import Measured
+from bench.run.scenarios import scenario_figures
+from bench.run.timing import ceiling_share, is_busy, latency_figures, ratio_interval, speed_ratio
 
 MB = 1_000_000
 # Figures of `Quality.figures` that a row holds; those of _BOUNDED have an interval.

@@ -28,9 +28,9 @@ from chitchat.data.figures import Counter, report_figures, tell
 from chitchat.data.survey import SAMPLE_BYTES, Survey, conversation_key, open_validation, survey
 from chitchat.dialogue import FAMILIES, Dialogue, dialogue_of, encode_text
 from chitchat.errors import BadInput, WorkFailed
-from chitchat.folder import OUR_FILES, check_output, staged_folder
 from chitchat.formats.tokenizer_files import save_tokenizer
 from chitchat.lineage import Stage, sha256, write_lineage
+from chitchat.system.folder import OUR_FILES, check_output, staged_folder
 from chitchat.tokenizer import check_vocab_size, open_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:

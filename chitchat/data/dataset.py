@@ -19,9 +19,9 @@ from chitchat.data.builder import SPLITS, build_dataset
 from chitchat.data.windows import RaggedColumn, Windows, collate
 from chitchat.dialogue import Dialogue, unassigned_ids, with_banned
 from chitchat.errors import BadInput
-from chitchat.folder import OUR_FILES
 from chitchat.formats.same_tokenizer import tokenizer_differences
 from chitchat.lineage import LINEAGE, identity, verify_lineage
+from chitchat.system.folder import OUR_FILES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from chitchat.folder import write_json
+from chitchat.system.folder import write_json
 
 CLOCK = "clock.json"
 NOTE_SECONDS = 5.0  # between two notes in the file: what a kill can make a resumed run forget, at most

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from chitchat.checkpoint import load_model, save_checkpoint
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput
-from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import Stage, identity
 from chitchat.score import score, torch_scorer
+from chitchat.system.folder import check_output, staged_folder
 from chitchat.tokenizer import tokenizer_of
 from chitchat.training.curve import save_curve
 from chitchat.training.objective import NextToken

@@ -23,7 +23,7 @@ from transformers.trainer_callback import TrainerState
 
 from chitchat.data.windows import collate
 from chitchat.errors import BadInput, WorkFailed
-from chitchat.folder import is_disk_full
+from chitchat.system.folder import is_disk_full
 from chitchat.training.batches import GlobalBatches, ProcessBatches, TrainingWindows, share_out
 from chitchat.training.callbacks import Progress, Schedule
 from chitchat.training.objective import Objective, Trainable, fused_gelu

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chitchat.errors import BadInput
-from chitchat.folder import write_json
+from chitchat.system.folder import write_json
 from chitchat.training.rate import Decision
 
 MARKER = "complete"

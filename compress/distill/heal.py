@@ -1,7 +1,7 @@
 """Healing: a pruned student learns the next-token distribution of its teacher.
 
 First it reads the corpus, and conversations of the teacher where the corpus is small; the last part of the budget goes
-to its own replies, written anew every round (`compress.distill.own_replies`). What is minimised stands in
+to its own replies, written anew every round (`compress.distill.on_policy`). What is minimised stands in
 `compress.distill.objective`, how a run is planned, killed and resumed in `chitchat.training.trainer`. The work folder:
 
     heal.json           what the budget is spent on, decided once, and when it has to end
@@ -22,7 +22,7 @@ from transformers import GPT2LMHeadModel
 
 from chitchat.data.dataset import ChatData
 from chitchat.errors import BadInput
-from chitchat.folder import write_json
+from chitchat.system.folder import write_json
 from chitchat.training.batches import TrainingWindows
 from chitchat.training.options import FitResult
 from chitchat.training.processes import Processes
@@ -30,10 +30,10 @@ from chitchat.training.stopwatch import CLOCK, Stopwatch
 from chitchat.training.trainer import fit, step_seconds, weights_sha256
 from chitchat.training.workfolder import MARKER, WorkFolder, read_keyed
 from compress.distill.budget import Budget, share_budget
+from compress.distill.on_policy import OwnPart, heal_on_own_replies
 from compress.distill.options import HealOptions
-from compress.distill.own_replies import OwnPart, heal_on_own_replies
+from compress.distill.run import Task, dropout
 from compress.distill.samples import Joined, SampledWindows, teacher_conversations
-from compress.distill.task import Task, dropout
 
 _SAMPLING_SHARE = 0.25  # of the minutes that the teacher may write, at most
 _USED_SHARE = 0.8  # of the minutes that are steps

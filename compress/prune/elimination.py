@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from chitchat.training.objective import next_token_loss
-from compress.calibration import Batch
-from compress.halves import embed, halves
+from compress.calibrate.calibration import Batch
+from compress.calibrate.sublayers import embed, halves
 
 Floats = NDArray[np.float64]
 

@@ -24,7 +24,7 @@ from transformers import GPT2LMHeadModel
 
 from chitchat.errors import BadInput
 from chitchat.training.objective import last_hidden, next_token_loss
-from compress.calibration import Batch
+from compress.calibrate.calibration import Batch
 from compress.prune.elimination import unit_scores
 from compress.prune.shape import Shape
 from compress.prune.slicing import Kept

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from compress.calibration import Batch
-from compress.halves import Half, embed, halves
+from compress.calibrate.calibration import Batch
+from compress.calibrate.ridge import DAMPING, Ridge, fit_final_norm
+from compress.calibrate.sublayers import Half, embed, halves
 from compress.prune.slicing import Kept
-from compress.ridge import DAMPING, Ridge, fit_final_norm
 
 
 @torch.no_grad()

@@ -28,9 +28,9 @@ from chitchat.data.builder import FEATURES, SPLITS, save_split, split_writer
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.data.figures import Counter, split_figures
 from chitchat.dialogue import Dialogue, encode_text
-from chitchat.folder import OUR_FILES, staged_folder
 from chitchat.formats.tokenizer_files import save_tokenizer
 from chitchat.lineage import Stage, write_lineage
+from chitchat.system.folder import OUR_FILES, staged_folder
 
 _ROWS_AT_ONCE = 1000
 _UNKNOWN_LIMIT = 0.01

@@ -18,14 +18,14 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from chitchat.checkpoint import load_model, save_checkpoint
 from chitchat.data.dataset import ChatData
-from chitchat.folder import staged_folder
 from chitchat.lineage import LINEAGE, Stage, read_lineage
+from chitchat.system.folder import staged_folder
 from chitchat.training.processes import Processes
 from chitchat.training.stopwatch import Stopwatch
-from compress.calibration import measure
+from compress.calibrate.calibration import measure
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
-from compress.prune.cut import Cut, Knife
+from compress.prune.pruner import Cut, Knife
 from compress.prune.shape import Shape, candidate_shapes
 
 # Of the parameters that stay. A budget of a half buys shapes a little below it, and there the first of two rounds took

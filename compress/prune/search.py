@@ -17,11 +17,11 @@ from transformers import GPT2LMHeadModel
 from chitchat.data.dataset import ChatData
 from chitchat.training.processes import Processes
 from chitchat.training.stopwatch import Stopwatch
-from compress.calibration import calibration_batches, divergence, mean_loss
+from compress.calibrate.calibration import calibration_batches, divergence, mean_loss
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
-from compress.prune.cut import TRIAL_TOKENS, Knife
 from compress.prune.plan import Candidate
+from compress.prune.pruner import TRIAL_TOKENS, Knife
 
 SEARCH_SHARE = 0.2  # of the healing budget goes to trials
 LEAST_MINUTES, LEAST_STEPS = 1.0, 30  # of a trial: less says no more than the refit does

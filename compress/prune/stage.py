@@ -29,17 +29,17 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from chitchat.checkpoint import load_model, save_checkpoint
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput
-from chitchat.folder import check_output, is_disk_full, staged_folder, write_json
 from chitchat.lineage import Stage, identity
+from chitchat.system.folder import check_output, is_disk_full, staged_folder, write_json
 from chitchat.tokenizer import tokenizer_of
 from chitchat.training.processes import Processes
 from chitchat.training.stopwatch import CLOCK, Stopwatch
 from chitchat.training.workfolder import read_keyed
-from compress.calibration import measure
+from compress.calibrate.calibration import measure
 from compress.distill.options import HealOptions
-from compress.prune.cut import Knife
 from compress.prune.options import PruneOptions
 from compress.prune.plan import Candidate, Clock, plan_candidates
+from compress.prune.pruner import Knife
 from compress.prune.retokenize import retokenize
 from compress.prune.rounds import plan_rounds, run_rounds
 from compress.prune.search import SEARCH_SHARE, trial_of, try_candidates

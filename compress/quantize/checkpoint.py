@@ -34,7 +34,7 @@ from chitchat.checkpoint import load_tokenizer, read_config
 from chitchat.errors import BadInput
 from chitchat.formats.tokenizer_files import save_tokenizer
 from chitchat.lineage import Stage, write_lineage
-from compress.quantize.activations import LINEARS
+from compress.calibrate.ranges import LINEARS
 from compress.quantize.blockwise import BlockTensor, dequantize_blocks
 from compress.quantize.channelwise import ChannelTensor, dequantize_channels
 

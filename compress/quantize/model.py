@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from compress.calibration import Batch
-from compress.quantize.activations import Range, input_ranges
+from compress.calibrate.calibration import Batch
+from compress.calibrate.ranges import Range, input_ranges
 from compress.quantize.channelwise import ChannelTensor, with_input_range
 from compress.quantize.checkpoint import (
     QuantizedCheckpoint,
@@ -21,11 +21,11 @@ from compress.quantize.checkpoint import (
     is_conv1d,
     matrix_shapes,
 )
-from compress.quantize.folding import fold
 from compress.quantize.methods import decide, decide_or_search
 from compress.quantize.rounding import block_product, channel_product
 from compress.quantize.schemes import Grid, quantization_config
 from compress.quantize.sequential import quantize_in_turn
+from compress.quantize.smoothing import fold
 
 
 @dataclass

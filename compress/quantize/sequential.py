@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-from compress.calibration import Batch
-from compress.halves import Half, embed, halves
+from compress.calibrate.calibration import Batch
+from compress.calibrate.ridge import Ridge, fit_final_norm
+from compress.calibrate.sublayers import Half, embed, halves
 from compress.quantize.checkpoint import QuantizedTensor, dequantize
-from compress.ridge import Ridge, fit_final_norm
 
 # (module, weight float32 [N, K], covariance of its input float64 [K, K] or None) to the integers
 Decide = Callable[[str, NDArray[np.float32], NDArray[np.float64] | None], QuantizedTensor]

@@ -22,12 +22,12 @@ from transformers import GPT2LMHeadModel
 from chitchat.checkpoint import load_model
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput, WorkFailed
-from chitchat.folder import check_output, staged_folder
 from chitchat.lineage import Stage, identity
+from chitchat.system.folder import check_output, staged_folder
 from chitchat.tokenizer import tokenizer_of
 from chitchat.training.processes import Processes
 from chitchat.training.stopwatch import Stopwatch
-from compress.calibration import (
+from compress.calibrate.calibration import (
     CALIBRATION_TOKENS,
     KL_TOKENS,
     calibration_batches,
@@ -35,7 +35,7 @@ from compress.calibration import (
     divergence,
     measure,
 )
-from compress.quantize.activations import input_ranges
+from compress.calibrate.ranges import input_ranges
 from compress.quantize.allocation import Allocation, Sensitivity, allocate
 from compress.quantize.blockwise import BlockTensor
 from compress.quantize.checkpoint import WEIGHTS, QuantizedTensor, is_conv1d, matrix_shapes, save_quantized

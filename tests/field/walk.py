@@ -1,7 +1,7 @@
 """Take a stand-in of each family through every verb, as its user would type them: `python tests/field/walk.py`.
 
-Each command runs as `python -m compress …` in a process of its own. The first one that fails ends the walk, with what
-it said. `--out` keeps what was made; without it everything goes into a folder that is removed.
+Each command runs as `python -m chitchat_compress …` in a process of its own. The first one that fails ends the walk,
+with what it said. `--out` keeps what was made; without it everything goes into a folder that is removed.
 """
 
 import argparse
@@ -112,7 +112,7 @@ class Walk:
         yield "eval w8", ["eval", at["bundle-w8"], *data, "--samples", "4", "--teacher", at["bundle-fp32"]], None
 
     def _verb(self, step: str, arguments: list[str], typed: str | None) -> None:
-        command = [sys.executable, "-m", "compress", *arguments, "--json"]
+        command = [sys.executable, "-m", "chitchat_compress", *arguments, "--json"]
         done = subprocess.run(
             command, input=typed or "", capture_output=True, text=True, env=environment(), cwd=self.out
         )
@@ -122,7 +122,16 @@ class Walk:
         print(f"{self.family}: {step}", flush=True)
 
     def _serve(self) -> None:
-        command = [sys.executable, "-m", "compress", "serve", str(self.out / "bundle-w8"), "--port", "0", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "chitchat_compress",
+            "serve",
+            str(self.out / "bundle-w8"),
+            "--port",
+            "0",
+            "--json",
+        ]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(), cwd=self.out) as server:
             try:
                 assert server.stdout is not None

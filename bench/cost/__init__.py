@@ -1,0 +1,1 @@
+"""What a shape costs on this machine: bundles of random weights, timed."""

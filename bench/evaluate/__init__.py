@@ -1,0 +1,1 @@
+"""Quality: likelihood, divergence, intervals, and statistics of replies."""

@@ -1,0 +1,119 @@
+"""How far a model's predictions are from a teacher's on held-out text, whatever runtime computes either of the two.
+
+KL(teacher || model) and top-1 agreement at every position that is scored. Perplexity cannot see a model that is wrong
+where its teacher was right and right where it was wrong; these do.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.evaluate.bootstrap import ratio_interval
+from bench.models.runtime import Floats, Runtime
+
+if TYPE_CHECKING:
+    from chitchat.data.dataset import Windows
+
+_LOGITS_AT_ONCE = 2**24  # of the teacher, 64 MB; between blocks the threads of one runtime stall the other
+_ROWS_AT_ONCE = 2**20  # logits in double precision, 8 MB
+
+# A window: its number, its ids, bool [ids - 1] where there is a label, the teacher's logits float32 [labels, vocab].
+_Scored = tuple[int, list[int], Any, Floats]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Sums per conversation, [conversations], and the 99th percentile over tokens.
+
+    `conversation` int64 is the number in the split; `kl` float64 in nats; `same` int64 counts positions whose likeliest
+    tokens are the same; `tokens` int64.
+    """
+
+    conversation: list[int]
+    kl: list[float]
+    same: list[int]
+    tokens: list[int]
+    kl_p99: float
+
+    def figures(self) -> dict[str, Any]:
+        """Means with their intervals: `kl` (nats per token), `kl_p99`, `top1` (share), `kl_tokens`."""
+        tokens = sum(self.tokens)
+        return {
+            "kl": sum(self.kl) / tokens,
+            "kl_interval": ratio_interval(self.kl, self.tokens),
+            "kl_p99": self.kl_p99,
+            "top1": sum(self.same) / tokens,
+            "top1_interval": ratio_interval(self.same, self.tokens),
+            "kl_tokens": tokens,
+        }
+
+
+def measure_divergence(teacher: Runtime, model: Runtime, windows: "Windows", max_tokens: int) -> Divergence | None:
+    """Compare two models of one vocabulary on the windows in order, whole windows until `max_tokens` labels.
+
+    None where the windows have no label to score.
+    """
+    numbers: list[int] = []
+    kl: list[Floats] = []
+    same: list[npt.NDArray[np.bool_]] = []
+    for block in _blocks(teacher, windows, max_tokens):
+        for number, ids, wanted, of_teacher in block:
+            of_model = model.logits(ids)[:-1][wanted]
+            numbers.append(int(windows.conversation[number]))
+            kl.append(kl_rows(of_teacher, of_model))
+            same.append(of_teacher.argmax(axis=1) == of_model.argmax(axis=1))
+    if not sum(map(len, kl)):
+        return None
+    conversation, place = np.unique(numbers, return_inverse=True)
+    columns = [[part.sum() for part in kl], [part.sum() for part in same], [len(part) for part in kl]]
+    of_kl, of_same, tokens = (np.bincount(place, weights=np.asarray(column)) for column in columns)
+    return Divergence(
+        conversation.tolist(),
+        of_kl.tolist(),
+        of_same.astype(np.int64).tolist(),
+        tokens.astype(np.int64).tolist(),
+        float(np.percentile(np.concatenate(kl), 99)),
+    )
+
+
+def _blocks(teacher: Runtime, windows: "Windows", max_tokens: int) -> Iterator[list[_Scored]]:
+    """Windows and the teacher's logits where there is a label, as many as are held at once."""
+    block: list[_Scored] = []
+    tokens = held = 0
+    for number in range(len(windows)):
+        if tokens >= max_tokens:
+            break
+        window = windows[number]
+        wanted = np.asarray(window["labels"][1:]) != -100
+        if not wanted.any():
+            continue
+        logits = teacher.logits(window["input_ids"])[:-1][wanted]
+        block.append((number, window["input_ids"], wanted, logits))
+        tokens += len(logits)
+        held += logits.size
+        if held >= _LOGITS_AT_ONCE:
+            yield block
+            block, held = [], 0
+    yield block
+
+
+def kl_rows(teacher: Floats, model: Floats) -> Floats:
+    """KL(softmax(teacher) || softmax(model)) of each row in nats, float64 [n]; logits [n, vocab].
+
+    In double precision: at 8 bits the terms nearly cancel.
+    """
+    count = max(1, _ROWS_AT_ONCE // teacher.shape[1])
+    parts = []
+    for begin in range(0, len(teacher), count):
+        p, q = (_log_softmax(logits[begin : begin + count]) for logits in (teacher, model))
+        parts.append((np.exp(p) * (p - q)).sum(axis=1))
+    return np.concatenate(parts)
+
+
+def _log_softmax(logits: Floats) -> Floats:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    normed: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return normed

@@ -1,0 +1,107 @@
+"""Replies to fixed held-out prompts, drawn by one sampler whatever computes the logits.
+
+The edge runtime's sampler (`serve.sampler`) draws for torch as for the engine, and reply i has the seed i, so two forms
+of one model give the same replies as far as their logits agree. The options are those that `serve` has by default, but
+for two: nothing is penalised and an empty reply may be drawn, since what is measured is the model's own health.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from bench.models.runtime import Runtime
+from serve.options import SamplingOptions
+from serve.sampler import Sampler, build_sampler
+
+if TYPE_CHECKING:
+    from chitchat.data.dataset import ChatData
+    from chitchat.dialogue import Dialogue
+
+SAMPLING = SamplingOptions(
+    temperature=0.8, top_k=40, top_p=0.95, repetition_penalty=1.0, max_new_tokens=64, min_new_tokens=0
+)
+SAMPLES = 200
+PROMPT_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a reply is drawn to: the number of its held-out conversation, and the ids."""
+
+    conversation: int
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One reply: its `ids` without the end of turn, and whether the end of turn came (else the length was used up)."""
+
+    prompt: Prompt
+    ids: list[int]
+    ended: bool
+
+
+def health_prompts(data: "ChatData", count: int, context: int) -> list[Prompt]:
+    """Up to `count` held-out prompts, which leave half of a small context for the reply."""
+    from chitchat.data.dataset import numbered_prompts
+
+    return [Prompt(row, ids) for row, ids in numbered_prompts(data, count, min(PROMPT_TOKENS, context // 2))]
+
+
+def draw_replies(
+    runtime: Runtime,
+    prompts: Sequence[Prompt],
+    dialogue: "Dialogue",
+    options: SamplingOptions = SAMPLING,
+    context: int | None = None,
+    banned: Callable[[int], Sequence[int]] | None = None,
+) -> list[Reply]:
+    """Draw a reply to each prompt; prompt i has the seed i, in place of that of the options.
+
+    A reply has at most `max_new_tokens` ids, and no more than fit into `context` (the runtime's when None). `banned`
+    gives the ids that are never drawn, for the number of the model's rows (None: those of the dialogue).
+    """
+    context = min(context or runtime.context, runtime.context)
+    longest = max((len(prompt.ids) for prompt in prompts), default=1)
+    count = runtime.rows(min(context, longest + options.max_new_tokens))
+    return [
+        reply
+        for begin in range(0, len(prompts), count)
+        for reply in _draw_batch(runtime, prompts[begin : begin + count], dialogue, options, context, begin, banned)
+    ]
+
+
+def _draw_batch(
+    runtime: Runtime,
+    prompts: Sequence[Prompt],
+    dialogue: "Dialogue",
+    options: SamplingOptions,
+    context: int,
+    first_seed: int,
+    banned: Callable[[int], Sequence[int]] | None,
+) -> Iterator[Reply]:
+    """Draw replies side by side; a reply that is done leaves the batch."""
+    end = dialogue.end_of_turn_id
+    logits = runtime.start([prompt.ids for prompt in prompts])
+    never = dialogue.banned_ids if banned is None else banned(logits.shape[1])
+    samplers: list[Sampler] = [
+        build_sampler(replace(options, seed=first_seed + place), never, end) for place in range(len(prompts))
+    ]
+    drawn: list[list[int]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
+    alive = list(range(len(prompts)))
+    while alive:
+        going, tokens = [], []
+        for row, place in enumerate(alive):
+            token = int(samplers[place](logits[row], drawn[place]))
+            if token == end:
+                ended[place] = True
+                continue
+            drawn[place].append(token)
+            if len(drawn[place]) < min(options.max_new_tokens, context - len(prompts[place].ids)):
+                going.append(row)
+                tokens.append(token)
+        alive = [alive[row] for row in going]
+        if alive:
+            logits = runtime.step(going, tokens)
+    return (Reply(*parts) for parts in zip(prompts, drawn, ended, strict=True))

@@ -1,0 +1,152 @@
+"""The health of a conversation: how varied replies are, how much they repeat themselves, how many say nothing.
+
+Figures over replies as texts; how replies are drawn stands in `bench.evaluate.replies`. Words are what stands between
+white space; scripts that are written without spaces (Chinese, Japanese, Thai, …) count character by character.
+
+distinct-n is the number of different n-grams over the number of n-grams of all replies (Li et al. 2016, arXiv
+1510.03055). It falls as replies are added, so it compares models on the same prompts only. repetition-4 is the share of
+4-grams that a reply has already said: 1 - different / all, each reply's counted apart (Welleck et al. 2020, arXiv
+1908.04319, call it seq-rep-4).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from bench.evaluate.bootstrap import Interval, jackknife_interval, percentiles, ratio_interval, resampled
+
+# Han with its extensions, kana, bopomofo, the signs and full-width forms written among them; Thai, Lao, Tibetan,
+# Burmese, Khmer. Hangul is written with spaces.
+_UNSPACED = (
+    "\u2e80-\u2fdf\u3000-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"
+)
+_WORD = re.compile(f"(?=\\S)[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
+REPEATED = 4
+
+
+@dataclass(frozen=True)
+class SaidReply:
+    """A reply as text: the number of the conversation it answers, how many ids it took, whether it came to its end."""
+
+    conversation: int
+    text: str
+    tokens: int
+    ended: bool
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in order; a character of an unspaced script is a word."""
+    return _WORD.findall(text)
+
+
+def ngrams(text: str, size: int) -> list[tuple[str, ...]]:
+    """The n-grams of a text's words, in order."""
+    said = words(text)
+    return [tuple(said[place : place + size]) for place in range(len(said) - size + 1)]
+
+
+class Health:
+    """Replies, at least one, and what they tell. Two models are compared on replies to the same prompts."""
+
+    def __init__(self, replies: Sequence[SaidReply]) -> None:
+        self.replies = replies
+        numbers = sorted({reply.conversation for reply in replies})
+        place = {number: index for index, number in enumerate(numbers)}
+        self._conversations = len(numbers)
+        self._of = [place[reply.conversation] for reply in replies]
+
+    def figures(self) -> dict[str, Any]:
+        """Shares, `reply_tokens` (mean ids of a reply), each with its interval; None where there is no word at all."""
+        one, two = self.distinct(1), self.distinct(2)
+        empty = self._per_conversation([not reply.text.strip() for reply in self.replies])
+        cut = self._per_conversation([not reply.ended for reply in self.replies])
+        tokens = self._per_conversation([reply.tokens for reply in self.replies])
+        count = self._per_conversation([1] * len(self.replies))
+        repeated, grams = self.repeated
+        return {
+            "distinct_1": one.figure,
+            "distinct_1_interval": one.interval,
+            "distinct_2": two.figure,
+            "distinct_2_interval": two.interval,
+            "repetition_4": _share(repeated, grams),
+            "repetition_4_interval": ratio_interval(repeated, grams),
+            "empty_replies": _share(empty, count),
+            "empty_replies_interval": ratio_interval(empty, count),
+            "unfinished_replies": _share(cut, count),
+            "reply_tokens": _share(tokens, count),
+            "reply_tokens_interval": ratio_interval(tokens, count),
+            "replies": len(self.replies),
+        }
+
+    def against(self, teacher: "Health") -> dict[str, Any]:
+        """`distinct_2_ratio` and `repetition_4_difference` (model - teacher), paired by conversation.
+
+        Raises ValueError unless both answer the same conversations.
+        """
+        if [reply.conversation for reply in self.replies] != [reply.conversation for reply in teacher.replies]:
+            raise ValueError("replies to other prompts cannot be compared")
+        mine, theirs = self.distinct(2), teacher.distinct(2)
+        ratio = mine.figure / theirs.figure if mine.figure is not None and theirs.figure else None
+        with np.errstate(invalid="ignore", divide="ignore"):
+            interval = None if ratio is None else jackknife_interval(ratio, mine.left_out / theirs.left_out)
+        return {
+            "distinct_2_ratio": ratio,
+            "distinct_2_ratio_interval": interval,
+            "repetition_4_difference": _share(*self.repeated) - _share(*teacher.repeated),
+            "repetition_4_difference_interval": self._repetition_interval(teacher),
+        }
+
+    def distinct(self, size: int) -> "Distinct":
+        """distinct-n of the replies, and what it would be without each conversation."""
+        grams: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(self._conversations)]
+        for reply, place in zip(self.replies, self._of, strict=True):
+            grams[place].update(ngrams(reply.text, size))
+        homes = Counter(gram for counts in grams for gram in counts)  # in how many conversations it is said
+        total = sum(counts.total() for counts in grams)
+        alone = np.array([sum(homes[gram] == 1 for gram in counts) for counts in grams])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            left_out = (len(homes) - alone) / (total - np.array([counts.total() for counts in grams]))
+        figure = len(homes) / total if total else None
+        return Distinct(figure, left_out)
+
+    @cached_property
+    def repeated(self) -> tuple[Any, Any]:
+        """4-grams that their reply has said before, and all 4-grams: int64 [conversations] each."""
+        grams = [ngrams(reply.text, REPEATED) for reply in self.replies]
+        again = self._per_conversation([len(of) - len(set(of)) for of in grams])
+        return again, self._per_conversation([len(of) for of in grams])
+
+    def _repetition_interval(self, teacher: "Health") -> Interval | None:
+        if self._conversations < 2:
+            return None
+        again, grams, their_again, their_grams = resampled([*self.repeated, *teacher.repeated])
+        return percentiles(again / np.maximum(grams, 1) - their_again / np.maximum(their_grams, 1))
+
+    def _per_conversation(self, values: Sequence[int]) -> Any:
+        """Sums of a value of each reply, int64 [conversations]."""
+        return np.bincount(self._of, weights=values, minlength=self._conversations).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """distinct-n, None without any n-gram; `left_out` float64 [conversations]: without each conversation."""
+
+    figure: float | None
+    left_out: Any
+
+    @property
+    def interval(self) -> Interval | None:
+        """The interval of the figure, which is at most 1."""
+        found = None if self.figure is None else jackknife_interval(self.figure, self.left_out)
+        return None if found is None else [found[0], min(found[1], 1.0)]
+
+
+def _share(part: Any, whole: Any) -> float:
+    """sum(part) / sum(whole), 0 of nothing."""
+    return float(part.sum() / max(1, whole.sum()))

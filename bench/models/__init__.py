@@ -1,0 +1,1 @@
+"""One interface to any loaded model, and the runtimes of our own kinds of model."""

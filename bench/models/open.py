@@ -1,0 +1,174 @@
+"""Any model that is measured, told, or talked to: a checkpoint, a quantized checkpoint, a bundle, or a hub id.
+
+`open_model` recognises which and reads the cheap facts: shape, parameters, bytes, vocabulary, dialogue. Weights are
+loaded only by `load()` and `generator()`, which for a bundle is the runtime that ships. Nothing is timed here.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bench.models.files import payload_bytes, shipped_bytes
+from bench.models.handle import MeasuredModel
+from chitchat.errors import BadInput
+
+
+def open_model(spec: str, dialogue: str | None = None, tokenizer: str | None = None) -> MeasuredModel:
+    """Recognise `spec` and verify it. Raises `BadInput` for what is no model of ours or was altered.
+
+    `dialogue` is the family of a checkpoint that does not say its own, `tokenizer` that of one whose vocabulary lies
+    elsewhere.
+    """
+    folder = Path(spec).expanduser()
+    if (folder / "bundle.json").exists():
+        for option, value in (("--dialogue", dialogue), ("--tokenizer", tokenizer)):
+            if value is not None:
+                raise BadInput(f"{option} {value}: {spec} is a bundle, which has its own from its export; leave it out")
+        from bench.models.bundle import BundleModel
+
+        return BundleModel(spec, folder)
+    from chitchat.checkpoint import locate, read_config
+
+    config = read_config(spec)
+    kind = QuantizedModel if "quantization_config" in config else CheckpointModel
+    return kind(spec, locate(spec), config, dialogue, tokenizer)
+
+
+def for_missing(spec: str, tokenizer: str | None) -> str | None:
+    """--tokenizer for a model that holds none of its own, where several are given; None for one that does."""
+    if tokenizer is None:
+        return None
+    from chitchat.checkpoint import tokenizer_folder
+    from chitchat.formats.tokenizer_files import has_tokenizer
+
+    return None if has_tokenizer(tokenizer_folder(spec)) else tokenizer
+
+
+class CheckpointModel(MeasuredModel):
+    """A GPT-2 checkpoint, computed by torch in float32: a Hugging Face folder, or a file of weights in one."""
+
+    kind: ClassVar[str] = "checkpoint"
+
+    def __init__(
+        self,
+        spec: str,
+        place: Path,
+        config: dict[str, Any],
+        family: str | None = None,
+        tokenizer_option: str | None = None,
+    ) -> None:
+        super().__init__(spec, place if place.is_dir() else place.parent)
+        self.place = place  # the folder, or the file that its weights are in
+        self.config = config
+        self.family = family
+        self.tokenizer_option = tokenizer_option
+
+    @property
+    def runtime(self) -> str:
+        return "torch fp32"
+
+    @cached_property
+    def shape(self) -> Any:
+        """The `compress.prune.shape.Shape`: that in config.json, which tells the truth where we wrote it.
+
+        Of a checkpoint from elsewhere it is that of the weights, which are read for it: its config.json may tie what is
+        not. Raises `BadInput` for weights that are not there, damaged, or do not fit.
+        """
+        from compress.prune.shape import Shape
+
+        return Shape.of(self.config if self.lineage() else self.torch_model().config.to_dict())
+
+    @property
+    def geometry(self) -> dict[str, int]:
+        shape = self.shape
+        sizes = {name: getattr(shape, name) for name in ("layers", "width", "heads", "ffn", "vocab")}
+        return {**sizes, "context": shape.positions}
+
+    @property
+    def parameters(self) -> int:
+        return int(self.shape.parameters)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(payload_bytes(path) for path in self.weight_files)
+
+    @property
+    def file_bytes(self) -> int:
+        return shipped_bytes(self.folder) + sum(path.stat().st_size for path in self.weight_files)
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files that the weights are read from."""
+        from chitchat.formats.weights import weight_files
+
+        return [self.place] if self.place.is_file() else weight_files(self.folder)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The fast tokenizer of the checkpoint."""
+        from chitchat.tokenizer import tokenizer_of
+
+        return tokenizer_of(self.folder, self.tokenizer_option)
+
+    @cached_property
+    def dialogue(self) -> Any:
+        from chitchat.dialogue import dialogue_of_model, open_dialogue
+
+        found = open_dialogue(self.tokenizer, self.spec, self.family)
+        return dialogue_of_model(found, self.tokenizer, self.config["vocab_size"], self.spec)
+
+    def tokenizer_json(self) -> str:
+        return str(self.tokenizer.backend_tokenizer.to_str())
+
+    def torch_model(self) -> Any:
+        """The weights as a `GPT2LMHeadModel` in float32."""
+        from chitchat.checkpoint import load_model
+
+        return load_model(self.place)
+
+    def load(self, threads: int | None = None) -> Any:
+        import torch
+
+        from bench.models.runtime import TorchRuntime
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return TorchRuntime(self.torch_model())
+
+    def generator(self, threads: int | None = None, device: str | None = None) -> Any:
+        from chitchat.generate import TorchGenerator
+
+        return TorchGenerator(self.torch_model().to(torch_device(device)), self.dialogue, threads=threads)
+
+
+class QuantizedModel(CheckpointModel):
+    """A quantized checkpoint; torch computes it after de-quantizing, so its speed is not that of what ships."""
+
+    kind: ClassVar[str] = "quantized"
+
+    @property
+    def runtime(self) -> str:
+        return f"torch, de-quantized {self.config['quantization_config'].get('scheme', 'integers')}"
+
+    def torch_model(self) -> Any:
+        from compress.quantize.checkpoint import load_quantized
+
+        return load_quantized(self.folder).dequantized_model()
+
+    @property
+    def weight_files(self) -> list[Path]:
+        from compress.quantize.checkpoint import WEIGHTS
+
+        return [self.folder / WEIGHTS]
+
+
+def torch_device(device: str | None) -> str:
+    """The device that a checkpoint runs on. Raises `BadInput` for one that is not there."""
+    if device not in (None, "cpu", "cuda"):
+        raise BadInput(f"--device {device}: no such device; give cpu or cuda")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise BadInput("--device cuda: torch finds no CUDA GPU on this machine; use --device cpu")
+    return device or "cpu"

@@ -1,0 +1,1 @@
+"""The tools that we are measured beside, a file each."""

@@ -1,0 +1,55 @@
+"""onnxruntime-genai: our own bundle (`compress export --genai`) in its generator; only the loop around it differs."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.models.backend import Sample, as_sample
+from bench.models.stepping import Floats, SteppingBackend
+from serve.quiet import load
+
+
+class GenaiBackend(SteppingBackend):
+    """A bundle with `genai_config.json`."""
+
+    def __init__(self, spec: str, threads: int, device: str, slots: int = 1) -> None:
+        genai = self._genai = load("onnxruntime_genai")
+        config = genai.Config(spec)
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        self._model = genai.Model(config)
+        known = json.loads((Path(spec) / "genai_config.json").read_text(encoding="utf-8"))
+        self.context = int(known["model"]["context_length"])
+        self._generator: Any = None
+
+    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False) -> Sample:
+        """See `bench.models.backend.Backend.generate`; the end of turn is kept out by genai's own `min_length`."""
+        times: list[float] = []
+        ids: list[int] = []
+        started = time.perf_counter()
+        generator = self._open(len(prompt) + new_tokens, least=len(prompt) + new_tokens)
+        generator.append_tokens(list(prompt))
+        while len(ids) < new_tokens:
+            generator.generate_next_token()
+            ids.append(int(generator.get_next_tokens()[0]))
+            times.append(time.perf_counter())
+        return as_sample(started, times, ids, new_tokens)
+
+    def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
+        """See `SteppingBackend.feed`."""
+        if fresh:
+            self._generator = self._open(self.context)
+        self._generator.append_tokens(list(ids))
+        return np.array(self._generator.get_logits(), dtype=np.float32).reshape(-1)
+
+    def logits(self, ids: Sequence[int]) -> Floats:
+        """See `SteppingBackend.logits`. genai gives those of the last id only, so the ids go in one by one."""
+        return np.stack([self.feed([token], fresh=place == 0) for place, token in enumerate(ids)])
+
+    def _open(self, most: int, least: int = 0) -> Any:
+        options = self._genai.GeneratorParams(self._model)
+        options.set_search_options(do_sample=False, repetition_penalty=1.0, max_length=most, min_length=least)
+        return self._genai.Generator(self._model, options)

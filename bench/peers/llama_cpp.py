@@ -1,0 +1,263 @@
+"""llama.cpp: the same weights and tokenizer as GGUF, quantized by llama.cpp itself, run through its C interface.
+
+It lives in an environment of its own (`make peers`). The quantizer is llama.cpp's, with what it decides for its users:
+Q4_0 keeps the token table in 6 bits, Q4_K is the mixture that it calls Q4_K_M.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.models.backend import Sample, as_sample
+from bench.models.stepping import Floats, SteppingBackend
+
+_FTYPES = {"Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "Q4_K": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
+# Hugging Face's name of a module -> GGUF's (llama.cpp, src/llama-arch.cpp, LLM_ARCH_GPT2).
+_LAYER = {
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+_OUTSIDE = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
+
+
+def convert(checkpoint: Path, out: Path, form: str, threads: int) -> None:
+    """Write a GPT-2 checkpoint as the folder `out` with one GGUF file: F32, or what llama.cpp makes of it."""
+    out.mkdir(parents=True)
+    whole = out / "F32.gguf"
+    write_gguf(checkpoint, whole)
+    if form != "F32":
+        quantize_gguf(whole, out / f"{form}.gguf", form, threads)
+        whole.unlink()
+
+
+def write_gguf(checkpoint: Path, path: Path) -> None:
+    """Write a GPT-2 checkpoint with a tied head, and its tokenizer, as a float32 GGUF file."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    writer = gguf.GGUFWriter(path, "gpt2")
+    writer.add_block_count(config["n_layer"])
+    writer.add_context_length(config["n_positions"])
+    writer.add_embedding_length(config["n_embd"])
+    writer.add_feed_forward_length(config["n_inner"] or 4 * config["n_embd"])
+    writer.add_head_count(config["n_head"])
+    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    writer.add_vocab_size(config["vocab_size"])
+    _add_tokenizer(writer, checkpoint, config["vocab_size"])
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    for name, array in load_file(checkpoint / "model.safetensors").items():
+        known = gguf_name(name)
+        if known is not None:
+            flat = array.T if name.endswith(".weight") and ".c_" in name else array  # Conv1D keeps [in, out]
+            writer.add_tensor(known, np.ascontiguousarray(flat, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tokenizer(writer: Any, checkpoint: Path, size: int) -> None:
+    """The tokenizer as llama.cpp knows it: "gpt2" for a byte-level BPE, "bert" for a WordPiece; "none" for others."""
+    import gguf
+
+    file = checkpoint / "tokenizer.json"
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    model = record.get("model", {})
+    if model.get("type") not in ("BPE", "WordPiece"):
+        writer.add_tokenizer_model("none")
+        return
+    special = {token["id"]: token["content"] for token in record["added_tokens"] if token["special"]}
+    texts = {number: text for text, number in model["vocab"].items()} | special
+    tokens = [texts.get(number, f"[unused{number}]") for number in range(size)]
+    kinds = [gguf.TokenType.CONTROL if number in special else gguf.TokenType.NORMAL for number in range(size)]
+    if model["type"] == "WordPiece":  # words begin with U+2581 there, further pieces have no mark
+        begun = (text.removeprefix("##") if text.startswith("##") else f"\u2581{text}" for text in tokens)
+        tokens = [
+            text if number in special else piece for number, (text, piece) in enumerate(zip(tokens, begun, strict=True))
+        ]
+        writer.add_tokenizer_model("bert")
+        writer.add_tokenizer_pre("default")
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
+        writer.add_token_merges(list(pairs))
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    by_text = {text: number for number, text in special.items()}
+    for name, add in (
+        ("[PAD]", writer.add_pad_token_id),
+        ("[UNK]", writer.add_unk_token_id),
+        ("[CLS]", writer.add_bos_token_id),
+        ("[SEP]", writer.add_eos_token_id),
+        ("<|endoftext|>", writer.add_eos_token_id),
+    ):
+        if name in by_text:
+            add(by_text[name])
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+
+
+def gguf_name(name: str) -> str | None:
+    """Give GGUF's name of a GPT-2 tensor; None for what is not stored (the tied head, masks)."""
+    parts = name.removeprefix("transformer.").split(".")
+    kind = parts[-1]
+    if parts[0] == "h":
+        module = ".".join(parts[2:-1])
+        return f"blk.{parts[1]}.{_LAYER[module]}.{kind}" if module in _LAYER else None
+    return f"{_OUTSIDE[parts[0]]}.{kind}" if parts[0] in _OUTSIDE else None
+
+
+def quantize_gguf(source: Path, path: Path, kind: str, threads: int) -> None:
+    """Let llama.cpp quantize a float32 file to `kind` (of `_FTYPES`). Raises RuntimeError when it does not."""
+    import llama_cpp
+
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = getattr(llama_cpp, _FTYPES[kind])
+    options.nthread = threads
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), options):
+        raise RuntimeError(f"llama.cpp could not quantize {source.name} to {kind}")
+
+
+class LlamaCppBackend(SteppingBackend):
+    """A GGUF file in llama.cpp, driven through `llama_decode`: no sampler, text or copies of logits in between."""
+
+    def __init__(self, spec: str, threads: int, device: str, slots: int = 1) -> None:
+        import llama_cpp
+
+        self._llama = llama_cpp
+        _silence(llama_cpp)
+        llama_cpp.llama_backend_init()
+        path = Path(spec)
+        file = next(path.glob("*.gguf")) if path.is_dir() else path
+        options = llama_cpp.llama_model_default_params()
+        options.n_gpu_layers = 0 if device == "cpu" else -1
+        self._model = llama_cpp.llama_load_model_from_file(str(file).encode(), options)
+        if not self._model:
+            raise RuntimeError(f"llama.cpp cannot load {file.name}")
+        self.context = int(llama_cpp.llama_model_n_ctx_train(self._model))
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx = self.context * slots
+        settings.n_seq_max = slots
+        settings.n_batch = settings.n_ubatch = settings.n_ctx
+        settings.n_threads = settings.n_threads_batch = threads
+        if file.stem == "F32":  # full precision throughout; else the cache is float16, which is its default
+            settings.type_k = settings.type_v = llama_cpp.GGML_TYPE_F32
+        self._context = llama_cpp.llama_new_context_with_model(self._model, settings)
+        self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
+        self._size = llama_cpp.llama_vocab_n_tokens(self._vocabulary)
+        self._held: list[int] = []
+
+    def begin(self, prompt: Sequence[int], *, reuse: bool) -> Floats:
+        """With `reuse`, what the cache holds of the prompt's beginning stays, as llama.cpp's server has it."""
+        if not reuse:
+            return self.feed(prompt, fresh=True)
+        limit = min(len(self._held), len(prompt) - 1)
+        same = next((place for place in range(limit) if self._held[place] != prompt[place]), limit)
+        self._llama.llama_memory_seq_rm(self._memory(), 0, same, -1)
+        del self._held[same:]
+        return self.feed(prompt[same:], fresh=False)
+
+    def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
+        """See `SteppingBackend.feed`."""
+        if fresh:
+            self._forget()
+        array = (self._llama.llama_token * len(ids))(*ids)
+        self._decode(self._llama.llama_batch_get_one(array, len(ids)))
+        self._held += ids
+        return self._row(-1)
+
+    def logits(self, ids: Sequence[int]) -> Floats:
+        """See `SteppingBackend.logits`."""
+        self._forget()
+        self._run([(token, place, 0, True) for place, token in enumerate(ids)])
+        found = self._llama.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(found, (len(ids), self._size)).copy()
+
+    def generate_together(self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int) -> list[Sample]:
+        """See `bench.models.backend.TogetherBackend`: one batch of all prompts, then one of a token each."""
+        self._forget()
+        times: list[float] = []
+        replies: list[list[int]] = [[] for _ in prompts]
+        started = time.perf_counter()
+        ends = [len(prompt) - 1 for prompt in prompts]
+        entries = [
+            (token, place, row, place == ends[row])
+            for row, prompt in enumerate(prompts)
+            for place, token in enumerate(prompt)
+        ]
+        while True:
+            self._run(entries)
+            wanted = [number for number, entry in enumerate(entries) if entry[3]]
+            for row, number in enumerate(wanted):
+                logits = self._row(number)
+                logits[end_of_turn_id] = -np.inf
+                replies[row].append(int(logits.argmax()))
+            times.append(time.perf_counter())
+            if len(times) == new_tokens:
+                return [as_sample(started, times, reply, new_tokens) for reply in replies]
+            entries = [(reply[-1], ends[row] + len(reply), row, True) for row, reply in enumerate(replies)]
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids of a text by the tokenizer in the file."""
+        data = text.encode()
+        room = len(data) + 16
+        array = (self._llama.llama_token * room)()
+        count = self._llama.llama_tokenize(self._vocabulary, data, len(data), array, room, False, False)
+        if count < 0:
+            raise RuntimeError("llama.cpp could not tokenize a text")
+        return list(array[:count])
+
+    def _run(self, entries: Sequence[tuple[int, int, int, bool]]) -> None:
+        """Decode a batch of (token, position, conversation, whether its logits are wanted)."""
+        batch = self._llama.llama_batch_init(len(entries), 0, 1)
+        try:
+            batch.n_tokens = len(entries)
+            for number, (token, position, conversation, wanted) in enumerate(entries):
+                batch.token[number] = token
+                batch.pos[number] = position
+                batch.n_seq_id[number] = 1
+                batch.seq_id[number][0] = conversation
+                batch.logits[number] = wanted
+            self._decode(batch)
+        finally:
+            self._llama.llama_batch_free(batch)
+
+    def _decode(self, batch: Any) -> None:
+        if self._llama.llama_decode(self._context, batch):
+            raise RuntimeError("llama.cpp could not decode a batch")
+
+    def _row(self, number: int) -> Floats:
+        return np.ctypeslib.as_array(self._llama.llama_get_logits_ith(self._context, number), (self._size,))
+
+    def _forget(self) -> None:
+        self._llama.llama_memory_clear(self._memory(), True)
+        self._held = []
+
+    def _memory(self) -> Any:
+        return self._llama.llama_get_memory(self._context)
+
+
+def _silence(llama_cpp: Any) -> None:
+    """Keep llama.cpp's log out of a measurement's last words."""
+
+    def ignore(level: int, text: bytes, data: Any) -> None:
+        pass
+
+    callback: Callable[..., Any] = llama_cpp.llama_log_callback(ignore)
+    _KEPT.append(callback)  # ctypes callbacks must outlive the library's use of them
+    with suppress(AttributeError):
+        llama_cpp.llama_log_set(callback, None)
+
+
+_KEPT: list[Any] = []

@@ -1,1 +1,0 @@
-"""What a model says on held-out conversations: scores, replies, and how far it is from a teacher."""

@@ -1,0 +1,78 @@
+"""Whether a runtime says what torch says: its greedy ids at full precision, before any of its rows counts.
+
+Rounding differs between runtimes, so where the two likeliest ids are as good as equal either may come; what follows is
+then another text and says nothing. Torch itself judges that: a first difference is a tie when its own logits of the two
+ids lie within `TIE` of their standard deviation. Anything else is a wrong answer.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bench.run.controller import Controller, Measurement, ask_sample, load
+from bench.run.process import WorkerLost, WorkerProcess
+
+PROMPTS = 3
+TOKENS = 32
+TIE = 1e-3
+
+
+def check_agreement(controller: Controller) -> None:
+    """Fill `Measurement.agreement` of the rows whose job names a full-precision form (`Job.whole`).
+
+    The first row is the judge. A form is asked once, however many rows it speaks for.
+    """
+    judged = [row for row in controller.rows if row.job.whole is not None and row.error is None]
+    first = controller.rows[0]
+    if not judged or first.error is not None:
+        return
+    plan = controller.plan
+    prompts = [[int(token) for token in prompt] for prompt in [*plan.prompts, *plan.warmups][:PROMPTS]]
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    with controller.worker(first) as judge:
+        controller.attempt(judge, first, load(plan))
+        if first.error is not None:
+            return
+        expected = [_ids(judge, first, prompt, plan.new_tokens) for prompt in prompts]
+        for row in judged:
+            key = row.job.kind, str(row.job.whole)
+            if key not in found:
+                found[key] = _compare(controller, judge, row, prompts, expected)
+            row.agreement = found[key]
+
+
+def _compare(
+    controller: Controller,
+    judge: WorkerProcess,
+    row: Measurement,
+    prompts: Sequence[Sequence[int]],
+    expected: Sequence[Sequence[int]],
+) -> dict[str, Any]:
+    """`agrees` (None where the form cannot be run), the ids that were `compared`, `ties`, and `why` not."""
+    compared = ties = 0
+    plan, job = controller.plan, row.job
+    with controller.worker(row) as worker:
+        try:
+            load(plan, spec=job.whole, device="cpu")(worker, row)
+            for prompt, ids in zip(prompts, expected, strict=True):
+                said = _ids(worker, row, prompt, plan.new_tokens)
+                same = next((place for place, id in enumerate(ids) if said[place] != id), len(ids))
+                compared += same
+                if same == len(ids):
+                    continue
+                request = {"op": "margin", "ids": [*prompt, *ids[:same]], "chosen": ids[same], "other": said[same]}
+                if not is_tie(judge.ask(request)):
+                    why = f"after {same} new ids it says {said[same]} where torch says {ids[same]}"
+                    return {"agrees": False, "compared": compared + 1, "ties": ties, "why": why}
+                ties += 1
+        except WorkerLost as lost:
+            return {"agrees": None, "compared": compared, "ties": ties, "why": str(lost)}
+    return {"agrees": True, "compared": compared, "ties": ties, "why": None}
+
+
+def is_tie(answer: Mapping[str, float]) -> bool:
+    """Whether the judge finds the two ids as good as equal; the `margin` operation of `bench.run.worker`."""
+    return abs(answer["margin"]) <= TIE * answer["spread"]
+
+
+def _ids(worker: WorkerProcess, row: Measurement, prompt: Sequence[int], new_tokens: int) -> list[int]:
+    return list(ask_sample(worker, row, prompt, min(TOKENS, new_tokens))["ids"])

@@ -1,0 +1,185 @@
+"""Who takes part in a bench, and whose turn it is: rows, their worker processes, and what all of them are asked.
+
+A `Step` is one request to one row's worker. The controller goes A B C A B C …, so that a slow minute of the machine
+falls on all models alike; a worker that fails or hangs loses its row, with its last words, and the others go on.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bench.run.process import WORKER, WorkerLost, WorkerProcess
+
+# The threads of the model before go on spinning: onnxruntime's for 50 to 70 ms, measured. A model that is timed beside
+# them waits for whole time slices of the scheduler.
+_SETTLE_S = 0.15
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to measure; `kind` chooses the runtime (`bench.models.runtimes`), `python` the interpreter that has it.
+
+    With `compared` its predictions are compared with those of the first job, which has the same vocabulary. `prompts`
+    are its own where its ids are others than the first job's; `data` its own data set. A job with an `error` is not
+    measured: its row says why. `whole` is the same runtime's model at full precision, whose greedy ids must be those of
+    the first job (`bench.run.agreement`). `speech` is what it needs for texts (`bench.models.text_pipeline.Speech` as
+    JSON).
+    """
+
+    name: str
+    spec: str
+    kind: str
+    end_of_turn_id: int
+    compared: bool = False
+    device: str = "cpu"
+    python: str = sys.executable
+    prompts: Sequence[Sequence[int]] | None = None
+    data: Path | None = None
+    speech: Mapping[str, Any] | None = None
+    whole: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every model is asked to do.
+
+    `warmups` and `prompts` hold one prompt (ids) each per round. `data` and `task` (the fields of
+    `bench.evaluate.measure.Task`) are for the quality; without `data` none is taken. `timeout_s` bounds one answer,
+    loading and scoring included. `scenarios` are names of `bench.run.scenarios.SCENARIOS` that are run beside the one
+    conversation, `texts` what is said in them; `context` is the smallest one of all models.
+    """
+
+    warmups: Sequence[Sequence[int]]
+    prompts: Sequence[Sequence[int]]
+    new_tokens: int
+    threads: int
+    data: Path | None = None
+    task: Mapping[str, Any] = field(default_factory=dict)
+    timeout_s: float = 1800.0
+    scenarios: Sequence[str] = ()
+    texts: Sequence[str] = ()
+    context: int = 0
+
+
+@dataclass
+class Measurement:
+    """What one model gave. `samples[i]` belongs to round i; `error` are the last words of a worker that was lost.
+
+    `version` is that of the runtime's package. `quality` is a `bench.evaluate.measure.Quality` as JSON; `agreement`
+    what `bench.run.agreement` found; `extra` holds raw samples by scenario.
+    """
+
+    job: Job
+    load_s: float | None = None
+    version: str | None = None
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    peak_rss_mb: float | None = None
+    device_mb: float | None = None
+    quality: dict[str, Any] | None = None
+    agreement: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+Step = Callable[[WorkerProcess, Measurement], None]
+
+
+class Controller:
+    """Workers for all jobs, and turns among them. `command` starts a worker in place of the job's own interpreter."""
+
+    def __init__(
+        self, jobs: Sequence[Job], plan: Plan, progress: "tqdm[Any]", command: Sequence[str] | None = None
+    ) -> None:
+        self.plan = plan
+        self.rows = [Measurement(job, error=job.error) for job in jobs]
+        self._progress = progress
+        self._command = command
+
+    @contextmanager
+    def workers(self, threads: int | None = None) -> Iterator[list[WorkerProcess]]:
+        """A fresh process for each row, ended afterwards; the model is not loaded yet."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(self.worker(row, threads)) for row in self.rows]
+
+    @contextmanager
+    def worker(self, row: Measurement, threads: int | None = None) -> Iterator[WorkerProcess]:
+        """A fresh process for one row."""
+        command = self._command or (row.job.python, *WORKER)
+        worker = WorkerProcess(command, threads or self.plan.threads, self.plan.timeout_s)
+        try:
+            yield worker
+        finally:
+            worker.close()
+
+    def turn(self, workers: Sequence[WorkerProcess], step: Step, *, settle_first: bool = True) -> None:
+        """One step with every worker whose row is not lost; losing it ends its row only."""
+        for worker, row in zip(workers, self.rows, strict=True):
+            self.attempt(worker, row, step, settle_first=settle_first)
+
+    def attempt(self, worker: WorkerProcess, row: Measurement, step: Step, *, settle_first: bool = True) -> None:
+        """One step with one worker."""
+        self._progress.set_postfix_str(row.job.name, refresh=False)
+        if row.error is None:
+            if settle_first:
+                settle()
+            try:
+                step(worker, row)
+            except WorkerLost as lost:
+                row.error = str(lost)
+                worker.close()
+        self._progress.update()
+
+    def pass_over(self, steps: int) -> None:
+        """Steps that are asked of nobody."""
+        self._progress.update(steps)
+
+
+def load(plan: Plan, **options: Any) -> Step:
+    """The step that loads a row's model; `options` go before what plan and job say (threads, spec, slots)."""
+
+    def step(worker: WorkerProcess, row: Measurement) -> None:
+        _ask_load(worker, row, plan, **options)
+
+    return step
+
+
+def _ask_load(worker: WorkerProcess, row: Measurement, plan: Plan, **options: Any) -> dict[str, Any]:
+    request = {"op": "load", "spec": row.job.spec, "kind": row.job.kind, "device": row.job.device}
+    return worker.ask(request | {"threads": plan.threads} | options)
+
+
+def ask_sample(worker: WorkerProcess, row: Measurement, prompt: Sequence[int], new_tokens: int, **options: Any) -> Any:
+    """One reply of a row's model."""
+    request = {"op": "sample", "prompt": [int(token) for token in prompt], "new_tokens": new_tokens}
+    return worker.ask(request | {"end_of_turn_id": row.job.end_of_turn_id} | options)
+
+
+def first_token(plan: Plan) -> Step:
+    """The step that loads a row's model and has it say one token: with a fresh worker, a cold start."""
+
+    def step(worker: WorkerProcess, row: Measurement) -> None:
+        answer = _ask_load(worker, row, plan)
+        if row.load_s is None:
+            row.load_s, row.version = answer["load_s"], answer.get("version")
+        ask_sample(worker, row, prompts_of(row, plan)[0], 1)
+        row.extra.setdefault("cold-start", []).append(worker.age_s)
+
+    return step
+
+
+def prompts_of(row: Measurement, plan: Plan) -> Sequence[Sequence[int]]:
+    """The timed prompts, in the row's own ids."""
+    whole = row.job.prompts
+    return plan.prompts if whole is None else whole[len(plan.warmups) :]
+
+
+def settle() -> None:
+    """Wait until the threads of the model before have gone to sleep."""
+    time.sleep(_SETTLE_S)

@@ -1,0 +1,104 @@
+"""Several models side by side: each in its own process, taking turns.
+
+Every model is loaded until its first token, a cold start, warmed up, and then has one prompt a round, the same for all.
+Raw samples are kept; ratios are taken round by round (`bench.run.timing`). Turns and processes are
+`bench.run.controller`'s; what else the models are asked to do is in `bench.run.scenarios`, what the workers do in
+`bench.run.worker`; tables and files are `bench.report.document`'s.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+from bench.machine.bandwidth import reader
+from bench.run.agreement import check_agreement
+from bench.run.controller import Controller, Job, Measurement, Plan, Step, ask_sample, first_token, settle
+from bench.run.process import WorkerProcess
+from bench.run.scenarios import SCENARIOS
+
+
+@dataclass
+class Measured:
+    """All rows; `bandwidth` in GB/s, one a round; `partial` when the run was stopped before its end."""
+
+    rows: list[Measurement]
+    bandwidth: list[float] = field(default_factory=list)
+    partial: bool = False
+
+
+def measure(jobs: Sequence[Job], plan: Plan, command: Sequence[str] | None = None) -> Measured:
+    """Measure all jobs side by side, in their order. Ctrl-C ends it early: complete rounds are kept.
+
+    Raises `KeyboardInterrupt` when it came before the first round was complete.
+    """
+    chosen = [SCENARIOS[name] for name in plan.scenarios]
+    rounds = len(plan.warmups) + len(plan.prompts)
+    judged = any(job.whole for job in jobs)
+    each = 2 + rounds + (plan.data is not None) + sum(scenario.steps(plan) for scenario in chosen)
+    with tqdm(total=judged + len(jobs) * each, desc="bench", unit="step", disable=None) as progress:
+        controller = Controller(jobs, plan, progress, command)
+        measured = Measured(controller.rows)
+        try:
+            check_agreement(controller)
+            _one_conversation(controller, measured)
+            for scenario in chosen:
+                scenario.run(controller)
+        except KeyboardInterrupt:
+            if not _keep_complete_rounds(measured):
+                raise
+            measured.partial = True
+    return measured
+
+
+def _one_conversation(controller: Controller, measured: Measured) -> None:
+    """The timed rounds; then memory, and quality one model after the other."""
+    plan = controller.plan
+    read = reader(plan.threads)
+    with controller.workers() as workers:
+        controller.turn(workers, first_token(plan), settle_first=False)
+        for place in range(len(plan.warmups) + len(plan.prompts)):
+            controller.turn(workers, _round(plan, place))
+            if place >= len(plan.warmups):
+                settle()
+                measured.bandwidth.append(read())
+        controller.turn(workers, _memory, settle_first=False)
+        for worker, row in zip(workers, controller.rows, strict=True):
+            if plan.data is not None:
+                controller.attempt(worker, row, _quality(plan, controller.rows[0]), settle_first=False)
+            worker.close()  # makes room for the next one's scoring
+
+
+def _round(plan: Plan, place: int) -> Step:
+    def step(worker: WorkerProcess, row: Measurement) -> None:
+        prompts = row.job.prompts or [*plan.warmups, *plan.prompts]
+        sample = ask_sample(worker, row, prompts[place], plan.new_tokens)
+        if place >= len(plan.warmups):
+            row.samples.append(sample)
+
+    return step
+
+
+def _memory(worker: WorkerProcess, row: Measurement) -> None:
+    answer = worker.ask({"op": "memory"})
+    row.peak_rss_mb, row.device_mb = answer["peak_rss_mb"], answer.get("device_mb")
+
+
+def _quality(plan: Plan, first: Measurement) -> Step:
+    def step(worker: WorkerProcess, row: Measurement) -> None:
+        of = {"spec": first.job.spec, "kind": first.job.kind} if row.job.compared and first.error is None else None
+        data = row.job.data or plan.data
+        request = {"op": "quality", "data": str(data), "task": dict(plan.task), "teacher": of}
+        row.quality = worker.ask(request)["quality"]
+
+    return step
+
+
+def _keep_complete_rounds(measured: Measured) -> int:
+    """Cut every row to the rounds that all of them have; how many those are."""
+    alive = [row for row in measured.rows if row.error is None]
+    rounds = min((len(row.samples) for row in alive), default=0)
+    for row in alive:
+        del row.samples[rounds:]
+    del measured.bandwidth[rounds:]
+    return rounds

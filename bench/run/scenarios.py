@@ -1,0 +1,243 @@
+"""What models are asked to do beside the one conversation, and the figures of it. `compress bench --full` does it all.
+
+    cold-start   a new process until its first token, twice more than the timed rounds began with one
+    replies      whole replies to real held-out turns: text in, tokenizer, prompt, sampling, text out, as it comes
+    turns        a conversation of several turns, whose prompt grows by the reply and the next turn: what is worth
+                 keeping of the turn before is kept by those that can
+    together     1, 2, 4 and 8 conversations at the same moment, each with its own prompt
+    prompts      time to first token over the length of the prompt
+    threads      one conversation over the number of threads
+
+Everywhere the rows take turns, A B C A B C …. Raw samples go into `Measurement.extra` under the scenario's name; a row
+whose runtime cannot do a thing has none. Several conversations at once are only asked of what has a call for it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench.machine.environment import cores
+from bench.run.controller import Controller, Measurement, Plan, Step, ask_sample, first_token, load, prompts_of
+from bench.run.process import WorkerProcess
+
+STARTS = 2  # beside the one of the timed rounds
+ROUNDS = 5  # of each other scenario: a point of a curve needs fewer samples than the row itself
+TURNS = 4
+WIDTHS = (1, 2, 4, 8)
+SIDE_BY_SIDE = ("checkpoint", "bundle", "llama.cpp", "ctranslate2")
+REPLY_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`steps` a row for the progress bar; `run` fills `extra`; `figures` are what a row says of its samples."""
+
+    steps: Callable[[Plan], int]
+    run: Callable[[Controller], None]
+    figures: Callable[[Any], dict[str, float]]
+
+
+def scenario_figures(extra: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of all scenarios that a row has samples of."""
+    return {key: value for name, raw in extra.items() if raw for key, value in SCENARIOS[name].figures(raw).items()}
+
+
+# --- cold start
+
+
+def _cold_start(controller: Controller) -> None:
+    plan = controller.plan
+    for _ in range(STARTS):
+        for row in controller.rows:
+            with controller.worker(row) as worker:
+                controller.attempt(worker, row, first_token(plan), settle_first=False)
+
+
+def _cold_figures(seconds: Sequence[float]) -> dict[str, float]:
+    return {"cold_start_s": float(np.median(seconds))}
+
+
+# --- whole replies
+
+
+def _replies(controller: Controller) -> None:
+    plan = controller.plan
+    with controller.workers() as workers:
+        controller.turn(workers, load(plan), settle_first=False)
+        for seed, text in enumerate(plan.texts):
+            controller.turn(workers, _reply(text, seed))
+
+
+def _reply(text: str, seed: int) -> Step:
+    def step(worker: WorkerProcess, row: Measurement) -> None:
+        if row.job.speech is None:
+            return
+        request = {"op": "reply", "text": text, "seed": seed, "new_tokens": REPLY_TOKENS}
+        row.extra.setdefault("replies", []).append(worker.ask(request | {"speech": dict(row.job.speech)}))
+
+    return step
+
+
+def _reply_figures(said: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Replies differ in length: the rate is over all tokens, the tails are of whole replies."""
+    times = [reply["ms"] for reply in said]
+    return {
+        "reply_first_ms_p50": float(np.median([reply["first_ms"] for reply in said])),
+        "reply_ms_p50": float(np.percentile(times, 50)),
+        "reply_ms_p95": float(np.percentile(times, 95)),
+        "reply_tokens_per_s": sum(reply["tokens"] for reply in said) / sum(times) * 1000,
+    }
+
+
+# --- a conversation of several turns
+
+
+def _turns(controller: Controller) -> None:
+    plan = controller.plan
+    fresh, new_tokens = _turn_sizes(plan.context)
+    with controller.workers() as workers:
+        controller.turn(workers, load(plan), settle_first=False)
+        for place in range(ROUNDS):
+            history: dict[str, list[int]] = {row.job.name: [] for row in controller.rows}
+            for row in controller.rows:
+                if row.error is None:
+                    row.extra.setdefault("turns", []).append([])
+            for turn in range(TURNS):
+                controller.turn(workers, _turn(plan, history, place, turn, fresh, new_tokens))
+
+
+def _turn_sizes(context: int) -> tuple[int, int]:
+    """Ids that a turn adds, and new ones of a reply, so that all turns fit into the context."""
+    room = context // TURNS
+    return max(1, room * 2 // 5), max(2, min(32, room * 3 // 5))
+
+
+def _turn(plan: Plan, history: dict[str, list[int]], place: int, turn: int, fresh: int, new_tokens: int) -> Step:
+    def step(worker: WorkerProcess, row: Measurement) -> None:
+        prompts = prompts_of(row, plan)
+        source = list(prompts[(place * TURNS + turn) % len(prompts)])
+        said = history[row.job.name]
+        said += (source * (fresh // len(source) + 1))[:fresh]
+        sample = ask_sample(worker, row, said, new_tokens, reuse=turn > 0)
+        said += sample["ids"]
+        row.extra["turns"][-1].append(sample)
+
+    return step
+
+
+def _turn_figures(talks: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+    whole = [talk for talk in talks if len(talk) == TURNS]
+    if not whole:
+        return {}
+    last = [talk[-1]["ttft_ms"] for talk in whole]
+    all_ms = [sum(sample["ttft_ms"] + sum(sample["token_ms"]) for sample in talk) for talk in whole]
+    return {"turns_last_ttft_ms": float(np.median(last)), "turns_ms": float(np.median(all_ms))}
+
+
+# --- several conversations at once
+
+
+def _together(controller: Controller) -> None:
+    plan = controller.plan
+    for width in WIDTHS:
+        with ExitStack() as stack:
+            rows = [row for row in controller.rows if row.job.kind in SIDE_BY_SIDE]
+            workers = [stack.enter_context(controller.worker(row)) for row in rows]
+            for step in (load(plan, slots=width), *[_at_once(plan, width, place) for place in range(ROUNDS + 1)]):
+                for worker, row in zip(workers, rows, strict=True):
+                    controller.attempt(worker, row, step)
+        controller.pass_over((len(controller.rows) - len(rows)) * (ROUNDS + 2))
+
+
+def _at_once(plan: Plan, width: int, place: int) -> Step:
+    """One round; the first one warms up."""
+
+    def step(worker: WorkerProcess, row: Measurement) -> None:
+        prompts = prompts_of(row, plan)
+        chosen = [prompts[(place * width + number) % len(prompts)] for number in range(width)]
+        request = {"op": "together", "prompts": chosen, "new_tokens": plan.new_tokens}
+        answer = worker.ask(request | {"end_of_turn_id": row.job.end_of_turn_id})
+        if place:
+            row.extra.setdefault("together", {}).setdefault(str(width), []).append(answer)
+
+    return step
+
+
+def _together_figures(by_width: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for width, rounds in by_width.items():
+        rates = [sum(len(sample["ids"]) for sample in each["samples"]) / each["ms"] * 1000 for each in rounds]
+        steps = [step for each in rounds for sample in each["samples"] for step in sample["token_ms"]]
+        figures[f"together_{width}_tokens_per_s"] = float(np.median(rates))
+        figures[f"together_{width}_tpot_ms_p99"] = float(np.percentile(steps, 99))
+    return figures
+
+
+# --- sweeps
+
+
+def _prompt_sweep(controller: Controller) -> None:
+    plan = controller.plan
+    with controller.workers() as workers:
+        controller.turn(workers, load(plan), settle_first=False)
+        for place in range(ROUNDS):
+            for length in prompt_lengths(plan.context):
+                controller.turn(workers, _prompt_of(plan, length, place))
+
+
+def prompt_lengths(context: int) -> list[int]:
+    """16, 32, 64 … up to what leaves room for a reply of two tokens."""
+    lengths = [16 << power for power in range(12) if 16 << power <= context - 2]
+    return lengths or [max(1, context - 2)]
+
+
+def _prompt_of(plan: Plan, length: int, place: int) -> Step:
+    def step(worker: WorkerProcess, row: Measurement) -> None:
+        prompts = prompts_of(row, plan)
+        ids = [token for number in range(len(prompts)) for token in prompts[(place + number) % len(prompts)]]
+        prompt = (ids * (length // len(ids) + 1))[:length]
+        sample = ask_sample(worker, row, prompt, 2)
+        row.extra.setdefault("prompts", {}).setdefault(str(length), []).append(sample["ttft_ms"])
+
+    return step
+
+
+def _thread_sweep(controller: Controller) -> None:
+    plan = controller.plan
+    for threads in thread_counts():
+        with controller.workers(threads) as workers:
+            controller.turn(workers, load(plan, threads=threads), settle_first=False)
+            for place in range(ROUNDS):
+                controller.turn(workers, _with_threads(plan, threads, place))
+
+
+def thread_counts() -> list[int]:
+    """1, 2, 4 … up to the cores."""
+    return sorted({*(1 << power for power in range(10) if 1 << power <= cores()), cores()})
+
+
+def _with_threads(plan: Plan, threads: int, place: int) -> Step:
+    def step(worker: WorkerProcess, row: Measurement) -> None:
+        prompts = prompts_of(row, plan)
+        sample = ask_sample(worker, row, prompts[place % len(prompts)], plan.new_tokens)
+        row.extra.setdefault("threads", {}).setdefault(str(threads), []).append(sample)
+
+    return step
+
+
+def _no_figures(raw: Any) -> dict[str, float]:
+    """A sweep is a curve, not a figure."""
+    return {}
+
+
+SCENARIOS = {
+    "cold-start": Scenario(lambda plan: STARTS, _cold_start, _cold_figures),
+    "replies": Scenario(lambda plan: 1 + len(plan.texts), _replies, _reply_figures),
+    "turns": Scenario(lambda plan: 1 + ROUNDS * TURNS, _turns, _turn_figures),
+    "together": Scenario(lambda plan: len(WIDTHS) * (ROUNDS + 2), _together, _together_figures),
+    "prompts": Scenario(lambda plan: 1 + ROUNDS * len(prompt_lengths(plan.context)), _prompt_sweep, _no_figures),
+    "threads": Scenario(lambda plan: len(thread_counts()) * (1 + ROUNDS), _thread_sweep, _no_figures),
+}

@@ -1,0 +1,160 @@
+"""`compress bench`: any number of models side by side, speed and memory beside quality, into a report folder.
+
+It checks the input, makes the prompts, has the models measured (`bench.run.rounds`), and writes the report
+(`bench.report.document`). The first model is the yardstick of the ratios, and the one that peers run in forms of their
+own.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from bench.evaluate.measure import Task, check_vocabulary, open_held_out
+from bench.machine.environment import cores, environment, load_average
+from bench.models.handle import MeasuredModel
+from bench.models.open import for_missing, open_model
+from bench.peers.builder import PeerModel, read_peers
+from bench.report.candidates import pruning_candidates
+from bench.report.document import FORMAT, write_report
+from bench.report.rows import build_rows
+from bench.run.controller import Plan
+from bench.run.entries import Row, jobs_of, model_rows, peer_rows, why_no_cuda
+from bench.run.options import WARMUPS, Work, held_out_texts, make_prompts
+from bench.run.rounds import Measured, measure
+from chitchat.errors import BadInput, WorkFailed
+from chitchat.system.folder import check_output, staged_folder
+
+KL_TOKENS = 4_096  # every row computes the first row's predictions again, so fewer than `compress eval` takes
+DEVICES = ("cpu", "cuda")
+
+
+def bench(
+    models: Sequence[str],
+    out: Path,
+    data: Path | None = None,
+    work: Work | None = None,
+    peers: str | None = None,
+    peers_python: str | None = None,
+    tokenizer: str | None = None,
+    portable_python: str | None = None,
+) -> dict[str, Any]:
+    """Measure `models` and write report.json, .md, .html and .png into the folder `out`; give the report.
+
+    With `data` (a data set folder) prompts are held-out conversations and quality is measured on them, in windows of
+    the smallest context, so that all models score the same tokens, with replies to the same prompts and, where the
+    vocabulary is the same, against the first model; without it prompts are random ids. A model of another tokenizer
+    reads the same conversations in its own ids. `peers` are the tools of `bench.peers.builder` that run the first
+    model, a checkpoint, in the interpreters that have them (`bench.peers.builder.find_python`); `tokenizer` is that of
+    checkpoints that hold none. Raises `BadInput`, and `WorkFailed` when no model at all could be measured.
+    """
+    out, work = Path(out), work or Work()
+    check_output(out, "report")
+    _check_numbers(models, work)
+    _check_devices(work.devices)
+    asked = read_peers(peers, work.devices)
+    opened = [open_model(spec, tokenizer=for_missing(spec, tokenizer)) for spec in models]
+    if asked and opened[0].kind != "checkpoint":
+        raise BadInput(f"--peers: they run the first model, and {opened[0].spec} is no checkpoint; name one first")
+    for model in opened:
+        _check_context(model, work)
+    held_out = _open_data(data, opened)
+    machine = environment(work.threads or cores())
+    work = replace(work, threads=machine["threads"])
+    with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch, staged_folder(out, "report") as staging:
+        rows = [
+            *model_rows(opened, work.devices),
+            *peer_rows(asked, opened[0], Path(scratch), work, data, peers_python, portable_python),
+        ]
+        plan = _plan(opened, held_out, work, data)
+        measured = measure(jobs_of(rows, held_out, Path(scratch), work), plan)
+        if all(result.error for result in measured.rows):
+            raise WorkFailed(f"no model could be measured; {rows[0].name}: {measured.rows[0].error}")
+        report = _report(rows, measured, plan, work, held_out, machine)
+        write_report(staging, report)
+    return report
+
+
+def _plan(models: Sequence[MeasuredModel], held_out: Any, work: Work, data: Path | None) -> Plan:
+    prompts = make_prompts(models, held_out, work.prompt_tokens, WARMUPS + work.repetitions, work.seed)
+    context = min(model.context for model in models)
+    return Plan(
+        warmups=prompts[:WARMUPS],
+        prompts=prompts[WARMUPS:],
+        new_tokens=work.new_tokens,
+        threads=work.threads or 1,
+        data=data,
+        task=asdict(Task(context, work.max_eval_tokens, kl_tokens=KL_TOKENS)),
+        scenarios=work.scenarios,
+        texts=held_out_texts(held_out) if held_out is not None and "replies" in work.scenarios else (),
+        context=context,
+    )
+
+
+def _report(
+    rows: Sequence[Row], measured: Measured, plan: Plan, work: Work, held_out: Any, machine: dict[str, Any]
+) -> dict[str, Any]:
+    names, models = [row.name for row in rows], [row.model for row in rows]
+    own = [(row.name, row.model) for row in rows if not isinstance(row.model, PeerModel) and row.device == "cpu"]
+    return {
+        "format": FORMAT,
+        "partial": measured.partial,
+        "rows": build_rows(names, models, measured),
+        "samples": {result.job.name: result.samples for result in measured.rows},
+        "scenarios": {result.job.name: result.extra for result in measured.rows},
+        "bandwidth_gb_per_s": measured.bandwidth,
+        "quality": {result.job.name: result.quality for result in measured.rows if result.quality},
+        "candidates": pruning_candidates([name for name, _ in own], [model for _, model in own]),
+        "settings": {
+            "prompt_tokens": work.prompt_tokens,
+            "new_tokens": work.new_tokens,
+            "repetitions": work.repetitions,
+            "warmups": WARMUPS,
+            "seed": work.seed,
+            "data": held_out.identity if held_out else None,
+            "context": plan.context,
+            "max_eval_tokens": work.max_eval_tokens,
+            "scenarios": list(plan.scenarios),
+        },
+        "environment": {**machine, "load_average_after": load_average()},
+    }
+
+
+def _check_numbers(models: Sequence[str], work: Work) -> None:
+    if not models:
+        raise BadInput("MODEL: none given; name the checkpoints, bundles or hub ids to measure")
+    for option, value, least in (
+        ("--prompt-tokens", work.prompt_tokens, 1),
+        ("--new-tokens", work.new_tokens, 2),
+        ("--repetitions", work.repetitions, 1),
+        ("--threads", work.threads if work.threads is not None else 1, 1),
+    ):
+        if value < least:
+            raise BadInput(f"{option} {value}: too few; give at least {least}")
+
+
+def _check_devices(devices: Sequence[str]) -> None:
+    """A GPU that is not there is refused where nothing else was asked for; beside the CPU its rows say why."""
+    for device in devices:
+        if device not in DEVICES:
+            raise BadInput(f"--device {device}: no such device; give cpu, cuda or cpu,cuda")
+    if tuple(devices) == ("cuda",) and (why := why_no_cuda()):
+        raise BadInput(f"--device cuda: {why}; use --device cpu")
+
+
+def _check_context(model: MeasuredModel, work: Work) -> None:
+    if work.prompt_tokens + work.new_tokens > model.context:
+        raise BadInput(
+            f"--prompt-tokens {work.prompt_tokens} and --new-tokens {work.new_tokens}: "
+            f"{work.prompt_tokens + work.new_tokens} tokens do not fit the context of {model.spec}, {model.context}; "
+            "give fewer"
+        )
+
+
+def _open_data(data: Path | None, models: Sequence[MeasuredModel]) -> Any:
+    if data is None:
+        return None
+    opened = open_held_out(data)
+    check_vocabulary(models[0], opened)
+    return opened

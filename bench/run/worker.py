@@ -1,0 +1,128 @@
+"""One model in one process: `python -m bench.run.worker`, requests and answers as JSON lines on stdin and stdout.
+
+A process of its own gives every model its own memory figure and its own thread pools, and a crash costs one row of
+the table. Requests are `{"op": …}`, answers `{"ok": true, …}` or `{"ok": false, "error": one line}`:
+
+    load      spec, kind, threads, device, slots (default 1)
+                                                       -> load_s, version (of the runtime's package)
+    sample    prompt (ids), new_tokens, end_of_turn_id, reuse (default false: the prompt is computed anew)
+                                                       -> ttft_ms, token_ms (one a token after the first), ids, cpu_s
+    together  prompts (ids of each), new_tokens, end_of_turn_id
+                                                       -> samples (as above, of each), ms (until the last token)
+    reply     text, seed, new_tokens, speech (`bench.models.text_pipeline.Speech`)
+                                                       -> ms, first_ms, tokens, text
+    margin    ids, chosen, other                       -> margin, spread: how much likelier than `other` the id `chosen`
+                                                          is after `ids`, in logits, and the logits' standard deviation
+    memory                                             -> peak_rss_mb (of this process and its children, up to now),
+                                                          device_mb (null without a GPU)
+    quality   data, task (`bench.evaluate.measure.Task`), teacher (null, or spec and kind of a model to compare with)
+                                                       -> quality (`bench.evaluate.measure.Quality` as JSON)
+
+It ends at the end of stdin. What libraries print to stdout goes to stderr, so that it cannot break the protocol. It
+imports neither torch nor onnxruntime before a model asks for one: the memory figure is that of the runtime that ships.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench.machine.memory import device_mb, peak_rss_mb
+from bench.models.backend import Backend
+from bench.models.runtimes import open_backend, runtime_version
+
+
+class Worker:
+    """Answers requests about the one model that it was told to load."""
+
+    def __init__(self) -> None:
+        self._backend: Backend | None = None
+        self._speaker: Any = None  # a `bench.models.text_pipeline.Speaker`
+        self._place: tuple[int, str] = (1, "cpu")  # threads and device
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what `request["op"]` names and give its figures."""
+        operations = {
+            "load": self._load,
+            "sample": self._sample,
+            "together": self._together,
+            "reply": self._reply,
+            "margin": self._margin,
+            "memory": self._memory,
+            "quality": self._quality,
+        }
+        return operations[request["op"]](request)
+
+    def _load(self, request: dict[str, Any]) -> dict[str, Any]:
+        make = open_backend(request["kind"])  # imports the runtime, which is not what load_s measures
+        started = time.perf_counter()
+        self._place = request["threads"], request["device"]
+        self._backend = make(request["spec"], *self._place, slots=request.get("slots", 1))
+        took = time.perf_counter() - started
+        return {"load_s": took, "version": runtime_version(request["kind"])}
+
+    def _sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._backend is not None, "load comes first"
+        work = request["prompt"], request["new_tokens"], request["end_of_turn_id"]
+        used = time.process_time()
+        sample = self._backend.generate(*work, reuse=request.get("reuse", False))
+        return {**asdict(sample), "cpu_s": time.process_time() - used}
+
+    def _together(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._backend is not None, "load comes first"
+        many: Any = self._backend
+        started = time.perf_counter()
+        samples = many.generate_together(request["prompts"], request["new_tokens"], request["end_of_turn_id"])
+        took = time.perf_counter() - started
+        return {"samples": [asdict(sample) for sample in samples], "ms": took * 1000}
+
+    def _reply(self, request: dict[str, Any]) -> dict[str, Any]:
+        from bench.models.text_pipeline import Speech
+
+        assert self._backend is not None, "load comes first"
+        if self._speaker is None:
+            self._speaker = Speech(**request["speech"]).open(self._backend)
+        return dict(self._speaker.reply(request["text"], request["seed"], request["new_tokens"]))
+
+    def _margin(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._backend is not None, "load comes first"
+        logits = self._backend.runtime().logits(request["ids"])[-1]
+        return {
+            "margin": float(logits[request["chosen"]] - logits[request["other"]]),
+            "spread": float(logits.std()),
+        }
+
+    def _memory(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"peak_rss_mb": peak_rss_mb(), "device_mb": device_mb()}
+
+    def _quality(self, request: dict[str, Any]) -> dict[str, Any]:
+        from bench.evaluate.measure import Task, measure_quality, open_held_out
+
+        assert self._backend is not None, "load comes first"
+        teacher, of = None, request["teacher"]
+        if of is not None:
+            teacher = open_backend(of["kind"])(of["spec"], *self._place).runtime()
+        data = open_held_out(Path(request["data"]))
+        return {"quality": measure_quality(self._backend.runtime(), data, Task(**request["task"]), teacher).as_json()}
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    worker = Worker()
+    for line in sys.stdin:
+        try:
+            answer = {"ok": True, **worker.answer(json.loads(line))}
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            named = reason if hasattr(error, "exit_code") else f"{type(error).__name__}: {reason}"
+            answer = {"ok": False, "error": named}
+        print(json.dumps(answer), file=channel, flush=True)
+
+
+if __name__ == "__main__":
+    main()

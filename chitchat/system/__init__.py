@@ -1,0 +1,1 @@
+"""Processes, interpreters, folders and messages: what every stage needs of the machine."""

@@ -1,0 +1,1 @@
+"""The command line: a module a verb, what they share, and the boundary that maps errors to exit codes."""

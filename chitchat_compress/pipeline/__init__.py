@@ -1,0 +1,1 @@
+"""Recipes: the whole way from conversations to a bundle, stage by stage, each run once."""

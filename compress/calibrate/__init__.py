@@ -1,0 +1,1 @@
+"""What compression reads of calibration conversations: batches, second moments, ranges, least squares."""

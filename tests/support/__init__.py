@@ -1,0 +1,1 @@
+"""What tests share: small models, stand-ins for processes, and slow but plain versions of what is tested."""

@@ -1,0 +1,99 @@
+"""The health of replies: words in every script, and what is counted within a reply and what over all of them."""
+
+import pytest
+
+from bench.evaluate.reply_stats import Health, SaidReply, words
+
+
+def said(*texts: str, conversations: list[int] | None = None) -> Health:
+    """Replies, each to a conversation of its own unless said otherwise."""
+    numbers = conversations or list(range(len(texts)))
+    return Health([SaidReply(number, text, 3, True) for number, text in zip(numbers, texts, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("so, how are you?", ["so,", "how", "are", "you?"]),
+        ("你好，world 2。", ["你", "好", "，", "world", "2", "。"]),
+        ("ありがとうGPT-2", [*"ありがとう", "GPT-2"]),
+        ("我　们", ["我", "们"]),  # the ideographic space is a space
+        ("สวย", ["ส", "ว", "ย"]),
+        ("안녕하세요 여러분", ["안녕하세요", "여러분"]),
+        ("𠮷野家", ["𠮷", "野", "家"]),
+        (" \n", []),
+    ],
+)
+def test_words_stand_between_spaces_and_unspaced_scripts_count_by_characters(text: str, expected: list[str]) -> None:
+    """A Chinese reply was one word, so every reply was distinct and none could repeat itself."""
+    assert words(text) == expected
+
+
+def test_distinct_is_counted_over_all_replies() -> None:
+    """Averaged over replies, a bot that always says the same was as varied as any."""
+    same = said("i do not know", "i do not know", "i do not know")
+    assert same.distinct(1).figure == pytest.approx(4 / 12)
+    assert same.distinct(2).figure == pytest.approx(3 / 9)
+    assert said("a b", "c d").distinct(2).figure == 1.0
+    assert said("我知道", "我知").distinct(2).figure == pytest.approx(2 / 3)
+    assert said("one", "two").distinct(2).figure is None, "no reply has two words"
+
+
+def test_distinct_without_a_conversation_is_distinct_of_the_others() -> None:
+    """The jackknife took away a reply where a conversation had several, and words that others say as well."""
+    texts = ["a b c", "a b", "c d e", "b c b c", "x"]
+    numbers = [4, 4, 7, 9, 9]
+    found = said(*texts, conversations=numbers).distinct(2)
+    without = [
+        said(*(text for text, of in zip(texts, numbers, strict=True) if of != number)).distinct(2).figure
+        for number in (4, 7, 9)
+    ]
+    assert found.left_out.tolist() == pytest.approx(without)
+
+
+def test_repetition_is_counted_within_each_reply() -> None:
+    """Two replies with the same words counted as a loop; a loop between two replies' ends did too."""
+    assert said("a b c d", "a b c d").figures()["repetition_4"] == 0
+    looping = said("a b a b a b a b", "one two three four five")  # 5 4-grams of 2 kinds, and 2 of 2
+    assert looping.figures()["repetition_4"] == pytest.approx(3 / 7)
+    assert said("哈哈哈哈哈哈").figures()["repetition_4"] == pytest.approx(2 / 3)
+    assert said("no", "yes").figures()["repetition_4"] == 0
+
+
+def test_empty_and_unfinished_replies_and_their_length_are_told() -> None:
+    """A bot that had gone silent had the best repetition of all."""
+    replies = [SaidReply(0, " ", 1, True), SaidReply(1, "", 0, True), SaidReply(2, "a b", 2, False)]
+    figures = Health([*replies, SaidReply(3, "c", 1, True)]).figures()
+    assert (figures["empty_replies"], figures["unfinished_replies"], figures["reply_tokens"]) == (0.5, 0.25, 1.0)
+    assert figures["replies"] == 4
+    low, high = figures["empty_replies_interval"]
+    assert 0 <= low < 0.5 < high <= 1
+
+
+def test_a_silent_bot_has_figures_too() -> None:
+    """Nothing divided by nothing."""
+    figures = said("", "").figures()
+    assert (figures["distinct_1"], figures["distinct_1_interval"], figures["repetition_4"]) == (None, None, 0.0)
+    compared = said("", "").against(said("a b", "c d"))
+    assert (compared["distinct_2_ratio"], compared["repetition_4_difference"]) == (None, 0.0)
+
+
+def test_two_models_are_compared_by_conversation() -> None:
+    """Replies that differ only by prompt made a wide interval of a small difference."""
+    talks = [f"w{place} and x{place % 7} then y{place % 3} again" for place in range(60)]
+    teacher = said(*talks)
+    itself = teacher.against(teacher)
+    assert (itself["distinct_2_ratio"], itself["distinct_2_ratio_interval"]) == (1.0, [1.0, 1.0])
+    assert (itself["repetition_4_difference"], itself["repetition_4_difference_interval"]) == (0.0, [0.0, 0.0])
+    duller = said(*(text.replace("again", "so so so so so so") if len(text) % 2 else text for text in talks))
+    found = duller.against(teacher)
+    low, high = found["distinct_2_ratio_interval"]
+    assert low < found["distinct_2_ratio"] < high < 1
+    low, high = found["repetition_4_difference_interval"]
+    assert 0 < low < found["repetition_4_difference"] < high
+
+
+def test_replies_to_other_prompts_are_not_compared() -> None:
+    """Two runs of different --samples were set against each other."""
+    with pytest.raises(ValueError, match="other prompts"):
+        said("a").against(said("a", "b"))
