@@ -19,7 +19,7 @@ from chitchat.formats.hub import fetch_model, looks_like_hub_id
 from chitchat.formats.kinds import refuse_other_kinds
 from chitchat.formats.weights import read_weights, weight_files
 from chitchat.lineage import Stage, verify_lineage, write_lineage
-from chitchat.system.notices import tell_once
+from chitchat.system.notices import announce_once
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -58,7 +58,9 @@ def read_config(source: str | Path) -> dict[str, Any]:
     record = read_json(folder / "config.json")
     config = gpt2_config(record, source)
     if "model_type" not in record:
-        tell_once(f"{source}: config.json names no model_type; by its sizes (n_embd, n_layer, n_head) it is a GPT-2")
+        announce_once(
+            f"{source}: config.json names no model_type; by its sizes (n_embd, n_layer, n_head) it is a GPT-2"
+        )
     return config
 
 
@@ -79,12 +81,12 @@ def load_model(source: str | Path) -> "GPT2LMHeadModel":
             f"{source}: holds no weights (model.safetensors or pytorch_model.bin); fetch the checkpoint again"
         )
     if files[0].name not in ("model.safetensors", "pytorch_model.bin") and len(files) == 1 and place.is_dir():
-        tell_once(f"{source}: its weights are read from {files[0].name}")
+        announce_once(f"{source}: its weights are read from {files[0].name}")
     weights, tied, notes = read_weights(files, config["tie_word_embeddings"])
     folder = place if place.is_dir() else place.parent
     generation, said = savable_generation(folder)
     for note in (*notes, *said):
-        tell_once(note)
+        announce_once(note)
     return _assembled(source, {**config, "tie_word_embeddings": tied}, weights, generation)
 
 
@@ -167,7 +169,7 @@ def fit_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path, where: str
             f"{where}: the tokenizer has {len(tokenizer)} tokens and the model's table {rows} rows; "
             "give the tokenizer that the model was trained with (--tokenizer)"
         )
-    tell_once(f"{where}: {', '.join(past)} left out, since the model's table has {rows} rows and none for it")
+    announce_once(f"{where}: {', '.join(past)} left out, since the model's table has {rows} rows and none for it")
     return fitted
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from chitchat.errors import BadInput
-from chitchat.system.notices import tell_once
+from chitchat.system.notices import announce_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -28,9 +28,9 @@ _MARK = re.compile(r"\{#-? dialogue: (\w+) -?#\}")
 class Dialogue:
     """How conversations are written in token ids.
 
-    `start_ids` opens a conversation, `end_of_turn_id` closes every turn, `blank_ids` is the prompt of unconditional
-    generation, `banned_ids` (sorted) are never to be generated: all special ids but the end of turn and, in a model's
-    dialogue, the rows of its table that are no token.
+    `start_ids` opens a conversation, `end_of_turn_id` closes every turn, `unconditional_prompt_ids` is the prompt of
+    unconditional generation, `banned_ids` (sorted) are never to be generated: all special ids but the end of turn and,
+    in a model's dialogue, the rows of its table that are no token.
     """
 
     family: str
@@ -38,7 +38,7 @@ class Dialogue:
     end_of_turn_id: int
     pad_id: int
     unk_id: int | None
-    blank_ids: tuple[int, ...]
+    unconditional_prompt_ids: tuple[int, ...]
     banned_ids: tuple[int, ...]
 
     @classmethod
@@ -98,7 +98,7 @@ def open_dialogue(tokenizer: "PreTrainedTokenizerFast", where: str, override: st
     dialogue = dialogue_of(tokenizer, override)
     if override is None and _family_of_template(tokenizer) is None:
         form = {"chitchat": "[CLS]turn[SEP]turn[SEP]", "dialogpt": "turn<eos>turn<eos>"}[dialogue.family]
-        tell_once(
+        announce_once(
             f"{where}: names no dialogue format; by its special tokens it is taken for {dialogue.family} ({form}), "
             "--dialogue says otherwise"
         )
@@ -114,7 +114,7 @@ def _dialogue(tokenizer: "PreTrainedTokenizerFast", family: str, start_ids: tupl
         pad_id=end if pad is None else pad,
         # GPT-2's tokenizer names its end of text as the unknown token too, and never needs one.
         unk_id=None if unk == end else unk,
-        blank_ids=start_ids or (end,),
+        unconditional_prompt_ids=start_ids or (end,),
         banned_ids=tuple(sorted({*_special_ids(tokenizer), *([] if unk is None else [unk])} - {end})),
     )
 
@@ -137,7 +137,7 @@ def dialogue_of_model(dialogue: Dialogue, tokenizer: "PreTrainedTokenizerFast", 
     """The dialogue of a model whose table has `rows`: those that are no token are banned too, and it is said."""
     padding = unassigned_ids(tokenizer, rows)
     if padding:
-        tell_once(
+        announce_once(
             f"{where}: its table has {rows:,} rows for {rows - len(padding):,} tokens; the others are never generated"
         )
     return with_banned(dialogue, padding)

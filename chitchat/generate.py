@@ -75,7 +75,7 @@ class TorchGenerator:
 
     def blank(self, options: Any = None) -> Iterator[int]:
         """Unconditional generation: a turn out of nothing."""
-        return self.stream(list(self.dialogue.blank_ids), options)
+        return self.stream(list(self.dialogue.unconditional_prompt_ids), options)
 
     def _stream(self, prompt_ids: list[int], settings: dict[str, Any], room: int) -> Iterator[int]:
         """Run `generate` in a thread of its own and hand over what it puts into a queue."""
@@ -140,7 +140,7 @@ class TorchGenerator:
             "min_new_tokens": min(settings["min_new_tokens"], new),
             "do_sample": settings["temperature"] > 0,
             "use_cache": True,
-            "bos_token_id": self.dialogue.blank_ids[0],
+            "bos_token_id": self.dialogue.unconditional_prompt_ids[0],
             "eos_token_id": self.dialogue.end_of_turn_id,
             "pad_token_id": self.dialogue.pad_id,
             "suppress_tokens": list(self.dialogue.banned_ids) or None,

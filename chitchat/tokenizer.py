@@ -17,7 +17,7 @@ from chitchat.errors import BadInput
 from chitchat.formats.hub import looks_like_hub_id
 from chitchat.formats.tokenizer_files import TOKENIZER_FILES, has_tokenizer
 from chitchat.formats.wordpiece import read_wordpiece, wrap_tokenizer
-from chitchat.system.notices import tell_once
+from chitchat.system.notices import announce_once
 
 _SPECIALS = {
     "chitchat": {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
@@ -113,7 +113,7 @@ def tokenizer_of(
     folder = tokenizer_folder(checkpoint)
     if other is None or has_tokenizer(folder):
         return load_tokenizer(checkpoint)
-    tell_once(f"{checkpoint}: holds no tokenizer; that of the data set is taken for its own")
+    announce_once(f"{checkpoint}: holds no tokenizer; that of the data set is taken for its own")
     return fit_tokenizer(other, folder, "--data")
 
 

@@ -29,7 +29,19 @@ from onnxscript import GraphBuilder, OpBuilder, nn
 from transformers import GPT2Config
 
 from chitchat.errors import BadInput
-from export.layers import MICROSOFT, Blocks, Channels, Format, Head, Linear, Norm, Stream, Table, pad_heads, trim_heads
+from export.layers import (
+    MICROSOFT,
+    Blocks,
+    Channels,
+    EmbeddingTable,
+    Format,
+    Head,
+    Linear,
+    Norm,
+    Stream,
+    pad_heads,
+    trim_heads,
+)
 from export.weights import GraphWeights, check_weights
 from serve.bundle import Geometry
 
@@ -244,8 +256,8 @@ class Transformer(nn.Module):
     def __init__(self, spec: GraphSpec) -> None:
         super().__init__()
         geometry = spec.geometry
-        self.wte = Table(geometry.vocab, geometry.width, spec.table("transformer.wte"), spec.dtype)
-        self.wpe = Table(geometry.context, geometry.width, spec.table("transformer.wpe"), spec.dtype)
+        self.wte = EmbeddingTable(geometry.vocab, geometry.width, spec.table("transformer.wte"), spec.dtype)
+        self.wpe = EmbeddingTable(geometry.context, geometry.width, spec.table("transformer.wpe"), spec.dtype)
         self.h = nn.ModuleList([Block(spec, layer) for layer in range(geometry.layers)])
         self.ln_f = Norm(geometry.width, spec.epsilon, spec.dtype)
 

@@ -105,7 +105,7 @@ class Linear(nn.Module):
         return op.MatMulIntegerToFloat(*inputs, *([] if bias is None else [bias]), _domain=MICROSOFT)
 
 
-class Table(nn.Module):
+class EmbeddingTable(nn.Module):
     """A [rows, width] table: rows are looked up by id; a tied head multiplies by the same parameters."""
 
     def __init__(self, rows: int, width: int, blocks: Blocks | None, dtype: ir.DataType) -> None:
@@ -195,7 +195,7 @@ def matmul_blocks(
     )
 
 
-class Head(Table):
+class Head(EmbeddingTable):
     """`lm_head` of a checkpoint that does not tie it to the token table."""
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:

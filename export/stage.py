@@ -19,7 +19,7 @@ from export.graph import geometry_of
 from export.parity import parity_prompts
 from export.portable import find_optimum
 from export.source import Source, open_source
-from export.variants import CUDA_GRAPH, Variant, Work, manifest_of, write_cpu, write_cuda, write_portable
+from export.variants import CUDA_GRAPH, ExportContext, Variant, manifest_of, write_cpu, write_cuda, write_portable
 from serve.bundle import GRAPH, Bundle, Manifest
 
 TARGETS = {"cpu": ("cpu",), "cuda": ("cuda",), "cpu+cuda": ("cpu", "cuda"), "portable": ("portable",)}
@@ -56,7 +56,7 @@ def export(
     with staged_folder(out, "bundle") as staging:
         geometry = geometry_of(source.model.config)
         prompts, origin = parity_prompts(chat, geometry.vocab, geometry.context, seed=seed)
-        work = Work(source, staging, chat, prompts, origin, seed, kv, shared_weights=genai, optimum=optimum)
+        work = ExportContext(source, staging, chat, prompts, origin, seed, kv, shared_weights=genai, optimum=optimum)
         manifest = _written(work, TARGETS[target])
         write_tokenizer(source.tokenizer, staging)
         if genai:
@@ -96,7 +96,7 @@ def _check_scheme(target: str, source: Source) -> None:
         )
 
 
-def _written(work: Work, targets: tuple[str, ...]) -> Manifest:
+def _written(work: ExportContext, targets: tuple[str, ...]) -> Manifest:
     """Write the graph of each target; quality and latency are those of the first one."""
     variants: dict[str, Variant] = {}
     if "cpu" in targets:
@@ -113,7 +113,7 @@ def _written(work: Work, targets: tuple[str, ...]) -> Manifest:
     )
 
 
-def _add_genai(work: Work, manifest: Manifest) -> None:
+def _add_genai(work: ExportContext, manifest: Manifest) -> None:
     bundle = Bundle(work.folder, manifest)
     write_genai(bundle, work.source.tokenizer)
     check_genai(bundle, work.prompts)

@@ -37,7 +37,7 @@ LATENCY_REPEATS = 5
 
 
 @dataclass(frozen=True)
-class Work:
+class ExportContext:
     """What an export works on: the source, the folder that becomes the bundle, and what it is proven with."""
 
     source: Source
@@ -61,7 +61,7 @@ class Variant:
     latency: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_cpu(work: Work) -> Variant:
+def write_cpu(work: ExportContext) -> Variant:
     """Write our graph for the CPU and measure it through the engine. Raises WorkFailed when parity fails.
 
     The quality of an int8 cache stands beside that of a float32 one, which is written for it and thrown away.
@@ -81,7 +81,7 @@ def write_cpu(work: Work) -> Variant:
     return Variant(written.graph, _record(parity, "cpu"), quality_of(engine, work) | compared, measure_latency(engine))
 
 
-def write_cuda(work: Work, file: str = GRAPH) -> Variant:
+def write_cuda(work: ExportContext, file: str = GRAPH) -> Variant:
     """Write our float16 graph for CUDA, and prove it on what there is: CUDA, else the CPU provider.
 
     Without a CUDA device there is no latency, and bundle.json's parity names the provider that computed it. Beside a
@@ -98,7 +98,7 @@ def write_cuda(work: Work, file: str = GRAPH) -> Variant:
     return Variant(written.graph, parity, quality_of(engine, work), latency)
 
 
-def write_portable(work: Work) -> Variant:
+def write_portable(work: ExportContext) -> Variant:
     """Write optimum's graph and prove it through optimum's runtime."""
     source = work.source
     exported = export_portable(source.model, source.tokenizer, work.folder, work.prompts, work.optimum)
@@ -125,7 +125,7 @@ class _Written:
         return Engine(Bundle(self.path.parent, manifest), threads, device=self.device)
 
 
-def _write(work: Work, weights: GraphWeights, target: str, file: str) -> _Written:
+def _write(work: ExportContext, weights: GraphWeights, target: str, file: str) -> _Written:
     source = work.source
     kv = work.kv if target == "cpu" else "float32"
     spec = graph_spec(source.model.config, weights.formats, target=target, kv=kv)
@@ -137,7 +137,7 @@ def _write(work: Work, weights: GraphWeights, target: str, file: str) -> _Writte
     return _Written(source, spec, weights, path, Graph(file, *names, weights.nbytes, spec.kv_dtype, needs))
 
 
-def _prove(written: _Written, work: Work) -> Parity:
+def _prove(written: _Written, work: ExportContext) -> Parity:
     """Measure the engine against torch. Raises WorkFailed for a graph that says something else."""
     # One thread: it and torch take turns, and spinning threads of the one would stall the other (7 times slower).
     engine = written.engine(threads=1)
@@ -169,7 +169,7 @@ def _record(parity: Parity, device: str) -> dict[str, Any]:
     return parity.as_json() | {"provider": PROVIDERS[device]}
 
 
-def quality_of(engine: Engine, work: Work) -> dict[str, Any]:
+def quality_of(engine: Engine, work: ExportContext) -> dict[str, Any]:
     """Score held-out conversations through the engine; {} without a data set."""
     if work.chat is None:
         return {}

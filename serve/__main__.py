@@ -50,7 +50,7 @@ def _chat(path: Path, threads: int | None, device: str | None) -> None:
 
     bundle = Bundle.open(path)
     engine = Engine(bundle, threads, device=device)
-    engine.choice.tell()
+    engine.choice.announce()
     run_terminal(engine, TextCodec.open(bundle.tokenizer_path), bundle.sampling)
 
 

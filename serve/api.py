@@ -31,7 +31,7 @@ _SAMPLING = {
     "top_logprobs": "logprobs",
     "seed": "seed",
 }
-_LEAST_LOGPROB = -9999.0  # stands for "as good as impossible" in OpenAI's interface; JSON has no infinity
+_MIN_LOGPROB = -9999.0  # stands for "as good as impossible" in OpenAI's interface; JSON has no infinity
 # Fields of OpenAI's interface that this server does not act on, and the values at which they ask for nothing.
 _INERT: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -147,7 +147,7 @@ def _stops(stop: Any) -> tuple[str, ...]:
     return tuple(stops)
 
 
-class Shapes:
+class ResponseBuilder:
     """Builds the answers to one request: all share its id, time and model."""
 
     def __init__(self, request_id: str, model: str, truncated_turns: int) -> None:
@@ -186,7 +186,7 @@ def logprobs_of(tokens: Sequence[ScoredToken], spell: Callable[[int], bytes]) ->
     def entry(token: int, logprob: float) -> dict[str, Any]:
         spelled = spell(token)
         text = spelled.decode(errors="backslashreplace")  # a part of a character is written as \xe4\xbd
-        return {"token": text, "logprob": max(logprob, _LEAST_LOGPROB), "bytes": list(spelled)}
+        return {"token": text, "logprob": max(logprob, _MIN_LOGPROB), "bytes": list(spelled)}
 
     content = [
         {**entry(token, token.logprob), "top_logprobs": [entry(other, logprob) for other, logprob in token.likeliest]}

@@ -21,13 +21,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serve.api import ChatRequest, Shapes, error_body, error_shape, parse_chat
+from serve.api import ChatRequest, ResponseBuilder, error_body, error_shape, parse_chat
 from serve.errors import BadRequest, BodyTooLarge, Overloaded, ServeError, UnknownModel, UnsupportedEncoding
-from serve.history import Prompt, check_length, fit, ids_of_bot
+from serve.history import FittedPrompt, check_length, fit, ids_of_bot
 from serve.options import SamplingOptions
 from serve.reply import ChatReply, json_response
 from serve.terminal import Codec, Generator
-from serve.worker import Job, Worker
+from serve.worker import ReplyJob, ReplyWorker
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Settings:
 def create_app(generator: Generator, codec: Codec, settings: Settings | None = None) -> Starlette:
     """Build the ASGI application over a loaded generator; its lifespan starts and stops the engine thread.
 
-    `app.state.worker` is the Worker, for tests and for what watches over the process.
+    `app.state.worker` is the ReplyWorker, for tests and for what watches over the process.
     """
     settings = settings or Settings()
-    worker = Worker(generator, settings.queue)
+    worker = ReplyWorker(generator, settings.queue)
     started = int(time.time())
 
     @asynccontextmanager
@@ -81,9 +81,9 @@ def create_app(generator: Generator, codec: Codec, settings: Settings | None = N
         body = await _read_body(request, settings.body_bytes)
         asked = await run_in_threadpool(parse_chat, body, settings.options, settings.messages)
         prompt = await run_in_threadpool(_prompt, generator, codec, asked)
-        job = Job(prompt.ids, asked.options.for_reply(prompt.max_new_tokens, prompt.bot_ids))
+        job = ReplyJob(prompt.ids, asked.options.for_reply(prompt.max_new_tokens, prompt.bot_ids))
         worker.submit(job)
-        shapes = Shapes(f"chatcmpl-{uuid.uuid4().hex}", settings.model, prompt.dropped)
+        shapes = ResponseBuilder(f"chatcmpl-{uuid.uuid4().hex}", settings.model, prompt.dropped)
         return ChatReply(worker, job, codec, asked, shapes)
 
     app = Starlette(
@@ -107,7 +107,7 @@ def create_app(generator: Generator, codec: Codec, settings: Settings | None = N
     return app
 
 
-def _prompt(generator: Generator, codec: Codec, asked: ChatRequest) -> Prompt:
+def _prompt(generator: Generator, codec: Codec, asked: ChatRequest) -> FittedPrompt:
     """Give the ids to continue. Old turns are dropped only if the request allows it, else a long prompt is refused."""
     turns = [codec.encode(text) for text in asked.texts]
     if not turns[-1]:
@@ -118,7 +118,7 @@ def _prompt(generator: Generator, codec: Codec, asked: ChatRequest) -> Prompt:
     ids = generator.dialogue.encode(turns)
     remedy = 'shorten it, or send "truncate": true to drop its oldest turns'
     check_length(len(ids), generator.context, "the conversation", remedy)
-    return Prompt(ids, min(limit, generator.context - len(ids)), 0, ids_of_bot(turns, asked.from_bot))
+    return FittedPrompt(ids, min(limit, generator.context - len(ids)), 0, ids_of_bot(turns, asked.from_bot))
 
 
 async def _read_body(request: Request, limit: int) -> bytes:

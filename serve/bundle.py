@@ -65,7 +65,7 @@ class Bundle:
     def dialogue(self) -> Dialogue:
         """The dialogue format, its ids checked against the vocabulary."""
         dialogue = Dialogue.from_json(self.manifest.dialogue)
-        used = (dialogue.end_of_turn_id, *dialogue.start_ids, *dialogue.blank_ids, *dialogue.banned_ids)
+        used = (dialogue.end_of_turn_id, *dialogue.start_ids, *dialogue.unconditional_prompt_ids, *dialogue.banned_ids)
         if max(used) >= self.geometry.vocab:
             raise BadBundle(
                 f"{self.folder / BUNDLE_JSON}: dialogue names id {max(used)} of a vocabulary of {self.geometry.vocab}; "

@@ -21,7 +21,7 @@ class Dialogue:
     end_of_turn_id: int
     pad_id: int
     unk_id: int | None
-    blank_ids: tuple[int, ...]  # the prompt of an unconditional sample
+    unconditional_prompt_ids: tuple[int, ...]  # the prompt of an unconditional sample
     banned_ids: tuple[int, ...]  # never to be generated
 
     @classmethod
@@ -39,7 +39,7 @@ class Dialogue:
             end_of_turn_id=_id("end_of_turn_id", value.get("end_of_turn_id")),
             pad_id=_id("pad_id", value.get("pad_id")),
             unk_id=None if unk_id is None else _id("unk_id", unk_id),
-            blank_ids=_ids(value, "blank_ids"),
+            unconditional_prompt_ids=_ids(value, "unconditional_prompt_ids"),
             banned_ids=_ids(value, "banned_ids"),
         )
 

@@ -19,7 +19,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @dataclass(frozen=True)
-class Choice:
+class SelectedGraph:
     """The graph for `target` ("cpu" or "cuda"), onnxruntime's name of what runs it, and the reason in one phrase.
 
     `warning` is one line on what may differ from the recorded figures on this CPU, or "".
@@ -32,7 +32,7 @@ class Choice:
     why: str
     warning: str = ""
 
-    def tell(self) -> None:
+    def announce(self) -> None:
         """Say on stderr which graph runs and why, and the warning if there is one."""
         print(f"Runs the {self.target} graph: {self.why}.", file=sys.stderr, flush=True)
         if self.warning:
@@ -41,7 +41,7 @@ class Choice:
 
 def choose(
     bundle: Bundle, device: str | None, providers: Sequence[str], features: Collection[str] | None = None
-) -> Choice:
+) -> SelectedGraph:
     """Pick a graph. `device` None takes cuda when the bundle has it and it can run here, else cpu.
 
     `providers` are the execution providers that can run (`find_providers`), `features` those of the CPU (default:
@@ -74,7 +74,7 @@ def choose(
         present = cpu_features() if features is None else features
         _check_integers(bundle, graph, present)
         warning = lost_features(bundle.manifest.cpu_features, present)
-    return Choice(target, bundle.graph_path(target), graph, PROVIDERS[target], why, warning)
+    return SelectedGraph(target, bundle.graph_path(target), graph, PROVIDERS[target], why, warning)
 
 
 def find_providers() -> list[str]:

@@ -19,7 +19,7 @@ class DialogueFormat(Protocol):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class FittedPrompt:
     """What the generator is given: `len(ids) + max_new_tokens <= context`; `dropped` old turns did not fit.
 
     `bot_ids` are those of `ids` that the bot said: a reply is penalised for repeating them.
@@ -37,7 +37,7 @@ def fit(
     context: int,
     max_new_tokens: int,
     from_bot: Sequence[bool] | None = None,
-) -> Prompt:
+) -> FittedPrompt:
     """Drop the fewest oldest turns that leave room for the reply; `from_bot` tells of each turn if the bot said it.
 
     The reply's room is `max_new_tokens`, but at most half of the context, so that a generous limit does not cost the
@@ -53,7 +53,7 @@ def fit(
     check_length(len(ids), context, "the newest turn", "shorten it")
     dropped = len(turns) - len(kept)
     said = () if from_bot is None else ids_of_bot(kept, from_bot[dropped:])
-    return Prompt(ids, min(max_new_tokens, context - len(ids)), dropped, said)
+    return FittedPrompt(ids, min(max_new_tokens, context - len(ids)), dropped, said)
 
 
 def ids_of_bot(turns: Sequence[Sequence[int]], from_bot: Sequence[bool]) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ def check_length(prompt_tokens: int, context: int, what: str, remedy: str) -> No
         )
 
 
-class Conversation:
+class ChatHistory:
     """A conversation that goes on for as long as one likes: `ask`, generate, `answer`, and again."""
 
     def __init__(self, dialogue: DialogueFormat, context: int) -> None:
@@ -80,7 +80,7 @@ class Conversation:
         self.turns: list[list[int]] = []
         self._from_bot: list[bool] = []
 
-    def ask(self, turn: Sequence[int], max_new_tokens: int) -> Prompt:
+    def ask(self, turn: Sequence[int], max_new_tokens: int) -> FittedPrompt:
         """Add a turn and give the prompt for the reply to it. Old turns that do not fit are forgotten for good.
 
         Raises ContextExceeded for a turn that is too long; the conversation is then as it was.

@@ -13,12 +13,12 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.api import ChatRequest, Shapes, as_json, error_body, logprobs_of
+from serve.api import ChatRequest, ResponseBuilder, as_json, error_body, logprobs_of
 from serve.errors import ServeError
 from serve.sampler import ScoredToken
 from serve.terminal import Codec
 from serve.text import StopFilter
-from serve.worker import Job, Worker
+from serve.worker import ReplyJob, ReplyWorker
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -31,7 +31,7 @@ async def send_event(send: Send, value: dict[str, Any]) -> None:
     await send({"type": "http.response.body", "body": b"data: " + as_json(value) + b"\n\n", "more_body": True})
 
 
-class Listing:
+class LogprobBuffer:
     """Tokens with log-probabilities that wait for their text to go out.
 
     A token is listed once the text that it begins has been sent, so a list never runs ahead of the text. The token in
@@ -61,7 +61,9 @@ class Listing:
 class ChatReply:
     """The response to one chat request, as an ASGI application of its own."""
 
-    def __init__(self, worker: Worker, job: Job, codec: Codec, asked: ChatRequest, shapes: Shapes) -> None:
+    def __init__(
+        self, worker: ReplyWorker, job: ReplyJob, codec: Codec, asked: ChatRequest, shapes: ResponseBuilder
+    ) -> None:
         self._worker = worker
         self._job = job
         self._asked = asked
@@ -99,7 +101,7 @@ class ChatReply:
 
         Afterwards the finish reason is known.
         """
-        decoder, stops, listing = self._codec.stream(), StopFilter(self._asked.stops), Listing()
+        decoder, stops, listing = self._codec.stream(), StopFilter(self._asked.stops), LogprobBuffer()
         async for token in self._job.ids():
             self._tokens += 1
             text = decoder.feed(token)

@@ -31,7 +31,7 @@ _NUCLEUS_GUESS = 256  # most nuclei of a chat model are smaller, and then the vo
 _FEW = 128  # up to so many candidates, Python is faster than numpy
 _WIDE = 1024  # above so many, exp is computed in float32, which is four times as fast
 _LOWEST = float(np.finfo(np.float32).min)
-_LEAST_TEMPERATURE = 1e-200  # below, nothing changes any more, and a division by it could overflow
+_MIN_TEMPERATURE = 1e-200  # below, nothing changes any more, and a division by it could overflow
 
 
 class ScoredToken(int):
@@ -180,7 +180,7 @@ def candidates(scores: Floats, options: SamplingOptions) -> tuple[Sequence[int],
         ids = largest(scores, options.top_k)
     chosen = scores[ids].astype(np.float64)
     chosen -= chosen.max()
-    chosen /= max(options.temperature, _LEAST_TEMPERATURE)
+    chosen /= max(options.temperature, _MIN_TEMPERATURE)
     weights: npt.NDArray[np.floating[Any]]
     if len(ids) > _WIDE:
         with np.errstate(over="ignore"):  # -inf is right
@@ -205,7 +205,7 @@ def _weigh_few(ids: list[int], scores: list[float], options: SamplingOptions) ->
         count = options.top_k
         while count < len(falling) and falling[count] == falling[options.top_k - 1]:
             count += 1
-    best, temperature = falling[0], max(options.temperature, _LEAST_TEMPERATURE)
+    best, temperature = falling[0], max(options.temperature, _MIN_TEMPERATURE)
     edges = list(accumulate([math.exp((score - best) / temperature) for score in falling[:count]]))
     if options.top_p < 1.0:
         count = min(bisect_left(edges, options.top_p * edges[-1]) + 1, count)

@@ -23,7 +23,7 @@ from serve.session import Logits
 CHUNK = 16  # tokens of a prompt between two tokens of the others
 
 
-class Conversation:
+class GenerationRequest:
     """One reply that is being made. `reply` are its ids so far, without an end of turn."""
 
     def __init__(self, prompt_ids: Sequence[int], options: Any) -> None:
@@ -36,7 +36,7 @@ class Conversation:
 class Event:
     """What a step did for one conversation: a token; or its end, with an error if it failed."""
 
-    conversation: Conversation
+    conversation: GenerationRequest
     token: int | None = None
     error: Exception | None = None
 
@@ -59,11 +59,11 @@ class Runner(Protocol):
         """Whether there is work for `step`."""
         ...
 
-    def start(self, prompt_ids: Sequence[int], options: Any) -> Conversation:
+    def start(self, prompt_ids: Sequence[int], options: Any) -> GenerationRequest:
         """Give a conversation its place. Raises BadRequest for a prompt that cannot be run."""
         ...
 
-    def cancel(self, conversation: Conversation) -> None:
+    def cancel(self, conversation: GenerationRequest) -> None:
         """Give a conversation up; it has no further events. One that has ended is left alone."""
         ...
 
@@ -73,7 +73,7 @@ class Runner(Protocol):
 
 
 @dataclass
-class _Seat:
+class _ActiveRequest:
     """The place of a running conversation: its slot, its sampler, and what of its prompt is not computed yet."""
 
     slot: int
@@ -93,11 +93,11 @@ class Scheduler:
         self._engine = engine
         self.chunk = chunk
         self._free = list(range(engine.slots))  # the one that was used longest ago first
-        self._seats: dict[Conversation, _Seat] = {}
-        self._prefilling: list[Conversation] = []  # in the order of arrival
+        self._seats: dict[GenerationRequest, _ActiveRequest] = {}
+        self._prefilling: list[GenerationRequest] = []  # in the order of arrival
         self._oldest_next = True
-        self._speaking: list[Conversation] = []
-        self._settling: dict[int, list[int]] = {}  # free slot: the ids of its last conversation, to be fed
+        self._decoding: list[GenerationRequest] = []
+        self._to_reprefill: dict[int, list[int]] = {}  # free slot: the ids of its last conversation, to be fed
 
     @property
     def slots(self) -> int:
@@ -112,24 +112,24 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """Whether there is work for `step`."""
-        return bool(self._seats or self._settling)
+        return bool(self._seats or self._to_reprefill)
 
-    def start(self, prompt_ids: Sequence[int], options: SamplingOptions) -> Conversation:
+    def start(self, prompt_ids: Sequence[int], options: SamplingOptions) -> GenerationRequest:
         """Give a conversation a slot. Raises BadRequest (ContextExceeded) for a prompt that cannot be run."""
         if not self._free:
             raise BadRequest(f"all {self.slots} slots are taken; wait until one is free")
         self._engine.check(prompt_ids, room=1)
-        conversation, dialogue = Conversation(prompt_ids, options), self._engine.dialogue
+        conversation, dialogue = GenerationRequest(prompt_ids, options), self._engine.dialogue
         sample = build_sampler(options, dialogue.banned_ids, dialogue.end_of_turn_id)
         slot = self._choose(conversation.prompt_ids)
         self._free.remove(slot)
-        self._settling.pop(slot, None)
+        self._to_reprefill.pop(slot, None)
         kept = self._engine.begin(slot, conversation.prompt_ids)
-        self._seats[conversation] = _Seat(slot, sample, conversation.prompt_ids[kept:])
+        self._seats[conversation] = _ActiveRequest(slot, sample, conversation.prompt_ids[kept:])
         self._prefilling.append(conversation)
         return conversation
 
-    def cancel(self, conversation: Conversation) -> None:
+    def cancel(self, conversation: GenerationRequest) -> None:
         """Give a conversation up; its slot is free at once. One that has ended is left alone."""
         if conversation in self._seats:
             self._release(conversation)
@@ -139,22 +139,22 @@ class Scheduler:
         events: list[Event] = []
         if self._prefilling:
             events += self._prefill(self._next_prompt())
-        if self._speaking:
-            events += self._decode(self._speaking[:])
-        if not self._seats and self._settling:
-            self._settle()
+        if self._decoding:
+            events += self._decode(self._decoding[:])
+        if not self._seats and self._to_reprefill:
+            self._reprefill()
         return events
 
-    def _next_prompt(self) -> Conversation:
+    def _next_prompt(self) -> GenerationRequest:
         """By turns the one that is done first, so that most wait least, and the oldest, so that none waits forever."""
         self._oldest_next = not self._oldest_next
         if self._oldest_next:
             return self._prefilling[0]
         return min(self._prefilling, key=lambda conversation: len(self._seats[conversation].todo))
 
-    def _prefill(self, conversation: Conversation) -> list[Event]:
+    def _prefill(self, conversation: GenerationRequest) -> list[Event]:
         seat = self._seats[conversation]
-        size = self.chunk if self._speaking else MAX_CHUNK  # a chunk is what the others wait for
+        size = self.chunk if self._decoding else MAX_CHUNK  # a chunk is what the others wait for
         try:
             logits = self._engine.feed(seat.slot, seat.todo[:size])
         except Exception as error:
@@ -163,10 +163,10 @@ class Scheduler:
         if seat.todo:
             return []
         self._prefilling.remove(conversation)
-        self._speaking.append(conversation)
+        self._decoding.append(conversation)
         return self._sample(conversation, logits)
 
-    def _decode(self, speaking: list[Conversation]) -> list[Event]:
+    def _decode(self, speaking: list[GenerationRequest]) -> list[Event]:
         slots = [self._seats[conversation].slot for conversation in speaking]
         try:
             rows = self._engine.decode(slots, [conversation.reply[-1] for conversation in speaking])
@@ -177,7 +177,7 @@ class Scheduler:
             events += self._sample(conversation, logits)
         return events
 
-    def _sample(self, conversation: Conversation, logits: Logits) -> list[Event]:
+    def _sample(self, conversation: GenerationRequest, logits: Logits) -> list[Event]:
         """Draw a token. A fault, such as logits that are not numbers, is this conversation's alone."""
         reply, options = conversation.reply, conversation.options
         try:
@@ -195,28 +195,28 @@ class Scheduler:
             events.append(Event(conversation))
         return events
 
-    def _fail(self, conversation: Conversation, error: Exception) -> Event:
+    def _fail(self, conversation: GenerationRequest, error: Exception) -> Event:
         slot = self._release(conversation)
         self._engine.forget(slot)  # what is there may be no numbers
-        self._settling.pop(slot, None)
+        self._to_reprefill.pop(slot, None)
         return Event(conversation, error=error)
 
-    def _release(self, conversation: Conversation, ended: Sequence[int] = ()) -> int:
+    def _release(self, conversation: GenerationRequest, ended: Sequence[int] = ()) -> int:
         """Free the slot of a conversation, and give it."""
         slot = self._seats.pop(conversation).slot
         self._free.append(slot)
-        if conversation in self._speaking:
-            self._speaking.remove(conversation)
+        if conversation in self._decoding:
+            self._decoding.remove(conversation)
             if self._engine.exact:
                 said = [*conversation.prompt_ids, *conversation.reply, *ended]
-                self._settling[slot] = said[: self._engine.context - 1]
+                self._to_reprefill[slot] = said[: self._engine.context - 1]
         elif conversation in self._prefilling:
             self._prefilling.remove(conversation)
         return slot
 
-    def _settle(self) -> None:
+    def _reprefill(self) -> None:
         """Feed a chunk of a finished conversation to its slot."""
-        slot, ids = next(iter(self._settling.items()))
+        slot, ids = next(iter(self._to_reprefill.items()))
         kept = self._engine.begin(slot, ids)
         size = min(len(ids) - kept, self.chunk)
         try:
@@ -225,7 +225,7 @@ class Scheduler:
             self._engine.forget(slot)
             size = len(ids) - kept
         if kept + size == len(ids):
-            del self._settling[slot]
+            del self._to_reprefill[slot]
 
     def _choose(self, ids: Sequence[int]) -> int:
         """The free slot that spares most and loses least; where nothing is spared, the one used longest ago.
@@ -246,7 +246,7 @@ class Streams:
 
     def __init__(self, generator: Any) -> None:
         self._generator = generator
-        self._running: tuple[Conversation, Any] | None = None
+        self._running: tuple[GenerationRequest, Any] | None = None
 
     @property
     def free(self) -> int:
@@ -258,13 +258,13 @@ class Streams:
         """Whether there is work for `step`."""
         return self._running is not None
 
-    def start(self, prompt_ids: Sequence[int], options: Any) -> Conversation:
+    def start(self, prompt_ids: Sequence[int], options: Any) -> GenerationRequest:
         """Begin the generator's stream. Raises what it raises."""
-        conversation = Conversation(prompt_ids, options)
+        conversation = GenerationRequest(prompt_ids, options)
         self._running = conversation, self._generator.stream(conversation.prompt_ids, options)
         return conversation
 
-    def cancel(self, conversation: Conversation) -> None:
+    def cancel(self, conversation: GenerationRequest) -> None:
         """Leave the stream now, not when it is collected."""
         if self._running is not None and self._running[0] is conversation:
             stream, self._running = self._running[1], None

@@ -74,7 +74,7 @@ def run_server(
     )
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listener.getsockname()[1]}"
-    engine.choice.tell()
+    engine.choice.announce()
     print(f"Serving {settings.model} on {url}", file=sys.stderr, flush=True)
     if as_json:
         print(json.dumps({"url": url, "model": settings.model}), flush=True)
@@ -94,7 +94,7 @@ def run_server(
 def warm_up(generator: Generator) -> None:
     """Make one token, so that a model that cannot run fails here and the first request does not pay for set-up."""
     dialogue = generator.dialogue
-    prompt = list(dialogue.blank_ids) or [dialogue.end_of_turn_id]
+    prompt = list(dialogue.unconditional_prompt_ids) or [dialogue.end_of_turn_id]
     options = SamplingOptions(temperature=0.0, max_new_tokens=1, min_new_tokens=1)
     if not list(generator.stream(prompt, options)):
         raise BadBundle("the bundle's model gives no token; export the bundle again")

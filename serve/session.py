@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from serve.cache import KVCache
 from serve.errors import BadBundle, BadRequest, ServeError
-from serve.graph_selection import PROVIDERS, Choice
+from serve.graph_selection import PROVIDERS, SelectedGraph
 from serve.quiet import load
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ KEPT_RUNS = 64  # bindings are small: a few kB each
 Logits = npt.NDArray[np.float32]
 
 
-def open_session(choice: Choice, threads: int) -> "onnxruntime.InferenceSession":
+def open_session(choice: SelectedGraph, threads: int) -> "onnxruntime.InferenceSession":
     """Load the graph.
 
     Raises BadBundle when onnxruntime cannot, or when it is not the graph that bundle.json tells, and BadRequest for a

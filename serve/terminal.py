@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TextIO
 
 from serve.errors import BadRequest
-from serve.history import Conversation, DialogueFormat
+from serve.history import ChatHistory, DialogueFormat
 from serve.options import SamplingOptions
 from serve.text import StreamDecoder
 
@@ -76,7 +76,7 @@ def run_terminal(
         read = input
     out = out or sys.stdout
     dialogue: DialogueFormat = generator.dialogue
-    conversation = Conversation(dialogue, generator.context)
+    conversation = ChatHistory(dialogue, generator.context)
     _say(out, HELP)
     replies = 0
     while (line := _read_line(read, out)) is not None:
@@ -108,7 +108,7 @@ def sample_text(generator: Generator, codec: Codec, options: SamplingOptions, pr
     if prompt is not None:
         ids = dialogue.encode([codec.encode(prompt)])
         return codec.decode(list(generator.stream(ids, options)))
-    ids, left = list(dialogue.blank_ids), options.max_new_tokens
+    ids, left = list(dialogue.unconditional_prompt_ids), options.max_new_tokens
     turns: list[list[int]] = []
     while left > 0 and len(ids) < generator.context:
         seed = None if options.seed is None else (options.seed + 1_000_003 * len(turns)) % 2**63
@@ -131,7 +131,7 @@ def _read_line(read: Callable[[str], str], out: TextIO) -> str | None:
 def _reply(
     generator: Generator,
     codec: Codec,
-    conversation: Conversation,
+    conversation: ChatHistory,
     text: str,
     options: SamplingOptions,
     out: TextIO,

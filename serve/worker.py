@@ -16,12 +16,12 @@ from typing import Any
 
 from serve.errors import Overloaded, ServeError, Unavailable
 from serve.options import SamplingOptions
-from serve.scheduler import Conversation, runner_of
+from serve.scheduler import GenerationRequest, runner_of
 
 logger = logging.getLogger("serve")
 
 
-class Job:
+class ReplyJob:
     """One reply to be made: a prompt, options, and the way back. Made on the event loop that reads it.
 
     The way back holds at most the ids of one reply, so a slow reader costs a bounded amount of memory.
@@ -47,15 +47,15 @@ class Job:
             yield event
 
 
-class Worker:
+class ReplyWorker:
     """Runs jobs in the order in which they came, as many at once as the runner takes; at most `queue` more wait."""
 
     def __init__(self, generator: Any, queue: int) -> None:
         """`generator` is an Engine, which runs a job in each of its slots, or what has only `stream`: one job."""
         self._runner = runner_of(generator)
         self._queue = queue
-        self._waiting: deque[Job] = deque()
-        self._running: dict[Job, Conversation | None] = {}  # None: about to start
+        self._waiting: deque[ReplyJob] = deque()
+        self._running: dict[ReplyJob, GenerationRequest | None] = {}  # None: about to start
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -96,7 +96,7 @@ class Worker:
             self._changed.notify_all()
         self._thread.join(timeout_s)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: ReplyJob) -> None:
         """Queue a job. Raises Overloaded when the queue is full, Unavailable when nothing will run it."""
         with self._changed:
             if not self.ready:
@@ -106,7 +106,7 @@ class Worker:
             self._waiting.append(job)
             self._changed.notify_all()
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: ReplyJob) -> None:
         """Give up a job, wherever it stands; its reader sees the end. A finished job is left alone."""
         with self._changed:
             job.cancelled = True
@@ -148,7 +148,7 @@ class Worker:
                 self._end(job, _as_told(error))
         return True
 
-    def _give_up(self, job: Job) -> None:
+    def _give_up(self, job: ReplyJob) -> None:
         conversation = self._running.pop(job)
         if conversation is not None:
             self._runner.cancel(conversation)
@@ -164,7 +164,7 @@ class Worker:
             else:
                 self._end(job, None if event.error is None else _as_told(event.error))
 
-    def _end(self, job: Job, error: ServeError | None) -> None:
+    def _end(self, job: ReplyJob, error: ServeError | None) -> None:
         with self._changed:
             del self._running[job]
         job.put(error)

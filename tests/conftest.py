@@ -138,6 +138,6 @@ def small_disk(tmp_path: Path):
 @pytest.fixture(autouse=True)
 def notices_are_told_anew() -> None:
     """A notice is told once a process, and a test must not depend on which others ran before it."""
-    from chitchat.system.notices import tell_once
+    from chitchat.system.notices import announce_once
 
-    tell_once.cache_clear()
+    announce_once.cache_clear()

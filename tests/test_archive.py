@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from chitchat.data.conversation import Tally
+from chitchat.data.conversation import ReadStats
 from chitchat.data.corpora import open_corpus
 from chitchat.errors import BadInput
 from chitchat.text.archive import form_of
@@ -28,7 +28,7 @@ PACK = {".gz": gzip.compress, ".zst": _zstd}
 def _refusal(path: Path, content: bytes) -> str:
     path.write_bytes(content)
     with pytest.raises(BadInput) as error:
-        list(open_corpus(str(path)).conversations(Tally()))
+        list(open_corpus(str(path)).conversations(ReadStats()))
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
     return str(error.value)
@@ -40,7 +40,7 @@ def test_a_packed_file_gives_the_turns_of_the_plain_one(tmp_path: Path, packing:
     pack = PACK[packing]
     for content in (pack(LINES), pack(LINES[:320]) + pack(LINES[320:])):
         (tmp_path / f"c.jsonl{packing}").write_bytes(content)
-        read = list(open_corpus(str(tmp_path / f"c.jsonl{packing}")).conversations(Tally()))
+        read = list(open_corpus(str(tmp_path / f"c.jsonl{packing}")).conversations(ReadStats()))
         assert len(read) == 40_000
         assert [turn.text for turn in read[-1]] == ["a", "b", "c"]
 
@@ -65,7 +65,7 @@ def test_the_zstd_program_writes_what_we_read(tmp_path: Path) -> None:
         subprocess.run(["zstd", "-q", str(tmp_path / "c.txt")], check=True)
     except FileNotFoundError:
         pytest.skip("the program zstd is not installed")
-    assert len(list(open_corpus(str(tmp_path / "c.txt.zst")).conversations(Tally()))) == 2
+    assert len(list(open_corpus(str(tmp_path / "c.txt.zst")).conversations(ReadStats()))) == 2
 
 
 def test_the_form_is_the_ending_under_the_packing() -> None:

@@ -75,8 +75,8 @@ def test_the_published_dialogpt_file_is_read_whatever_its_numbers(
     dtype: torch.dtype, legacy: bool, foreign: Path, tensors: Tensors, tiny_model: GPT2LMHeadModel
 ) -> None:
     """A legacy pickle in half precision under another name: `small_ft.pkl`."""
-    halves = {name.replace("lm_head.", "lm_head.decoder."): tensor.to(dtype) for name, tensor in tensors.items()}
-    torch.save(halves, foreign / "small_ft.pkl", _use_new_zipfile_serialization=not legacy)
+    sublayers = {name.replace("lm_head.", "lm_head.decoder."): tensor.to(dtype) for name, tensor in tensors.items()}
+    torch.save(sublayers, foreign / "small_ft.pkl", _use_new_zipfile_serialization=not legacy)
     for source in (foreign, foreign / "small_ft.pkl"):
         model = load_model(source)
         assert model.dtype == torch.float32
@@ -87,7 +87,7 @@ def test_the_published_dialogpt_file_is_read_whatever_its_numbers(
 def test_a_sharded_checkpoint_is_whole_or_says_which_part_is_missing(
     kind: str, foreign: Path, tensors: Tensors, tiny_model: GPT2LMHeadModel
 ) -> None:
-    """Half of the layers at random values would pass as a model."""
+    """Sublayer of the layers at random values would pass as a model."""
     names = sorted(tensors.keys() - {"lm_head.weight"})
     stem = "model" if kind == "safetensors" else "pytorch_model"
     parts = {f"{stem}-{part + 1:05}-of-00002.{kind}": names[part::2] for part in range(2)}

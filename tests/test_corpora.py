@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chitchat.data.columns import parse_columns
-from chitchat.data.conversation import Conversation, Tally
+from chitchat.data.conversation import Conversation, ReadStats
 from chitchat.data.corpora import open_corpora, open_corpus
 from chitchat.data.json_stream import stream_items
 from chitchat.errors import BadInput
@@ -24,7 +24,7 @@ def _write(path: Path, content: str | bytes) -> str:
 
 
 def _read(spec: str) -> list[list[tuple[str, bool]]]:
-    return [_plain(conversation) for conversation in open_corpus(spec).conversations(Tally())]
+    return [_plain(conversation) for conversation in open_corpus(spec).conversations(ReadStats())]
 
 
 def _plain(conversation: Conversation) -> list[tuple[str, bool]]:
@@ -33,7 +33,7 @@ def _plain(conversation: Conversation) -> list[tuple[str, bool]]:
 
 def _refusal(spec: str) -> str:
     with pytest.raises(BadInput) as error:
-        list(open_corpus(spec).conversations(Tally()))
+        list(open_corpus(spec).conversations(ReadStats()))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -72,9 +72,9 @@ def test_json_forms_give_the_turns_of_both_sides(tmp_path: Path, ending: str) ->
     spec = _write(tmp_path / f"c.{ending}", "\ufeff" + text)
     expected = [("hi", False), ("hello", True), ("bye", False)]
     assert _read(spec) == [expected, expected]
-    tally = Tally()
+    tally = ReadStats()
     list(open_corpus(spec).conversations(tally))
-    assert tally == Tally(conversations=2, system_messages=1)
+    assert tally == ReadStats(conversations=2, system_messages=1)
 
 
 def test_successive_messages_of_one_role_are_one_turn_and_empty_ones_are_none(tmp_path: Path) -> None:
@@ -113,12 +113,12 @@ def test_line_numbers_of_json_items_count_lines_within_items(tmp_path: Path) -> 
 def test_a_corpus_can_be_iterated_twice(tmp_path: Path) -> None:
     """Two passes are needed; a generator that is used up would give an empty data set."""
     corpus = open_corpus(_write(tmp_path / "c.txt", "a\nb\n\nc\nd\n"))
-    assert list(corpus.conversations(Tally())) == list(corpus.conversations(Tally())) != []
+    assert list(corpus.conversations(ReadStats())) == list(corpus.conversations(ReadStats())) != []
 
 
 def test_conversations_of_one_turn_are_left_out_and_counted(tmp_path: Path) -> None:
     """A lone turn teaches nothing about replies, and leaving it out in silence hides a wrong file form."""
-    tally = Tally()
+    tally = ReadStats()
     corpus = open_corpus(_write(tmp_path / "c.txt", "alone\n\na\nb\n"))
     assert len(list(corpus.conversations(tally))) == 1
     assert tally.short_conversations == 1
@@ -127,7 +127,7 @@ def test_conversations_of_one_turn_are_left_out_and_counted(tmp_path: Path) -> N
 @pytest.mark.skipif(importlib.util.find_spec("chitchat_dataset") is None, reason="chitchat-dataset is not installed")
 def test_byu_has_no_two_turns_of_one_sender_in_a_row() -> None:
     """The package groups some messages of one sender only; the rest came out as turns that answer themselves."""
-    tally, utterances = Tally(), 0
+    tally, utterances = ReadStats(), 0
     for conversation in open_corpus("byu").conversations(tally):
         assert all(one.reply != other.reply for one, other in itertools.pairwise(conversation))
         assert not conversation[0].reply
@@ -239,7 +239,7 @@ def test_every_example_in_the_docs_is_read(tmp_path: Path, name: str, columns: s
     """An example that does not work is worse than none."""
     (tmp_path / name).write_text(content, encoding="utf-8")
     corpus = open_corpus(str(tmp_path / name)).read_by(parse_columns(columns) if columns else None, None)
-    conversations = list(corpus.conversations(Tally()))
+    conversations = list(corpus.conversations(ReadStats()))
     assert len(conversations) >= 1
     for conversation in conversations:
         assert len(conversation) >= 2
@@ -290,7 +290,7 @@ def test_any_changed_bytes_give_turns_or_a_line(tmp_path: Path) -> None:
         path.write_bytes(gzip.compress(content)[: chance.randint(5, 400)] if packed else content)
         columns = parse_columns(chance.choice(["a,b", "conversation=a,text=b", "1,2"])) if name == "c.csv" else None
         try:
-            for conversation in open_corpus(str(path)).read_by(columns, None).conversations(Tally()):
+            for conversation in open_corpus(str(path)).read_by(columns, None).conversations(ReadStats()):
                 assert all(turn.text.strip() and turn.text.encode() for turn in conversation)
         except BadInput as error:
             refused += str(error).count("\n") == 0

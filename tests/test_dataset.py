@@ -18,7 +18,7 @@ from datasets import load_from_disk
 from chitchat.data.conversation import Turn
 from chitchat.data.dataset import ChatData, Windows, build_dataset, collate, held_out_prompts, open_dataset
 from chitchat.data.figures import percentiles
-from chitchat.data.survey import Sample
+from chitchat.data.survey import TextSample
 from chitchat.dialogue import encode_text
 from chitchat.errors import BadInput
 from chitchat.lineage import identity
@@ -169,7 +169,7 @@ def test_a_sample_stays_within_its_limit_and_does_not_see_the_order() -> None:
     conversations = [(key * 7919 % 1000, [Turn("x" * (key % 50 + 1), False)] * 2) for key in range(1000)]
     samples = []
     for order in (conversations, conversations[::-1], conversations * 2):
-        sample = Sample(2000)
+        sample = TextSample(2000)
         for key, conversation in order:
             sample.add(key, conversation)
         samples.append(sample.texts(above=-1))

@@ -22,7 +22,7 @@ from chitchat.training.workfolder import WorkFolder
 from compress.distill.heal import heal
 from compress.distill.objective import Distillation, forward_kl, skewed_kl
 from compress.distill.options import HealOptions
-from compress.distill.run import Task, default_rate
+from compress.distill.run import HealRun, default_rate
 from compress.distill.samples import SampledWindows
 
 from test_pacer import Machine, Timed, slower  # isort: skip
@@ -210,8 +210,8 @@ def test_the_teachers_conversations_are_read_beside_the_corpus(data, tmp_path):
 
 def slow_healing(monkeypatch, machine):
     """From now on every step and evaluation of a healing takes its time on the machine."""
-    real = Task.objective
-    monkeypatch.setattr(Task, "objective", lambda task, skew=0.0: Timed(real(task, skew), machine))
+    real = HealRun.objective
+    monkeypatch.setattr(HealRun, "objective", lambda run, skew=0.0: Timed(real(run, skew), machine))
 
 
 HEALED_ON = {
@@ -346,13 +346,13 @@ import json, sys
 from dataclasses import asdict
 from pathlib import Path
 from chitchat.data.dataset import open_dataset
-from chitchat.training.processes import Processes
+from chitchat.training.processes import Distributed
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from test_distill import model
 data, work = open_dataset(Path(sys.argv[1])), Path(sys.argv[2])
 result = heal(model(seed=1), model(layers=4), data, work, HealOptions(steps=66, own_replies=0.95, teacher_samples=True))
-if Processes().first:
+if Distributed().first:
     work.with_suffix(".json").write_text(json.dumps(asdict(result)))
 """
 

@@ -18,7 +18,7 @@ from export.weights import half_weights
 from serve.bundle import Bundle, Graph
 from serve.engine import MAX_CHUNK, Engine
 from serve.errors import BadBundle, BadRequest, ContextExceeded
-from serve.graph_selection import Choice
+from serve.graph_selection import SelectedGraph
 from serve.options import SamplingOptions
 
 GREEDY = SamplingOptions(temperature=0, repetition_penalty=1.0, max_new_tokens=12, min_new_tokens=0)
@@ -227,7 +227,7 @@ def test_the_engine_keeps_a_float16_cache_and_binds_inputs_anew_where_a_device_c
     model = random_gpt2()
     bundle = cuda_bundle(model, tmp_path)
     path, graph = bundle.graph_path("cuda"), bundle.manifest.graphs["cuda"]
-    choice = Choice("cuda", path, graph, "CPUExecutionProvider", "a test")
+    choice = SelectedGraph("cuda", path, graph, "CPUExecutionProvider", "a test")
     monkeypatch.setattr(serve.engine, "choose", lambda *_: choice)
     engine = Engine(bundle, 1, slots=3)
     assert engine.kv_bytes == 3 * 2 * 2 * 64 * 32 * 2

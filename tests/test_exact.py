@@ -18,7 +18,7 @@ import serve.scheduler
 from serve.bundle import Bundle
 from serve.engine import Engine
 from serve.options import SamplingOptions
-from serve.scheduler import Conversation, Scheduler
+from serve.scheduler import GenerationRequest, Scheduler
 
 CONTEXT, VOCAB, END = 96, 503, 2
 TALKS = 200
@@ -116,7 +116,7 @@ class Driver:
     def __init__(self, engine: Engine, digests: dict[int, Any], chunk: int = 16) -> None:
         self.scheduler = Scheduler(engine, chunk)
         self.digests = digests
-        self.running: dict[Conversation, tuple[Talk, Turn]] = {}
+        self.running: dict[GenerationRequest, tuple[Talk, Turn]] = {}
         self.most, self.prompt_tokens = 0, 0
 
     def begin(self, talk: Talk) -> None:

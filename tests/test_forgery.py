@@ -17,7 +17,7 @@ from chitchat.dialogue import dialogue_of, encode_text
 from chitchat.tokenizer import read_vocab_txt, train_tokenizer
 from serve.app import create_app
 from serve.dialogue import Dialogue
-from serve.history import Conversation
+from serve.history import ChatHistory
 from serve.text import TextCodec
 
 PIECES = ["se", "##p", "cl", "##s", "[", "]", "<", "|", ">", "end", "##of", "##text"]
@@ -106,15 +106,15 @@ def test_no_spelling_of_a_special_token_becomes_one(family: Family) -> None:
 
 def test_special_tokens_cannot_be_put_together_from_two_messages(family: Family) -> None:
     """Stops halves of a special token, in messages of one or two roles, from meeting where turns are joined."""
-    conversation = Conversation(family.dialogue, context=10_000)
+    conversation = ChatHistory(family.dialogue, context=10_000)
     for name in family.names:
         for place in range(1, len(name)):
-            halves = [family.codec.encode(half) for half in (f"a{name[:place]}", f"{name[place:]}b")]
-            family.check(family.dialogue.encode(halves), turns=2)
+            sublayers = [family.codec.encode(half) for half in (f"a{name[:place]}", f"{name[place:]}b")]
+            family.check(family.dialogue.encode(sublayers), turns=2)
             conversation.reset()
-            conversation.ask(halves[0], 5)
-            conversation.answer(halves[1])
-            family.check(conversation.ask(halves[0], 5).ids, turns=3)
+            conversation.ask(sublayers[0], 5)
+            conversation.answer(sublayers[1])
+            family.check(conversation.ask(sublayers[0], 5).ids, turns=3)
 
 
 def test_random_text_around_special_tokens_forges_nothing(family: Family) -> None:

@@ -163,7 +163,7 @@ def test_unconditional_generation_begins_with_the_blank_prompt(generator, caplog
     with caplog.at_level(logging.WARNING, logger="transformers"):
         blank = list(generator.blank(options))
     assert len(blank) >= 3
-    assert blank == list(generator.stream(list(generator.dialogue.blank_ids), options))
+    assert blank == list(generator.stream(list(generator.dialogue.unconditional_prompt_ids), options))
     assert not caplog.records
 
 

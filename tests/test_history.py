@@ -6,7 +6,7 @@ import pytest
 
 from serve.dialogue import Dialogue
 from serve.errors import BadBundle, ContextExceeded
-from serve.history import Conversation, fit
+from serve.history import ChatHistory, fit
 
 CHITCHAT = Dialogue("chitchat", (101,), 102, 0, 1, (101,), (0, 1, 101))
 DIALOGPT = Dialogue("dialogpt", (), 50, 50, None, (50,), ())
@@ -37,7 +37,7 @@ def test_every_prompt_leaves_room_for_its_reply_and_drops_no_more_than_it_must(d
 
 def test_a_long_conversation_goes_on_and_keeps_its_newest_turns() -> None:
     """Stops a chat that dies, or grows for ever, once the context is full."""
-    conversation = Conversation(CHITCHAT, context=40)
+    conversation = ChatHistory(CHITCHAT, context=40)
     dropped = 0
     for number in range(300, 400):
         prompt = conversation.ask([number] * 5, 10)
@@ -53,7 +53,7 @@ def test_a_long_conversation_goes_on_and_keeps_its_newest_turns() -> None:
 
 def test_a_turn_that_is_too_long_is_refused_with_both_numbers_and_changes_nothing() -> None:
     """Stops silent truncation, and a conversation that is stuck after one long paste."""
-    conversation = Conversation(CHITCHAT, context=20)
+    conversation = ChatHistory(CHITCHAT, context=20)
     conversation.ask([1, 2], 5)
     conversation.answer([3])
     with pytest.raises(ContextExceeded, match=r"102 tokens .* takes 19") as caught:
@@ -71,7 +71,7 @@ def test_the_dialogue_of_a_bundle_is_read_and_its_faults_are_named() -> None:
         "end_of_turn_id": 102,
         "pad_id": 0,
         "unk_id": None,
-        "blank_ids": [101],
+        "unconditional_prompt_ids": [101],
         "banned_ids": [0, 101],
     }
     assert Dialogue.from_json(good).encode([[5], []]) == [101, 5, 102, 102]

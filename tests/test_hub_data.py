@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 
 from chitchat.data.builder import build_dataset
 from chitchat.data.columns import parse_columns
-from chitchat.data.conversation import Tally
+from chitchat.data.conversation import ReadStats
 from chitchat.data.corpora import open_corpus
 from chitchat.data.dataset import open_dataset
 from chitchat.data.hub import HubData
@@ -47,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _read(spec: str, columns: str | None = None) -> list[list[str]]:
     corpus = open_corpus(spec).read_by(parse_columns(columns) if columns else None, None)
-    return [[turn.text for turn in each] for each in corpus.conversations(Tally())]
+    return [[turn.text for turn in each] for each in corpus.conversations(ReadStats())]
 
 
 def _refusal(spec: str, columns: str | None = None) -> str:
@@ -138,7 +138,7 @@ def test_reading_is_a_stream(tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
     rows = [ROWS[0], *({"messages": [{"role": "user", "content": "x" * 1_000_000}]} for _ in range(25))]
     (tmp_path / "big" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"messages": [broken\n')
-    conversations = open_corpus(f"hf:{tmp_path}/big").conversations(Tally())
+    conversations = open_corpus(f"hf:{tmp_path}/big").conversations(ReadStats())
     assert next(conversations)[0].text == "hi 0"
     with pytest.raises(BadInput):
         list(conversations)

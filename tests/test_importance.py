@@ -11,8 +11,8 @@ from compress.prune.importance import (
     activation_scores,
     best,
     by_head,
+    flap_scores,
     magnitude_of,
-    outflow_scores,
     score_units,
     taylor_scores,
     watch,
@@ -44,9 +44,9 @@ def test_running_variance_equals_numpy() -> None:
 
 def test_scores_are_the_plain_formulas() -> None:
     """Stops a norm over the wrong axis: a score of weights, not of units."""
-    way_out = np.array([[3.0, 4.0], [1.0, 0.0]])
-    np.testing.assert_array_equal(outflow_scores(np.array([2.0, 5.0]), way_out), [50, 5])
-    np.testing.assert_array_equal(magnitude_of([way_out, np.array([[12.0], [0.0]])]), [13, 1])
+    out_weight = np.array([[3.0, 4.0], [1.0, 0.0]])
+    np.testing.assert_array_equal(flap_scores(np.array([2.0, 5.0]), out_weight), [50, 5])
+    np.testing.assert_array_equal(magnitude_of([out_weight, np.array([[12.0], [0.0]])]), [13, 1])
     np.testing.assert_array_equal(by_head(np.array([1.0, 2, 3, 4]), 2), [3, 7])
 
 
@@ -145,14 +145,14 @@ def test_taylor_scores_are_the_change_of_the_loss_by_finite_differences() -> Non
     inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
 
     def loss(row: int, scale: float, layer: int, unit: int) -> float:
-        writer = model.transformer.h[layer].mlp.c_proj
-        kept = writer.weight[unit].clone()
+        out_proj = model.transformer.h[layer].mlp.c_proj
+        kept = out_proj.weight[unit].clone()
         with torch.no_grad():
-            writer.weight[unit] *= scale  # a scaled activation, seen from behind
+            out_proj.weight[unit] *= scale  # a scaled activation, seen from behind
             ids = inputs["input_ids"][row : row + 1, :9]
             logits = model(ids).logits[0, :-1]
             found = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
-            writer.weight[unit] = kept
+            out_proj.weight[unit] = kept
         return found
 
     scores = taylor_scores(model, [inputs])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chitchat.data.conversation import Tally
+from chitchat.data.conversation import ReadStats
 from chitchat.data.corpora import open_corpus
 from chitchat.errors import BadInput
 from chitchat.formats.wordpiece import read_wordpiece
@@ -23,7 +23,7 @@ def _file(path: Path, content: str | bytes) -> Path:
 
 
 def _turns(path: Path) -> list[list[str]]:
-    return [[turn.text for turn in each] for each in open_corpus(str(path)).conversations(Tally())]
+    return [[turn.text for turn in each] for each in open_corpus(str(path)).conversations(ReadStats())]
 
 
 def _refusal(path: Path) -> str:
@@ -123,7 +123,7 @@ def test_a_file_that_is_cut_short_is_told_as_such(tmp_path: Path) -> None:
     ("content", "what"),
     [
         (b"PK\x03\x04" + b"x" * 50, "a zip archive"),
-        (gzip.compress(b"hi\nyou\n"), "name it c.txt.gz"),
+        (gzip.compress(b"hi\nyou\n", mtime=0), "name it c.txt.gz"),
         (b"%PDF-1.7 x", "a PDF file"),
         (bytes(range(256)) * 40, "not text"),
         (b"\x01\x02\x03abc\x04\x05\x06\n" * 50, "is not text"),

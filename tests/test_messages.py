@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 
-from chitchat.data.conversation import Conversation, Tally
+from chitchat.data.conversation import Conversation, ReadStats
 from chitchat.data.messages import conversation_of
 from chitchat.errors import BadInput
 
 HI_YO = [("hi", False), ("yo", True)]
 
 
-def _read(value: Any, tally: Tally | None = None) -> Conversation:
-    return conversation_of(value, "c.jsonl, line 7", tally or Tally())
+def _read(value: Any, tally: ReadStats | None = None) -> Conversation:
+    return conversation_of(value, "c.jsonl, line 7", tally or ReadStats())
 
 
 def _plain(value: Any) -> list[tuple[str, bool]]:
@@ -60,14 +60,14 @@ def test_alpaca_puts_the_input_under_the_instruction_and_the_history_before() ->
 
 def test_what_is_left_out_of_messages_is_counted() -> None:
     """Pictures and calls of tools vanished without a word."""
-    tally = Tally()
+    tally = ReadStats()
     content = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": "data:"}}, "now"]
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": content}]
     turns = _read(
         {"messages": [*messages, {"role": "assistant", "content": None}, {"role": "bot", "content": "a"}]}, tally
     )
     assert [turn.text for turn in turns] == ["what is this?\nnow", "a"]
-    assert tally == Tally(system_messages=1, other_parts=1, empty_turns=1)
+    assert tally == ReadStats(system_messages=1, other_parts=1, empty_turns=1)
 
 
 @pytest.mark.parametrize("weight", [{"weight": 0}, {"train": False}, {"training": 0.0}, {"loss": "false"}])
@@ -81,7 +81,7 @@ def test_a_message_without_weight_is_read_and_does_not_count(weight: dict[str, A
 
 
 def test_a_turn_of_several_messages_counts_where_all_of_them_do() -> None:
-    """Half of a turn that is not to be learned would be learned with the other half."""
+    """Sublayer of a turn that is not to be learned would be learned with the other half."""
     said = [("user", "a", 1), ("assistant", "b", 1), ("assistant", "c", 0)]
     turns = _read([{"role": role, "content": text, "weight": weight} for role, text, weight in said])
     assert [(turn.text, turn.counts) for turn in turns] == [("a", True), ("b c", False)]

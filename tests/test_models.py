@@ -125,8 +125,8 @@ def test_a_bundle_tells_its_graphs_cache_and_files(family: dict[str, Path], caps
     assert figures["graph_cpu"] == f"model.onnx, float32 KV cache, {model.weight_bytes:,} bytes of weights"
     for name in ("model.onnx", "tokenizer.json"):
         assert figures[f"file {name}"] == (family["bundle-w8"] / name).stat().st_size
-    model.tell()
-    open_model(str(family["quantized"])).tell()
+    model.announce()
+    open_model(str(family["quantized"])).announce()
     assert capsys.readouterr().err == "Runs the cpu graph: its only graph.\nRuns in torch, de-quantized w8.\n"
 
 

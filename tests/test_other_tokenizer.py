@@ -9,7 +9,7 @@ from transformers import GPT2LMHeadModel
 
 from bench.evaluate.other_tokenizer import retokenized, turns_of
 from bench.report.notes import notes
-from bench.run.options import Work
+from bench.run.options import BenchOptions
 from bench.run.stage import bench
 from chitchat.checkpoint import load_tokenizer, save_checkpoint
 from chitchat.data.builder import build_dataset
@@ -53,7 +53,7 @@ def test_only_bits_per_byte_compare_between_tokenizers(
     tiny_data: Path, tiny_checkpoint: Path, other: Path, tmp_path: Path
 ) -> None:
     """Stops a KL between ids that mean different things, and a perplexity of larger tokens that looks worse."""
-    work = Work(prompt_tokens=20, new_tokens=8, repetitions=2, threads=1, scenarios=())
+    work = BenchOptions(prompt_tokens=20, new_tokens=8, repetitions=2, threads=1, scenarios=())
     report = bench([str(tiny_checkpoint), str(other)], tmp_path / "out", tiny_data, work)
     first, second = report["rows"]
     assert second["error"] is None

@@ -19,7 +19,7 @@ from chitchat.training.pacer import Pacer
 from chitchat.training.rate import Decision, RateSchedule
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.trainer import fit, weights_sha256
-from chitchat.training.workfolder import Plan, WorkFolder
+from chitchat.training.workfolder import TrainingPlan, WorkFolder
 
 MINUTE = 60.0
 
@@ -180,7 +180,7 @@ def test_a_killed_run_has_the_minutes_that_are_left(run, monkeypatch):
 
 def test_what_was_decided_before_a_kill_is_not_decided_again():
     """Stops: a resumed run that moves the end at steps where the run before it had not yet."""
-    plan = Plan({}, 100, 1, 1, 10, 100, 1.0, {}, ends=100.0)
+    plan = TrainingPlan({}, 100, 1, 1, 10, 100, 1.0, {}, ends=100.0)
     now = iter(range(0, 10_000, 50))
     schedule = RateSchedule([Decision(0, 100, "plan"), Decision(20, 25, "clock")], 0.0)
     pacer = Pacer(plan, schedule, lambda _: 100, lambda: float(next(now)))
@@ -190,7 +190,7 @@ def test_what_was_decided_before_a_kill_is_not_decided_again():
 
 def test_one_slow_step_at_the_beginning_moves_nothing():
     """Stops: a warm-up that is cut short since the first step of a process is the slowest."""
-    plan = Plan({}, 1000, 1, 10, 100, 100, 0.1, {}, ends=100.0, closing_seconds=1.0)
+    plan = TrainingPlan({}, 1000, 1, 10, 100, 100, 0.1, {}, ends=100.0, closing_seconds=1.0)
     now = iter([0.0, 0.0, 5.0, 5.0, 9.0, 9.0, 9.1, 9.1])
     pacer = Pacer(plan, RateSchedule([Decision(0, 1000, "plan")], 0.0), lambda _: 100, lambda: next(now))
     pacer.begin()
@@ -201,11 +201,11 @@ RUN = """
 import json, sys, time
 from pathlib import Path
 import torch
-from chitchat.training.processes import Processes
+from chitchat.training.processes import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.train import TrainOptions, train
 torch.set_num_threads(1)
-first = Processes().first
+first = Distributed().first
 # The clock of the second process runs away: it must not be asked.
 stopwatch = Stopwatch(time.monotonic if first else lambda: 1000 * time.monotonic())
 options = TrainOptions(layers=1, width=16, heads=2, context=32, max_minutes=0.1)

@@ -14,10 +14,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import chitchat.system.interpreters
 from bench.models.open import open_model
 from bench.models.runtimes import KINDS
-from bench.peers.builder import PEERS, Asked, CannotPrepare, Kitchen, PeerModel, find_python, read_peers
+from bench.peers.builder import PEERS, CannotPrepare, PeerBuilder, PeerHandle, PeerRequest, find_python, read_peers
 from bench.peers.llama_cpp import gguf_name
 from bench.report.notes import notes
-from bench.run.options import Work
+from bench.run.options import BenchOptions
 from bench.run.stage import bench
 from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
 from chitchat.dialogue import dialogue_of
@@ -30,7 +30,9 @@ from serve.text import TextCodec
 ROOT = Path(__file__).parents[1]
 PEERS_PYTHON = os.environ.get("PEERS_PYTHON", str(ROOT / ".venv-peers" / "bin" / "python"))
 INSTALLED = ("torch-no-cache", "torch-int8")  # they come with the project
-SMALL = Work(prompt_tokens=20, new_tokens=8, repetitions=2, threads=1, max_eval_tokens=400, scenarios=("replies",))
+SMALL = BenchOptions(
+    prompt_tokens=20, new_tokens=8, repetitions=2, threads=1, max_eval_tokens=400, scenarios=("replies",)
+)
 
 
 def test_peers_are_named_with_or_without_their_form() -> None:
@@ -38,7 +40,7 @@ def test_peers_are_named_with_or_without_their_form() -> None:
     names = [asked.name for asked in read_peers("llama.cpp:Q8_0, ctranslate2,llama.cpp:Q8_0,optimum")]
     assert names == ["llama.cpp Q8_0", "ctranslate2 float32", "ctranslate2 int8", "optimum"]
     on_cpu = [peer for peer in PEERS.values() if peer.device == "cpu"]
-    assert len(read_peers("all")) == sum(len(peer.forms) for peer in on_cpu)
+    assert len(read_peers("all")) == sum(len(peer.weight_formats) for peer in on_cpu)
     beside = {asked.name for asked in read_peers("all", ("cpu", "cuda"))} - {asked.name for asked in read_peers("all")}
     assert beside == {"torch-fp16 on cuda"}
     assert read_peers(None) == []
@@ -87,8 +89,8 @@ def test_the_size_of_a_peer_is_that_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "weights").write_bytes(b"x" * 1000)
     base: Any = SimpleNamespace(file_bytes=7, parameters=3)
-    assert PeerModel(Asked(PEERS["openvino"], "int4"), base, tmp_path).file_bytes == 1000
-    assert PeerModel(Asked(PEERS["torch-int8"], "int8"), base, tmp_path).file_bytes == 7
+    assert PeerHandle(PeerRequest(PEERS["openvino"], "int4"), base, tmp_path).file_bytes == 1000
+    assert PeerHandle(PeerRequest(PEERS["torch-int8"], "int8"), base, tmp_path).file_bytes == 7
 
 
 def test_a_peer_is_given_a_foreign_checkpoint_in_the_form_that_others_read(
@@ -101,13 +103,13 @@ def test_a_peer_is_given_a_foreign_checkpoint_in_the_form_that_others_read(
     (tmp_path / "published" / "config.json").write_text(json.dumps(sizes))
     torch.save({f"module.{n}": t for n, t in tiny_model.state_dict().items()}, tmp_path / "published" / "small_ft.pkl")
     model = open_model(str(tmp_path / "published"), tokenizer=str(tiny_checkpoint))
-    kitchen = Kitchen(model, tmp_path / "peers", 1, None)
-    found = kitchen.model(Asked(PEERS["torch-no-cache"], "fp32"), sys.executable).folder
+    kitchen = PeerBuilder(model, tmp_path / "peers", 1, None)
+    found = kitchen.model(PeerRequest(PEERS["torch-no-cache"], "fp32"), sys.executable).folder
     theirs = GPT2LMHeadModel.from_pretrained(found)
     assert torch.equal(theirs.transformer.wte.weight, tiny_model.transformer.wte.weight)
     assert load_tokenizer(found).get_vocab() == load_tokenizer(tiny_checkpoint).get_vocab()
-    ours = Kitchen(open_model(str(tiny_checkpoint)), tmp_path / "other", 1, None)
-    assert ours.model(Asked(PEERS["torch-no-cache"], "fp32"), sys.executable).folder == tiny_checkpoint
+    ours = PeerBuilder(open_model(str(tiny_checkpoint)), tmp_path / "other", 1, None)
+    assert ours.model(PeerRequest(PEERS["torch-no-cache"], "fp32"), sys.executable).folder == tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +171,9 @@ def test_a_peer_whose_export_needs_optimum_says_so_in_its_row(
     tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     """OpenVINO's file is made from the portable bundle: without optimum the whole bench ended."""
-    kitchen = Kitchen(open_model(str(tiny_checkpoint)), tmp_path, 1, tiny_data, portable_python=sys.executable)
+    kitchen = PeerBuilder(open_model(str(tiny_checkpoint)), tmp_path, 1, tiny_data, portable_python=sys.executable)
     with pytest.raises(CannotPrepare, match=r"could not be prepared: .*has no optimum; make one .*make portable"):
-        kitchen.model(Asked(PEERS["openvino"], "int8"), sys.executable)
+        kitchen.model(PeerRequest(PEERS["openvino"], "int8"), sys.executable)
     assert list(tmp_path.iterdir()) == []
 
 

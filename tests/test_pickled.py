@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chitchat.data.conversation import Tally, Turn
+from chitchat.data.conversation import ReadStats, Turn
 from chitchat.data.corpora import open_corpus
 from chitchat.data.dataset import build_dataset, open_dataset
 from chitchat.data.pickled import id_lists
@@ -29,10 +29,10 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _read(path: Path, content: bytes, vocabulary: Path, tally: Tally | None = None) -> list[list[Turn]]:
+def _read(path: Path, content: bytes, vocabulary: Path, tally: ReadStats | None = None) -> list[list[Turn]]:
     path.write_bytes(content)
     corpus = open_corpus(str(path)).read_by(None, read_wordpiece(vocabulary))
-    return list(corpus.conversations(tally or Tally()))
+    return list(corpus.conversations(tally or ReadStats()))
 
 
 def _refusal(path: Path, content: bytes, vocabulary: Path) -> str:
@@ -46,7 +46,7 @@ def _refusal(path: Path, content: bytes, vocabulary: Path) -> str:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_turns_are_the_ids_between_the_ends_of_turns(tmp_path: Path, vocabulary: Path, protocol: int) -> None:
     """Every protocol writes lists in another way; the old ones are text."""
-    tally = Tally()
+    tally = ReadStats()
     first, second = _read(tmp_path / "train.pkl", pickle.dumps(GOOD, protocol), vocabulary, tally)
     assert first == [Turn("你好吗", False, ids=(5, 6, 7)), Turn("我很好", True, ids=(8, 9, 6))]
     assert [turn.ids for turn in second] == [(10, 11), (UNK, 5), (6,)]
@@ -86,7 +86,7 @@ def test_the_ids_are_stored_as_they_are(tmp_path: Path, vocabulary: Path) -> Non
 
 def test_a_repeated_list_object_is_a_repetition(tmp_path: Path, vocabulary: Path) -> None:
     """The pickler writes a list that it has met as a reference, which would have to be kept for the whole file."""
-    talk, tally = [CLS, 5, SEP, 6, SEP], Tally()
+    talk, tally = [CLS, 5, SEP, 6, SEP], ReadStats()
     read = _read(tmp_path / "c.pkl", pickle.dumps([talk, talk, [CLS, 7, SEP, 6, SEP]]), vocabulary, tally)
     assert len(read) == 2
     assert tally.repeated_lists == 1
@@ -94,7 +94,7 @@ def test_a_repeated_list_object_is_a_repetition(tmp_path: Path, vocabulary: Path
 
 def test_what_is_left_out_of_a_conversation_is_counted(tmp_path: Path, vocabulary: Path) -> None:
     """A turn that was cut at a length has no end, and would be taught to end there."""
-    tally = Tally()
+    tally = ReadStats()
     [read] = _read(tmp_path / "c.pkl", pickle.dumps([[CLS, 5, 0, SEP, SEP, 6, 4, SEP, 7]]), vocabulary, tally)
     assert [turn.ids for turn in read] == [(5,), (6,)]
     assert (tally.special_ids, tally.empty_turns, tally.cut_turns) == (2, 1, 1)
@@ -179,7 +179,7 @@ def test_any_changed_byte_gives_turns_or_a_line(tmp_path: Path, vocabulary: Path
             content[chance.randrange(len(content))] = chance.randrange(256)
         (tmp_path / "c.pkl").write_bytes(content)
         try:
-            list(corpus.conversations(Tally()))
+            list(corpus.conversations(ReadStats()))
         except BadInput:
             refused += 1
     assert refused > 1000

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import bench.cost.probe
-from bench.cost.probe import TOKEN_BYTES, Clock
+from bench.cost.probe import TOKEN_BYTES, CostProbe
 from bench.cost.random_bundle import bundle_bytes
 from bench.models.engine import EngineBackend
 from chitchat.errors import BadInput
@@ -25,7 +25,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 def test_times_are_in_the_order_of_the_shapes_and_follow_their_work() -> None:
     """Times of shapes that were sorted, or met twice, were given to other shapes."""
-    clock = Clock("w8", threads=1)
+    clock = CostProbe("w8", threads=1)
     times = clock.measure([SMALL, LARGE, SMALL], rounds=3)
     assert times[0] == times[2]
     assert 0 < 2 * times[0] < times[1], "24 layers with wide FFNs against one"
@@ -44,7 +44,7 @@ def test_a_time_is_the_median_between_two_tokens(monkeypatch: pytest.MonkeyPatch
         return altered
 
     monkeypatch.setattr(EngineBackend, "generate", slow_at_first)
-    clock = Clock("w8", threads=1, new_tokens=8)
+    clock = CostProbe("w8", threads=1, new_tokens=8)
     [found] = clock.measure([SMALL], rounds=3)
     timed = sorted(seen[7:])  # the first reply warms up
     assert found == timed[len(timed) // 2]
@@ -54,9 +54,9 @@ def test_a_time_is_the_median_between_two_tokens(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("quick")
 def test_a_time_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that asks for the same shape again measured for hours."""
-    clock = Clock("w8", threads=1)
+    clock = CostProbe("w8", threads=1)
     first = clock.ms_per_token(SMALL)
-    monkeypatch.setattr(Clock, "measure", None)
+    monkeypatch.setattr(CostProbe, "measure", None)
     assert clock.ms_per_token(SMALL) == first
 
 
@@ -64,12 +64,12 @@ def test_a_time_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shapes_that_do_not_fit_into_memory_together_are_measured_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty candidates of a large model were held in memory at once."""
     opened: list[list[Shape]] = []
-    replies = Clock._replies
+    replies = CostProbe._replies
     monkeypatch.setattr(
-        Clock, "_replies", lambda self, shapes, rounds: opened.append(shapes) or replies(self, shapes, 1)
+        CostProbe, "_replies", lambda self, shapes, rounds: opened.append(shapes) or replies(self, shapes, 1)
     )
     monkeypatch.setattr(bench.cost.probe, "_HELD_BYTES", 1)
-    times = Clock("w8", threads=1).measure([SMALL, LARGE], rounds=1)
+    times = CostProbe("w8", threads=1).measure([SMALL, LARGE], rounds=1)
     assert opened == [[SMALL], [LARGE]]
     assert min(times) > 0
 
@@ -78,20 +78,20 @@ def test_shapes_that_do_not_fit_into_memory_together_are_measured_all_the_same(m
 @pytest.mark.parametrize("scheme", ["fp32", "w8a8", "w4"])
 def test_every_scheme_has_a_clock(scheme: str) -> None:
     """Candidates of a w4 budget were timed as w8."""
-    clock = Clock(scheme, threads=1)
+    clock = CostProbe(scheme, threads=1)
     assert clock.ms_per_token(SMALL) > 0
     assert clock.file_mb(SMALL) == bundle_bytes(SMALL, scheme, TOKEN_BYTES * SMALL.vocab) / 1e6
 
 
 def test_a_size_takes_the_tokenizer_that_is_known() -> None:
     """A Chinese vocabulary takes a quarter of the bytes a token of a byte-level one."""
-    known = Clock("w8", tokenizer_bytes=1000).file_mb(SMALL)
-    assert Clock("w8").file_mb(SMALL) - known == pytest.approx((TOKEN_BYTES * SMALL.vocab - 1000) / 1e6)
+    known = CostProbe("w8", tokenizer_bytes=1000).file_mb(SMALL)
+    assert CostProbe("w8").file_mb(SMALL) - known == pytest.approx((TOKEN_BYTES * SMALL.vocab - 1000) / 1e6)
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     """A KeyError from the table of schemes; a reply of no tokens."""
     with pytest.raises(BadInput, match="--scheme w5: there is no such scheme; choose fp32, w8"):
-        Clock("w5")
+        CostProbe("w5")
     with pytest.raises(BadInput, match="--context 2: too small"):
-        Clock("w8", threads=1).measure([replace(SMALL, positions=2)])
+        CostProbe("w8", threads=1).measure([replace(SMALL, positions=2)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chitchat.training.processes import Processes, launched, no_leftovers
+from chitchat.training.processes import Distributed, launched, no_leftovers
 
 ROOT = Path(__file__).parents[1]
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -42,7 +42,7 @@ def test_what_a_shell_or_a_cluster_left_behind_is_no_launcher(left, monkeypatch)
     for name, value in left.items():
         monkeypatch.setenv(name, value)
     assert not launched(os.environ)
-    processes = Processes()
+    processes = Distributed()
     assert (processes.index, processes.count, processes.first) == (0, 1, True)
 
 

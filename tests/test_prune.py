@@ -17,10 +17,10 @@ from chitchat.errors import BadInput
 from chitchat.lineage import Stage, identity, read_lineage
 from chitchat.system.folder import staged_folder
 from chitchat.training.stopwatch import Stopwatch
-from compress.distill.run import Task
+from compress.distill.run import HealRun
 from compress.prune import rounds
 from compress.prune.options import PruneOptions
-from compress.prune.pruner import Knife
+from compress.prune.pruner import Pruner
 from compress.prune.stage import plan, prune
 from compress.quantize.stage import quantize
 
@@ -116,8 +116,8 @@ def test_trials_and_rounds_together_take_the_minutes(
     tmp_path: Path, deep_checkpoint: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, pace: Any
 ) -> None:
     """Stops a healing whose trials and rounds each keep their minutes and together do not, on a machine that slows."""
-    machine, real = Machine(pace), Task.objective
-    monkeypatch.setattr(Task, "objective", lambda task, skew=0.0: Timed(real(task, skew), machine))
+    machine, real = Machine(pace), HealRun.objective
+    monkeypatch.setattr(HealRun, "objective", lambda run, skew=0.0: Timed(real(run, skew), machine))
     options = PruneOptions(keep=0.4, candidates=3, heal_minutes=12.0)
     stopwatch = Stopwatch(machine.clock)
     figures = prune(str(deep_checkpoint), tiny_data, tmp_path / "small", options, stopwatch=stopwatch)
@@ -154,8 +154,8 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
         with pytest.raises(Interrupted):
             prune(str(deep_checkpoint), tiny_data, tmp_path / "small", options)
     assert not (tmp_path / "small").exists()
-    cut = Knife.cut
-    monkeypatch.setattr(Knife, "cut", lambda *arguments: cuts.append(1) or cut(*arguments))
+    cut = Pruner.cut
+    monkeypatch.setattr(Pruner, "cut", lambda *arguments: cuts.append(1) or cut(*arguments))
     prune(str(deep_checkpoint), tiny_data, tmp_path / "small", options, resume=True)
     assert len(cuts) == 2 - number
     expected = weights(tmp_path / "whole")

@@ -33,7 +33,7 @@ NEW_TOKENS = 16
 END = 2  # [SEP]; it is never taken, so that every runtime gives as many tokens
 # Between the likeliest token and the next: a reply is compared up to the first choice that is closer. llama.cpp keeps
 # its cache in float16, which moves logits by some 1e-3.
-LEAST_GAP = 0.02
+MIN_GAP = 0.02
 # Every axis alone, and all of them at once.
 CUTS: dict[str, dict[str, Any]] = {
     "layers": {"layers": 2},
@@ -84,7 +84,7 @@ def replies(pruned: Path) -> list[list[int]]:
             ),
         )
         best = torch.cat(output.scores).topk(2).values
-        unclear = (best[:, 0] - best[:, 1] < LEAST_GAP).tolist()
+        unclear = (best[:, 0] - best[:, 1] < MIN_GAP).tolist()
         clear = unclear.index(True) if True in unclear else NEW_TOKENS
         found.append(output.sequences[0, len(prompt) :][:clear].tolist())
     assert sum(map(len, found)) >= NEW_TOKENS * len(PROMPTS) // 2, "hardly anything to compare; take another seed"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.families import tiny_family
 
-from bench.evaluate.measure import Quality, Task, evaluate, measure_quality, open_held_out
+from bench.evaluate.measure import EvalTask, Quality, evaluate, measure_quality, open_held_out
 from chitchat.errors import BadInput
 
 
@@ -90,7 +90,7 @@ def test_the_same_figures_come_each_time_and_through_json(family: dict[str, Path
 
     data = open_held_out(tiny_data)
     first, second = (
-        measure_quality(open_model(str(family["bundle-fp32"])).load(1), data, Task(64, samples=6)) for _ in range(2)
+        measure_quality(open_model(str(family["bundle-fp32"])).load(1), data, EvalTask(64, samples=6)) for _ in range(2)
     )
     assert first.figures() == second.figures()
     read = Quality.from_json(json.loads(json.dumps(first.as_json())))

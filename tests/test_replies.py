@@ -8,13 +8,15 @@ import pytest
 import torch
 from support.bundles import DIALOGUE, exported, random_gpt2
 
-from bench.evaluate.replies import SAMPLING, Prompt, Reply, draw_replies, health_prompts
+from bench.evaluate.replies import SAMPLING, EvalPrompt, Reply, draw_replies, health_prompts
 from bench.models.runtime import EngineRuntime, TorchRuntime
 from chitchat.dialogue import Dialogue
 from serve.engine import Engine
 
 TALK = Dialogue.from_json(DIALOGUE)
-PROMPTS = [Prompt(number, list(range(3 + number, 3 + number + length))) for number, length in enumerate([9, 2, 30, 5])]
+PROMPTS = [
+    EvalPrompt(number, list(range(3 + number, 3 + number + length))) for number, length in enumerate([9, 2, 30, 5])
+]
 SHORT = replace(SAMPLING, max_new_tokens=20)
 
 

@@ -16,7 +16,7 @@ from serve.app import create_app
 from serve.bundle import Bundle
 from serve.engine import Engine
 from serve.options import SamplingOptions
-from serve.reply import Listing
+from serve.reply import LogprobBuffer
 from serve.sampler import ScoredToken, score
 from serve.text import StopFilter, TextCodec
 
@@ -80,7 +80,7 @@ def test_tokens_are_listed_once_their_text_is_out_and_never_before() -> None:
         text = CODEC.decode(ids)
         place = generator.randrange(len(text))
         stops = [text[place : place + generator.randrange(1, 5)]] if generator.random() < 0.7 else []
-        decoder, filtered, listing = CODEC.stream(), StopFilter(stops), Listing()
+        decoder, filtered, listing = CODEC.stream(), StopFilter(stops), LogprobBuffer()
         sent, tokens = "", []
         for token in ids:
             piece = decoder.feed(token)

@@ -19,10 +19,10 @@ from bench.report.candidates import pruning_candidates
 from bench.report.document import as_markdown, print_table, read_report
 from bench.report.notes import notes
 from bench.report.rows import build_rows
-from bench.run.controller import Job, Measurement
+from bench.run.controller import BenchEntry, Measurement
 from bench.run.entries import unique_names
-from bench.run.options import Work, make_prompts
-from bench.run.rounds import Measured
+from bench.run.options import BenchOptions, make_prompts
+from bench.run.rounds import BenchResult
 from bench.run.stage import bench
 from chitchat.errors import BadInput, WorkFailed
 from export.stage import export
@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, family: dict[str, Path], tiny
     """A report of all forms of the tiny model, and its folder."""
     out = tmp_path_factory.mktemp("report") / "out"
     models = [str(path) for path in family.values()]
-    report = bench(models, out, tiny_data, Work(20, 10, repetitions=2, threads=1))
+    report = bench(models, out, tiny_data, BenchOptions(20, 10, repetitions=2, threads=1))
     return out, report
 
 
@@ -56,7 +56,7 @@ def model(name: str = "m", **changes: Any) -> Any:
 
 def measurement(name: str, ms: float, error: str | None = None) -> Measurement:
     samples = [{"ttft_ms": ms, "token_ms": [ms, ms], "ids": [5, 5, 5]}] * (1 if error else 3)
-    return Measurement(Job(name, name, "checkpoint", 2), 0.5, samples=samples, peak_rss_mb=80.0, error=error)
+    return Measurement(BenchEntry(name, name, "checkpoint", 2), 0.5, samples=samples, peak_rss_mb=80.0, error=error)
 
 
 def test_a_row_holds_all_figures_and_all_forms_of_one_model_give_the_same_ids(made: tuple[Path, Any]) -> None:
@@ -176,7 +176,7 @@ def test_a_lost_row_has_its_last_words_and_no_figures() -> None:
     """The row of a crashed model vanished, or kept half of its figures."""
     models = [model("a"), model("b"), model("c")]
     measured = [measurement("a", 4.0), measurement("b", 1.0, error="was killed by SIGKILL"), measurement("c", 2.0)]
-    rows = build_rows(["a", "b", "c"], models, Measured(measured))
+    rows = build_rows(["a", "b", "c"], models, BenchResult(measured))
     assert (rows[1]["tokens_per_s"], rows[1]["peak_rss_mb"], rows[1]["ratio"]) == (None, None, None)
     assert rows[1]["error"] == "was killed by SIGKILL"
     assert rows[2]["ratio"] == 2.0
@@ -190,7 +190,7 @@ def test_a_lost_row_has_its_last_words_and_no_figures() -> None:
 
 def test_without_the_yardstick_there_is_no_ratio() -> None:
     """When the first model was lost the second one became the yardstick, unsaid."""
-    measured = Measured([measurement("a", 1, error="x"), measurement("b", 1)])
+    measured = BenchResult([measurement("a", 1, error="x"), measurement("b", 1)])
     rows = build_rows(["a", "b"], [model("a"), model("b")], measured)
     assert rows[1]["ratio"] is None
     assert rows[1]["tokens_per_s"] == 1000
@@ -250,7 +250,7 @@ def test_bad_input_is_refused_before_anything_runs(
     outside = {"models": [str(family["bundle-fp32"])], "peers": None}
     given = {name: options.pop(name, value) for name, value in outside.items()}
     with pytest.raises(BadInput, match=says):
-        bench(out=tmp_path / "out", work=Work(**options), **given)
+        bench(out=tmp_path / "out", work=BenchOptions(**options), **given)
     assert not (tmp_path / "out").exists()
 
 
@@ -261,7 +261,7 @@ def test_cuda_without_a_gpu_is_refused(family: dict[str, Path], tmp_path: Path) 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA GPU here")
     with pytest.raises(BadInput, match="--device cuda: torch finds no CUDA GPU"):
-        bench([str(family["checkpoint"])], tmp_path / "out", work=Work(devices=("cuda",)))
+        bench([str(family["checkpoint"])], tmp_path / "out", work=BenchOptions(devices=("cuda",)))
 
 
 def test_an_output_folder_that_is_not_ours_is_refused(family: dict[str, Path], tmp_path: Path) -> None:
@@ -275,10 +275,10 @@ def test_when_no_model_can_be_measured_the_work_failed_and_no_folder_is_left(
     family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An empty report was written and the exit code was 0."""
-    lost = Measured([measurement("a", 1.0, error="was killed by SIGKILL")])
+    lost = BenchResult([measurement("a", 1.0, error="was killed by SIGKILL")])
     monkeypatch.setattr("bench.run.stage.measure", lambda jobs, plan: lost)
     with pytest.raises(WorkFailed, match="was killed by SIGKILL"):
-        bench([str(family["bundle-fp32"])], tmp_path / "out", work=Work(8, 4))
+        bench([str(family["bundle-fp32"])], tmp_path / "out", work=BenchOptions(8, 4))
     assert not (tmp_path / "out").exists()
 
 
@@ -290,7 +290,7 @@ def test_ctrl_c_leaves_a_report_of_what_is_done(family: dict[str, Path], tmp_pat
         "from chitchat_compress.cli.app import main\n"
         "turns = iter(range(100))\n"
         "settle = lambda: os.kill(os.getpid(), signal.SIGINT) if next(turns) == 10 else None\n"
-        "controller.settle = rounds.settle = settle\n"
+        "controller.wait_for_idle_threads = rounds.wait_for_idle_threads = settle\n"
         "main()"
     )
     models = [str(family["bundle-fp32"]), str(family["bundle-w8"])]
@@ -310,7 +310,7 @@ def test_a_gpu_that_is_not_there_is_a_row_beside_the_cpus(family: dict[str, Path
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA GPU here")
-    work = Work(8, 4, devices=("cpu", "cuda"), repetitions=2, threads=1, scenarios=())
+    work = BenchOptions(8, 4, devices=("cpu", "cuda"), repetitions=2, threads=1, scenarios=())
     report = bench([str(family["checkpoint"])], tmp_path / "out", work=work, peers="torch-fp16")
     on_cpu, on_gpu, peer = report["rows"]
     assert (on_cpu["device"], on_cpu["error"]) == ("cpu", None)
@@ -326,7 +326,7 @@ def test_on_a_gpu_checkpoint_float16_and_bundle_have_their_rows(tiny_checkpoint:
     if cause := why_not_cuda():
         pytest.skip(cause)
     export(str(tiny_checkpoint), tmp_path / "both", target="cpu+cuda")
-    work = Work(8, 4, devices=("cpu", "cuda"), repetitions=2, threads=1)
+    work = BenchOptions(8, 4, devices=("cpu", "cuda"), repetitions=2, threads=1)
     report = bench([str(tiny_checkpoint), str(tmp_path / "both")], tmp_path / "out", work=work, peers="torch-fp16")
     assert [row["error"] for row in report["rows"]] == [None] * 5
     assert [row["device"] for row in report["rows"]] == ["cpu", "cuda", "cpu", "cuda", "cuda"]

@@ -15,7 +15,7 @@ from chitchat.dialogue import encode_text
 from chitchat.errors import BadInput
 from chitchat.score import score, torch_scorer
 from chitchat.tokenizer import train_tokenizer
-from compress.prune.retokenize import Speller, retokenize
+from compress.prune.retokenize import TokenRemapper, retokenize
 from compress.prune.vocabulary import choose_vocabulary, trim_tokenizer, trim_vocabulary, used_ids
 
 CHINESE = [
@@ -171,8 +171,8 @@ def test_an_unknown_word_stays_unknown_and_its_neighbours_are_respelled(tmp_path
     new = trim_tokenizer(old, keep)
     turns = [np.array(ids) for ids in encode_text(old, ["你龘hello 龘there, 2019年rainings！", "好"])]
     assert "[UNK]" in old.convert_ids_to_tokens(turns[0].tolist())
-    speller = Speller(old, new)
-    spelled = speller.spell(turns)
+    speller = TokenRemapper(old, new)
+    spelled = speller.remap(turns)
     assert spelled == encode_text(new, ["你龘hello 龘there, 2019年rainings！", "好"])
     assert new.convert_ids_to_tokens(spelled[0])[:7] == ["你", "[UNK]", "h", "##e", "##l", "##l", "##o"]
     assert speller.respelled == 1

@@ -10,14 +10,14 @@ import pytest
 
 from bench.run import controller, rounds
 from bench.run.agreement import is_tie
-from bench.run.controller import Job, Plan
-from bench.run.rounds import Measured, measure
+from bench.run.controller import BenchEntry, BenchPlan
+from bench.run.rounds import BenchResult, measure
 from bench.run.scenarios import (
+    CONCURRENCY,
     ROUNDS,
     SCENARIOS,
     STARTS,
     TURNS,
-    WIDTHS,
     prompt_lengths,
     scenario_figures,
     thread_counts,
@@ -28,11 +28,11 @@ TIMED = Path(__file__).parent / "support" / "timed_worker.py"
 PROMPTS = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
 
-def run(folder: Path, specs: list[str], *, kinds: tuple[str, ...] = (), **options: Any) -> Measured:
+def run(folder: Path, specs: list[str], *, kinds: tuple[str, ...] = (), **options: Any) -> BenchResult:
     kinds = kinds or ("bundle",) * len(specs)
-    jobs = [Job(spec.split()[0], spec, kind, 2) for spec, kind in zip(specs, kinds, strict=True)]
+    jobs = [BenchEntry(spec.split()[0], spec, kind, 2) for spec, kind in zip(specs, kinds, strict=True)]
     plan = {"warmups": [[1, 1, 1]], "prompts": PROMPTS, "new_tokens": 4, "threads": 1, "context": 64, **options}
-    return measure(jobs, Plan(**plan), [sys.executable, str(TIMED), str(folder / "log")])
+    return measure(jobs, BenchPlan(**plan), [sys.executable, str(TIMED), str(folder / "log")])
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
@@ -99,15 +99,19 @@ def test_all_scenarios_take_turns_and_leave_raw_samples(tmp_path: Path) -> None:
     assert (a.error, b.error) == (None, None)
     assert len(a.extra["cold-start"]) == 1 + STARTS
     assert [len(talk) for talk in a.extra["turns"]] == [TURNS] * ROUNDS
-    assert {width: len(rounds) for width, rounds in a.extra["together"].items()} == {str(w): ROUNDS for w in WIDTHS}
-    assert [len(rounds[0]["samples"]) for rounds in a.extra["together"].values()] == list(WIDTHS)
+    assert {width: len(rounds) for width, rounds in a.extra["together"].items()} == {
+        str(w): ROUNDS for w in CONCURRENCY
+    }
+    assert [len(rounds[0]["samples"]) for rounds in a.extra["together"].values()] == list(CONCURRENCY)
     assert "together" not in b.extra, "its runtime has no call for it"
     assert list(a.extra["prompts"]) == [str(length) for length in prompt_lengths(64)]
     assert list(a.extra["threads"]) == [str(threads) for threads in thread_counts()]
     names = [entry["name"] for entry in log(tmp_path) if entry["op"] == "sample" and len(entry["slept"]) == 4]
     own = names[: 2 * (1 + len(PROMPTS))]
     assert own == ["a", "b"] * (1 + len(PROMPTS))
-    assert {entry["slots"] for entry in log(tmp_path) if entry["op"] == "load" and entry["name"] == "a"} == set(WIDTHS)
+    assert {entry["slots"] for entry in log(tmp_path) if entry["op"] == "load" and entry["name"] == "a"} == set(
+        CONCURRENCY
+    )
     figures = scenario_figures(a.extra)
     assert figures["cold_start_s"] > 0.02, "an interpreter starts in it"
     assert figures["together_4_tokens_per_s"] > 0
@@ -130,12 +134,12 @@ def test_a_conversation_grows_by_the_reply_and_the_next_turn(tmp_path: Path) -> 
 def test_wrong_answers_are_found_before_anything_is_timed(tmp_path: Path) -> None:
     """Stops a peer that is fast because it computes something else, and one form's verdict on another peer."""
     jobs = [
-        Job("judge", "judge 0 0 0", "checkpoint", 2),
-        Job("q8", "q8 0 0 0", "llama.cpp", 2, whole="wrong 0 0 0"),
-        Job("q4", "q4 0 0 0", "llama.cpp", 2, whole="wrong 0 0 0"),
-        Job("int8", "int8 0 0 0", "openvino", 2, whole="right 0 0 0"),
+        BenchEntry("judge", "judge 0 0 0", "checkpoint", 2),
+        BenchEntry("q8", "q8 0 0 0", "llama.cpp", 2, whole="wrong 0 0 0"),
+        BenchEntry("q4", "q4 0 0 0", "llama.cpp", 2, whole="wrong 0 0 0"),
+        BenchEntry("int8", "int8 0 0 0", "openvino", 2, whole="right 0 0 0"),
     ]
-    plan = Plan([[1, 1]], [[1, 2], [3, 4], [5, 6]], 4, threads=1)
+    plan = BenchPlan([[1, 1]], [[1, 2], [3, 4], [5, 6]], 4, threads=1)
     judge, q8, q4, int8 = measure(jobs, plan, [sys.executable, str(TIMED), str(tmp_path / "log")]).rows
     assert judge.agreement is None
     assert q8.agreement is not None
@@ -157,14 +161,14 @@ def test_a_run_that_is_stopped_keeps_its_complete_rounds(tmp_path: Path, monkeyp
     """Stops ratios of rounds that only one model ran, and an hour of samples lost to Ctrl-C."""
     settled = 0
 
-    def settle() -> None:
+    def wait_for_idle_threads() -> None:
         nonlocal settled
         settled += 1
         if settled == 2 + 3 + 3 + 2:  # a round of warm-up, two rounds and the bandwidths after them, half of a third
             raise KeyboardInterrupt
 
     for module in (controller, rounds):
-        monkeypatch.setattr(module, "settle", settle)
+        monkeypatch.setattr(module, "wait_for_idle_threads", wait_for_idle_threads)
     measured = run(tmp_path, ["a 0 0 0", "b 0 0 0"])
     assert measured.partial
     assert [len(row.samples) for row in measured.rows] == [2, 2]
@@ -176,19 +180,22 @@ def test_stopped_before_the_first_round_there_is_nothing_to_report(
 ) -> None:
     """Stops a report of no samples."""
 
-    def settle() -> None:
+    def wait_for_idle_threads() -> None:
         raise KeyboardInterrupt
 
     for module in (controller, rounds):
-        monkeypatch.setattr(module, "settle", settle)
+        monkeypatch.setattr(module, "wait_for_idle_threads", wait_for_idle_threads)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, ["a 0 0 0"])
 
 
 def test_a_job_that_cannot_be_measured_keeps_its_reason_and_is_asked_nothing(tmp_path: Path) -> None:
     """Stops a missing GPU or package from ending the run, or from a row of zeros."""
-    jobs = [Job("a", "a 0 0 0", "bundle", 2), Job("gpu", "gpu 0 0 0", "bundle", 2, error="skipped: no GPU")]
-    plan = Plan([], PROMPTS, 4, threads=1, context=64, scenarios=["cold-start", "turns"])
+    jobs = [
+        BenchEntry("a", "a 0 0 0", "bundle", 2),
+        BenchEntry("gpu", "gpu 0 0 0", "bundle", 2, error="skipped: no GPU"),
+    ]
+    plan = BenchPlan([], PROMPTS, 4, threads=1, context=64, scenarios=["cold-start", "turns"])
     a, gpu = measure(jobs, plan, [sys.executable, str(TIMED), str(tmp_path / "log")]).rows
     assert (a.error, gpu.error) == (None, "skipped: no GPU")
     assert {entry["name"] for entry in log(tmp_path)} == {"a"}

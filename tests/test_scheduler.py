@@ -10,7 +10,7 @@ from support.bundles import exported, random_gpt2
 from serve.engine import Engine
 from serve.errors import BadRequest, ContextExceeded, ServeError
 from serve.options import SamplingOptions
-from serve.scheduler import CHUNK, Conversation, Scheduler, Streams, runner_of
+from serve.scheduler import CHUNK, GenerationRequest, Scheduler, Streams, runner_of
 
 BROKEN = 100  # the token whose embedding is no number
 
@@ -54,9 +54,9 @@ def prompt(length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(3, BROKEN, size=length).tolist()
 
 
-def finish(scheduler: Scheduler | Streams) -> dict[Conversation, Exception | None]:
+def finish(scheduler: Scheduler | Streams) -> dict[GenerationRequest, Exception | None]:
     """Step until nothing is left to do; give how each conversation ended."""
-    ended: dict[Conversation, Exception | None] = {}
+    ended: dict[GenerationRequest, Exception | None] = {}
     while scheduler.busy:
         for event in scheduler.step():
             assert event.conversation not in ended, "an event after the end"

@@ -11,8 +11,8 @@ from transformers import GPT2LMHeadModel
 from compress.calibrate.calibration import divergence
 from compress.quantize.blockwise import dequantize_blocks, quantize_blocks
 from compress.quantize.checkpoint import is_conv1d, matrix_shapes
-from compress.quantize.methods import decide, decide_or_search
-from compress.quantize.model import Rounded, calibrate_model, checkpoint_of, round_model
+from compress.quantize.methods import quantize_matrix, quantize_matrix_or_search
+from compress.quantize.model import QuantizedModel, calibrate_model, checkpoint_of, round_model
 from compress.quantize.schemes import Grid, grids
 from compress.quantize.sequential import quantize_in_turn
 
@@ -117,7 +117,7 @@ def test_later_layers_make_up_for_earlier_ones() -> None:
 
 
 def _settle(chosen: dict[str, Grid], name: str, weight: np.ndarray, covariance: np.ndarray | None) -> object:
-    return decide(weight, chosen[name], "gptq", covariance)
+    return quantize_matrix(weight, chosen[name], "gptq", covariance)
 
 
 def test_a_checkpoint_of_it_has_the_floats_that_suit_its_integers() -> None:
@@ -125,7 +125,7 @@ def test_a_checkpoint_of_it_has_the_floats_that_suit_its_integers() -> None:
     model = make_model()
     chosen = four_bits(model)
     rounded = calibrate_model(model, chosen, "gptq", CALIBRATION, [])
-    assert isinstance(rounded, Rounded)
+    assert isinstance(rounded, QuantizedModel)
     stored = checkpoint_of(rounded, None, chosen, "w4", "gptq")  # type: ignore[arg-type]
     back = stored.dequantized_model()
     ids = torch.arange(20)[None]
@@ -146,8 +146,8 @@ def test_the_model_that_is_quantized_stays_as_it_is() -> None:
 def test_inputs_that_are_all_alike_fall_back_and_say_so(capsys: pytest.CaptureFixture[str]) -> None:
     """Stops a crash, or NaN, after minutes; the line names the layer and the remedy."""
     weight = np.random.default_rng(0).standard_normal((8, 32)).astype(np.float32)
-    found = decide_or_search("transformer.h.1.mlp.c_fc", weight, Grid(4, 16), "gptq", np.zeros((32, 32)))
-    expected = decide(weight, Grid(4, 16), "mse")
+    found = quantize_matrix_or_search("transformer.h.1.mlp.c_fc", weight, Grid(4, 16), "gptq", np.zeros((32, 32)))
+    expected = quantize_matrix(weight, Grid(4, 16), "mse")
     np.testing.assert_array_equal(found.q, expected.q)
     said = capsys.readouterr().out
     assert "transformer.h.1.mlp.c_fc" in said

@@ -26,7 +26,7 @@ from serve.dialogue import Dialogue
 from serve.engine import Engine
 from serve.errors import Overloaded, ServeError
 from serve.options import SamplingOptions
-from serve.worker import Job, Worker
+from serve.worker import ReplyJob, ReplyWorker
 
 TALK = {"messages": [{"role": "user", "content": "hello 你好 😀"}]}
 CODEC = byte_level()
@@ -104,7 +104,7 @@ def joined(stream: list[Any]) -> str:
     return "".join(choice["delta"].get("content", "") for event in stream for choice in event["choices"])
 
 
-def worker_of(app: Starlette) -> Worker:
+def worker_of(app: Starlette) -> ReplyWorker:
     """The worker of an application."""
     return app.state.worker
 
@@ -625,20 +625,22 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return exported(random_gpt2(n_positions=256), tmp_path_factory.mktemp("bundle"))
 
 
-def job(seed: int, new: int = 40) -> Job:
+def job(seed: int, new: int = 40) -> ReplyJob:
     """A prompt of its own, sampled, of exactly `new` tokens."""
-    return Job([1, *range(3 + seed, 20 + seed)], SamplingOptions(seed=seed, max_new_tokens=new, min_new_tokens=new))
+    return ReplyJob(
+        [1, *range(3 + seed, 20 + seed)], SamplingOptions(seed=seed, max_new_tokens=new, min_new_tokens=new)
+    )
 
 
-async def ids_of(wanted: Job) -> list[int]:
+async def ids_of(wanted: ReplyJob) -> list[int]:
     """Read a job to its end."""
     return [token async for token in wanted.ids()]
 
 
 @contextlib.asynccontextmanager
-async def working(engine: Engine, queue: int) -> AsyncIterator[Worker]:
+async def working(engine: Engine, queue: int) -> AsyncIterator[ReplyWorker]:
     """A worker over an engine, started and stopped."""
-    worker = Worker(engine, queue)
+    worker = ReplyWorker(engine, queue)
     worker.start()
     try:
         yield worker
@@ -728,7 +730,7 @@ def test_a_request_that_cannot_run_is_its_own_error(bundle: Bundle) -> None:
     async def scenario() -> None:
         async with working(Engine(bundle, 1, slots=2), queue=3) as worker:
             for ids in ([], [101], [5] * 256):
-                worker.submit(bad := Job(ids, SamplingOptions()))
+                worker.submit(bad := ReplyJob(ids, SamplingOptions()))
                 with pytest.raises(ServeError):
                     await ids_of(bad)
             assert not worker.busy

@@ -9,7 +9,7 @@ from test_refit import batches, make_model
 
 from compress.calibrate.calibration import divergence
 from compress.quantize.rounding import block_product, channel_product
-from compress.quantize.smoothing import fold, search
+from compress.quantize.smoothing import search, smooth
 
 BLOCKS = partial(block_product, bits=4, block_size=16)
 
@@ -20,7 +20,7 @@ def test_folding_changes_no_logit(product, outliers: bool) -> None:
     """Stops a channel that is divided in one place and not multiplied in the other."""
     model = make_model()
     changed = with_outliers(model) if outliers else make_model()
-    fold(changed, batches(4), product)
+    smooth(changed, batches(4), product)
     ids = torch.arange(20)[None]
     with torch.no_grad():
         torch.testing.assert_close(changed(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
@@ -29,9 +29,9 @@ def test_folding_changes_no_logit(product, outliers: bool) -> None:
 def test_outliers_are_folded_away() -> None:
     """Stops a per-tensor grid from spending its levels on three channels."""
     changed = with_outliers(make_model())
-    left = fold(changed, batches(4), channel_product)
-    readers = [share for name, share in left.items() if not name.endswith("c_proj")]
-    assert max(readers) < 0.01
+    left = smooth(changed, batches(4), channel_product)
+    in_projs = [share for name, share in left.items() if not name.endswith("c_proj")]
+    assert max(in_projs) < 0.01
     assert set(left) == {f"transformer.h.{i}.{m}" for i in range(3) for m in ("attn.c_attn", "attn.c_proj", "mlp.c_fc")}
     for block in changed.transformer.h:
         for norm in (block.ln_1, block.ln_2):
@@ -41,7 +41,7 @@ def test_outliers_are_folded_away() -> None:
 def test_nothing_is_folded_that_does_not_pay() -> None:
     """A search that takes the last exponent, or the first, makes a product worse."""
     model = make_model()
-    for share in fold(model, batches(4), BLOCKS).values():
+    for share in smooth(model, batches(4), BLOCKS).values():
         assert share <= 1
 
 
@@ -72,7 +72,7 @@ def test_a_silent_channel_keeps_its_scale() -> None:
 def test_what_is_no_channel_of_a_layernorm_stays() -> None:
     """Stops a fold over GELU, which is not linear."""
     model, before = make_model(), make_model()
-    fold(model, batches(4), channel_product)
+    smooth(model, batches(4), channel_product)
     for name, value in model.named_parameters():
         if name.endswith(("mlp.c_proj.weight", "mlp.c_proj.bias", "wte.weight", "wpe.weight", "ln_f.weight")):
             torch.testing.assert_close(value, before.get_parameter(name), rtol=0, atol=0)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.cost.speedup import Pace, pace, take_turns
-from bench.models.backend import Sample
+from bench.cost.speedup import Speedup, measure_speedup, take_turns
+from bench.models.backend import TimedReply
 from compress.quantize.options import QuantizeOptions
 from compress.quantize.stage import quantize
 
-FAST = Pace("w8", 64, ttft_ms=5.0, tpot_ms=0.5, ttft_speed=1.1, tpot_speed=2.0)
+FAST = Speedup("w8", 64, ttft_ms=5.0, tpot_ms=0.5, ttft_speed=1.1, tpot_speed=2.0)
 
 
 def test_nothing_is_said_of_a_scheme_that_is_faster() -> None:
@@ -29,7 +29,7 @@ def test_what_is_slower_than_float32_is_said_in_one_line(
     ttft_speed: float, tpot_speed: float, said: str, unsaid: str
 ) -> None:
     """Integers that are slower than floats were handed over in silence."""
-    warning = Pace("w8", 64, 5.0, 0.5, ttft_speed, tpot_speed).warning()
+    warning = Speedup("w8", 64, 5.0, 0.5, ttft_speed, tpot_speed).warning()
     assert warning.startswith("warning: on this machine w8")
     assert said in warning
     assert unsaid not in warning
@@ -43,9 +43,9 @@ class Recorder:
     name: str
     turns: list[str] = field(default_factory=list)
 
-    def generate(self, prompt: list[int], new_tokens: int, end: int) -> Sample:
+    def generate(self, prompt: list[int], new_tokens: int, end: int) -> TimedReply:
         self.turns.append(self.name)
-        return Sample(ids=[1] * new_tokens, ttft_ms=float(len(self.turns)), token_ms=[1.0] * (new_tokens - 1))
+        return TimedReply(ids=[1] * new_tokens, ttft_ms=float(len(self.turns)), token_ms=[1.0] * (new_tokens - 1))
 
 
 def test_backends_take_turns_and_the_first_round_is_not_counted() -> None:
@@ -61,7 +61,7 @@ def test_a_quantized_checkpoint_is_timed_against_its_float_shape(
 ) -> None:
     """Figures of another shape, or of a graph that does not run."""
     quantize(str(tiny_checkpoint), tiny_data, tmp_path / "q", QuantizeOptions("w4", "rtn"))
-    found = pace(tmp_path / "q", threads=1, rounds=2)
+    found = measure_speedup(tmp_path / "q", threads=1, rounds=2)
     assert (found.scheme, found.prompt_tokens) == ("w4", 40)
     assert min(found.ttft_ms, found.tpot_ms, found.ttft_speed, found.tpot_speed) > 0
     assert found.as_json().keys() == {"prompt_vs_fp32", "decode_vs_fp32"}

@@ -25,12 +25,12 @@ from chitchat.training.curve import save_curve
 from chitchat.training.objective import NextToken, Trainable, fused_gelu
 from chitchat.training.options import FitOptions
 from chitchat.training.pacer import Pacer
-from chitchat.training.processes import Processes
+from chitchat.training.processes import Distributed
 from chitchat.training.rate import Decision, RateSchedule
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.train import TrainOptions, train
 from chitchat.training.trainer import fit, weights_sha256
-from chitchat.training.workfolder import Plan, WorkFolder
+from chitchat.training.workfolder import TrainingPlan, WorkFolder
 
 TINY = {"layers": 2, "width": 32, "heads": 4, "context": 32, "batch_size": 8, "dropout": 0.1}
 RUN = "import sys, json; from pathlib import Path; from chitchat.training.train import TrainOptions, train; " \
@@ -295,10 +295,10 @@ def test_patience_counts_evaluations_since_the_best():
 
 def test_saves_come_between_evaluations(tmp_path):
     """Stops: an hour of work that is lost because evaluations are rare."""
-    plan = Plan({}, 10, 1, 2, 4, 100, 0.1, {})
+    plan = TrainingPlan({}, 10, 1, 2, 4, 100, 0.1, {})
     rates, stopwatch = RateSchedule([Decision(0, 10, "plan")], 0.0), Stopwatch()
     pacer = Pacer(plan, rates, lambda _: 100, lambda: stopwatch.seconds)
-    schedule = Schedule(plan, WorkFolder(tmp_path), Processes(), pacer, stopwatch)
+    schedule = Schedule(plan, WorkFolder(tmp_path), Distributed(), pacer, stopwatch)
     asked = []
     for step in range(1, 11):
         control = schedule.on_step_end(None, TrainerState(global_step=step), TrainerControl())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.models.backend import as_sample
+from bench.models.backend import as_timed_reply
 from bench.run.process import WorkerLost, WorkerProcess
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +39,7 @@ def test_what_a_library_prints_does_not_break_the_protocol() -> None:
     """A progress line on stdout was read as an answer."""
     code = (
         "import bench.run.worker as w, os\n"
-        "w.Worker.answer = lambda self, request: (print('Downloading', flush=True), os.write(1, b'raw')) and {'x': 1}\n"
+        "w.BenchWorker.answer = lambda self, request: (print('Downloading', flush=True), os.write(1, b'raw')) and {'x': 1}\n"
         "w.main()"
     )
     done = subprocess.run(
@@ -62,10 +62,10 @@ def test_an_error_of_a_model_is_one_line_and_the_worker_lives_on(tmp_path: Path)
 
 def test_a_runtime_that_gives_too_few_tokens_is_no_sample() -> None:
     """A model that ended its turn early looked fast."""
-    good = as_sample(1.0, [1.5, 1.75], [7, 8], 2)
+    good = as_timed_reply(1.0, [1.5, 1.75], [7, 8], 2)
     assert (good.ttft_ms, good.token_ms, good.ids) == (500.0, [250.0], [7, 8])
     with pytest.raises(RuntimeError, match="gave 1 new tokens in place of 2"):
-        as_sample(1.0, [1.5], [7], 2)
+        as_timed_reply(1.0, [1.5], [7], 2)
 
 
 def test_an_interpreter_that_is_gone_loses_the_row_and_the_age_begins_with_the_first_request(tmp_path: Path) -> None:

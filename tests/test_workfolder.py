@@ -4,9 +4,9 @@ import pytest
 
 from chitchat.errors import BadInput
 from chitchat.training.rate import Decision
-from chitchat.training.workfolder import Plan, WorkFolder
+from chitchat.training.workfolder import TrainingPlan, WorkFolder
 
-PLAN = Plan({"options": {"batch_size": 16}, "data": "abc"}, 100, 2, 10, 20, 500, 0.1, {"loss": 5.0})
+PLAN = TrainingPlan({"options": {"batch_size": 16}, "data": "abc"}, 100, 2, 10, 20, 500, 0.1, {"loss": 5.0})
 
 
 def checkpoint(work: WorkFolder, step: int, complete: bool = True) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.cost.random_bundle import END_OF_TURN_ID, bundle_bytes, write_phantom
-from bench.models.backend import Sample
+from bench.models.backend import TimedReply
 from bench.models.engine import EngineBackend
 from chitchat.errors import BadInput
 from compress.prune.shape import Shape
@@ -33,7 +33,7 @@ _SETTLE_S = 0.1
 _HELD_BYTES = 2_000_000_000
 
 
-class Clock:
+class CostProbe:
     """Times and sizes of shapes under one scheme: "fp32", or one of `compress quantize`."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Clock:
         self._known: dict[Shape, float] = {}
 
     @classmethod
-    def of(cls, checkpoint: str, scheme: str, tokenizer: str | None = None) -> "Clock":
+    def of(cls, checkpoint: str, scheme: str, tokenizer: str | None = None) -> "CostProbe":
         """A clock for shapes that are cut out of `checkpoint`, whose tokenizer they ship with.
 
         `tokenizer` is --tokenizer; where there is none of either, a byte-level BPE is taken.
@@ -128,7 +128,7 @@ class Clock:
             write_phantom(shape, self.scheme, Path(folder))
             return EngineBackend(folder, self._threads, "cpu")  # a mapped file lives on after its folder
 
-    def _reply(self, backend: EngineBackend, shape: Shape) -> Sample:
+    def _reply(self, backend: EngineBackend, shape: Shape) -> TimedReply:
         new_tokens = min(self._new_tokens, shape.positions // 2)
         if new_tokens < 2:
             raise BadInput(f"--context {shape.positions}: too small to time a reply; give at least 4")

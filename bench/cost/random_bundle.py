@@ -80,7 +80,7 @@ def write_weights(shape: Shape, scheme: str, weights: GraphWeights, folder: Path
         scheme=scheme,
         geometry=spec.geometry,
         parameters=shape.parameters,
-        dialogue=dialogue | {"unk_id": None, "blank_ids": [], "banned_ids": []},
+        dialogue=dialogue | {"unk_id": None, "unconditional_prompt_ids": [], "banned_ids": []},
         sampling=asdict(SamplingOptions()),
         cpu_features=(),
         lineage=(),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench.cost.random_bundle import END_OF_TURN_ID, random_weights, write_weights
-from bench.models.backend import Sample
+from bench.models.backend import TimedReply
 from bench.models.engine import EngineBackend
 from compress.prune.shape import Shape
 from compress.quantize.checkpoint import load_quantized
@@ -30,7 +30,7 @@ _NOISE = 0.97  # a ratio below this counts as slower
 
 
 @dataclass(frozen=True)
-class Pace:
+class Speedup:
     """Medians on this machine: ms to the first token of a prompt of `prompt_tokens`, and ms a further token; the
     `speed`s are ratios round by round, float32 over the scheme, so that more than 1 is faster."""
 
@@ -59,7 +59,7 @@ class Pace:
         return f"warning: on this machine {self.scheme} {' and '.join(slower)}; {remedy}"
 
 
-def pace(checkpoint: str | Path, threads: int | None = None, rounds: int = ROUNDS) -> Pace:
+def measure_speedup(checkpoint: str | Path, threads: int | None = None, rounds: int = ROUNDS) -> Speedup:
     """Time the quantized checkpoint against float32 on this machine's CPU; `threads` None takes the physical cores."""
     stored = load_quantized(checkpoint)
     shape = Shape.of(stored.config)
@@ -73,7 +73,7 @@ def pace(checkpoint: str | Path, threads: int | None = None, rounds: int = ROUND
             write_weights(shape, name, arrays, Path(folder))
             backends.append(EngineBackend(folder, threads or physical_cores(), "cpu"))  # mapped files outlive a folder
     ours, floats = take_turns(backends, prompt, new_tokens, rounds)
-    return Pace(
+    return Speedup(
         scheme=scheme,
         prompt_tokens=len(prompt),
         ttft_ms=float(np.median([sample.ttft_ms for sample in ours])),
@@ -83,9 +83,9 @@ def pace(checkpoint: str | Path, threads: int | None = None, rounds: int = ROUND
     )
 
 
-def take_turns(backends: Sequence[Any], prompt: Sequence[int], new_tokens: int, rounds: int) -> list[list[Sample]]:
+def take_turns(backends: Sequence[Any], prompt: Sequence[int], new_tokens: int, rounds: int) -> list[list[TimedReply]]:
     """`rounds` replies of each backend, A B A B …, after one of each that warms up."""
-    samples: list[list[Sample]] = [[] for _ in backends]
+    samples: list[list[TimedReply]] = [[] for _ in backends]
     for number in range(rounds + 1):
         for place, backend in enumerate(backends):
             time.sleep(_SETTLE_S)

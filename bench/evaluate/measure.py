@@ -19,9 +19,9 @@ import numpy as np
 from bench.evaluate.bootstrap import percentiles, ratio_interval, resampled
 from bench.evaluate.divergence import Divergence, measure_divergence
 from bench.evaluate.other_tokenizer import codec_of
-from bench.evaluate.replies import SAMPLES, Prompt, draw_replies, health_prompts
+from bench.evaluate.replies import SAMPLES, EvalPrompt, draw_replies, health_prompts
 from bench.evaluate.reply_stats import Health, SaidReply
-from bench.models.handle import MeasuredModel
+from bench.models.handle import ModelHandle
 from bench.models.open import for_missing, open_model
 from bench.models.runtime import Runtime
 from chitchat.errors import BadInput
@@ -35,7 +35,7 @@ KL_TOKENS = 16_384  # KL settles long before: its interval stands beside it
 
 
 @dataclass(frozen=True)
-class Task:
+class EvalTask:
     """What quality is measured on: window of `context` tokens, at most `max_tokens` scored (None: all).
 
     `samples` replies are drawn, None for as many as the split has prompts for, up to `SAMPLES`; `kl_tokens` bounds the
@@ -113,7 +113,7 @@ def evaluate(
     check_vocabulary(model, opened)
     compared = None if teacher is None else open_teacher(teacher, model, tokenizer)
     contexts = [each.context for each in (model, compared) if each is not None]
-    task = Task(min(contexts if context is None else [context, *contexts]), max_tokens, samples)
+    task = EvalTask(min(contexts if context is None else [context, *contexts]), max_tokens, samples)
     check_samples(opened, task)
     runtime = model.load(threads)
     of_teacher = None if compared is None else compared.load(threads)
@@ -131,7 +131,7 @@ def evaluate(
     }
 
 
-def measure_quality(runtime: Runtime, data: "ChatData", task: Task, teacher: Runtime | None = None) -> Quality:
+def measure_quality(runtime: Runtime, data: "ChatData", task: EvalTask, teacher: Runtime | None = None) -> Quality:
     """Score a loaded model on the validation split, draw its replies, and compare it with a loaded teacher."""
     windows = data.windows("validation", task.context)
     divergence = None
@@ -142,7 +142,7 @@ def measure_quality(runtime: Runtime, data: "ChatData", task: Task, teacher: Run
     return Quality(task.context, sums, _say(runtime, data, _prompts(data, task), task.context), divergence)
 
 
-def open_teacher(spec: str, model: MeasuredModel, tokenizer: str | None = None) -> MeasuredModel:
+def open_teacher(spec: str, model: ModelHandle, tokenizer: str | None = None) -> ModelHandle:
     """The teacher that `model` is compared with. Raises `BadInput` unless every id means the same to both."""
     teacher = open_model(spec, tokenizer=for_missing(spec, tokenizer))
     if not teacher.reads_like(model):
@@ -164,7 +164,7 @@ def open_held_out(data: Path) -> Any:
     return opened
 
 
-def check_vocabulary(model: MeasuredModel, data: Any) -> None:
+def check_vocabulary(model: ModelHandle, data: Any) -> None:
     """Raise `BadInput` unless the data set's ids mean to the model what they meant to its tokenizer."""
     if found := tokenizer_differences(data.tokenizer.backend_tokenizer.to_str(), model.tokenizer_json()):
         raise BadInput(
@@ -173,7 +173,7 @@ def check_vocabulary(model: MeasuredModel, data: Any) -> None:
         )
 
 
-def check_samples(data: "ChatData", task: Task) -> None:
+def check_samples(data: "ChatData", task: EvalTask) -> None:
     """Raise `BadInput` for more samples than the held-out conversations have prompts for."""
     if task.samples is not None and (found := len(_prompts(data, task))) < task.samples:
         raise BadInput(
@@ -182,11 +182,11 @@ def check_samples(data: "ChatData", task: Task) -> None:
         )
 
 
-def _prompts(data: "ChatData", task: Task) -> list[Prompt]:
+def _prompts(data: "ChatData", task: EvalTask) -> list[EvalPrompt]:
     return health_prompts(data, SAMPLES if task.samples is None else task.samples, task.context)
 
 
-def _say(runtime: Runtime, data: "ChatData", prompts: list[Prompt], context: int) -> list[SaidReply]:
+def _say(runtime: Runtime, data: "ChatData", prompts: list[EvalPrompt], context: int) -> list[SaidReply]:
     """Draw the replies and read them with the data set's tokenizer, whatever form the model has."""
     codec = codec_of(data)
     drawn = draw_replies(runtime, prompts, data.dialogue, context=context, banned=data.banned_ids)

@@ -10,14 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bench.models.handle import MeasuredModel
+from bench.models.handle import ModelHandle
 from chitchat.data.builder import build_dataset
 from serve.text import TextCodec
 
 _TRAIN = 8  # a data set has a training split; nobody reads this one
 
 
-def retokenized(data: Any, model: MeasuredModel, out: Path) -> Path:
+def retokenized(data: Any, model: ModelHandle, out: Path) -> Path:
     """Write `data` (a `chitchat.data.dataset.ChatData`) as the data set `out` in the ids of `model`; give `out`.
 
     Raises `BadInput` for a tokenizer that has no dialogue format.

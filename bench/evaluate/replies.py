@@ -25,7 +25,7 @@ PROMPT_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class Prompt:
+class EvalPrompt:
     """What a reply is drawn to: the number of its held-out conversation, and the ids."""
 
     conversation: int
@@ -36,21 +36,21 @@ class Prompt:
 class Reply:
     """One reply: its `ids` without the end of turn, and whether the end of turn came (else the length was used up)."""
 
-    prompt: Prompt
+    prompt: EvalPrompt
     ids: list[int]
     ended: bool
 
 
-def health_prompts(data: "ChatData", count: int, context: int) -> list[Prompt]:
+def health_prompts(data: "ChatData", count: int, context: int) -> list[EvalPrompt]:
     """Up to `count` held-out prompts, which leave half of a small context for the reply."""
     from chitchat.data.dataset import numbered_prompts
 
-    return [Prompt(row, ids) for row, ids in numbered_prompts(data, count, min(PROMPT_TOKENS, context // 2))]
+    return [EvalPrompt(row, ids) for row, ids in numbered_prompts(data, count, min(PROMPT_TOKENS, context // 2))]
 
 
 def draw_replies(
     runtime: Runtime,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[EvalPrompt],
     dialogue: "Dialogue",
     options: SamplingOptions = SAMPLING,
     context: int | None = None,
@@ -73,7 +73,7 @@ def draw_replies(
 
 def _draw_batch(
     runtime: Runtime,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[EvalPrompt],
     dialogue: "Dialogue",
     options: SamplingOptions,
     context: int,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sample:
+class TimedReply:
     """One reply: `ttft_ms` to the first new token, `token_ms[i]` from new token i to i + 1, and the new `ids`."""
 
     ttft_ms: float
@@ -22,7 +22,9 @@ class Sample:
 class Backend(Protocol):
     """A loaded model."""
 
-    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False) -> Sample:
+    def generate(
+        self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
+    ) -> TimedReply:
         """Give exactly `new_tokens` greedy tokens after `prompt`.
 
         With `reuse` a runtime may keep what it has computed of the prompt's beginning in the call before; without it,
@@ -40,16 +42,18 @@ class ReplyBackend(Backend, Protocol):
         """The ids of a reply as they come, without its end of turn."""
 
 
-class TogetherBackend(Backend, Protocol):
+class ConcurrentBackend(Backend, Protocol):
     """A loaded model that can answer several conversations at once."""
 
-    def generate_together(self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int) -> list[Sample]:
+    def generate_concurrent(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
+    ) -> list[TimedReply]:
         """Give exactly `new_tokens` greedy tokens after each prompt, all asked for at the same moment."""
 
 
-def as_sample(started: float, stamps: Sequence[float], ids: Sequence[int], new_tokens: int) -> Sample:
+def as_timed_reply(started: float, stamps: Sequence[float], ids: Sequence[int], new_tokens: int) -> TimedReply:
     """Turn `perf_counter` stamps, one at each new id, into a sample; fewer or more ids than asked is an error."""
     if not len(stamps) == len(ids) == new_tokens:
         raise RuntimeError(f"the runtime gave {len(ids)} new tokens in place of {new_tokens}")
     token_ms = [(after - before) * 1000 for before, after in pairwise(stamps)]
-    return Sample((stamps[0] - started) * 1000, token_ms, list(ids))
+    return TimedReply((stamps[0] - started) * 1000, token_ms, list(ids))

@@ -4,14 +4,14 @@ import contextlib
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.models.handle import MeasuredModel
+from bench.models.handle import ModelHandle
 from chitchat.errors import BadInput
 from serve.bundle import Bundle
 from serve.errors import BadBundle, ServeError
 from serve.graph_selection import choose, find_providers
 
 
-class BundleModel(MeasuredModel):
+class BundleHandle(ModelHandle):
     """An exported bundle, computed by our torch-free engine."""
 
     kind: ClassVar[str] = "bundle"
@@ -62,9 +62,9 @@ class BundleModel(MeasuredModel):
 
         return Engine(self.bundle, threads=threads, device=device)
 
-    def tell(self, device: str | None = None) -> None:
+    def announce(self, device: str | None = None) -> None:
         with contextlib.suppress(BadBundle):  # nothing of it runs here: that is said where it is asked to run
-            choose(self.bundle, device, find_providers()).tell()
+            choose(self.bundle, device, find_providers()).announce()
 
     def figures(self) -> dict[str, Any]:
         manifest = self.bundle.manifest

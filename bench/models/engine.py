@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.models.backend import Sample, as_sample
+from bench.models.backend import TimedReply, as_timed_reply
 
 
 class EngineBackend:
@@ -16,7 +16,9 @@ class EngineBackend:
 
         self._engine = Engine(Bundle.open(spec), threads=threads, slots=slots, device=device)
 
-    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False) -> Sample:
+    def generate(
+        self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
+    ) -> TimedReply:
         """See `bench.models.backend.Backend.generate`."""
         times: list[float] = []
         ids: list[int] = []
@@ -26,10 +28,12 @@ class EngineBackend:
         for token in self._engine.stream(list(prompt), _greedy(new_tokens)):
             times.append(time.perf_counter())
             ids.append(int(token))
-        return as_sample(started, times, ids, new_tokens)
+        return as_timed_reply(started, times, ids, new_tokens)
 
-    def generate_together(self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int) -> list[Sample]:
-        """See `bench.models.backend.TogetherBackend`. The server's own scheduler decides who runs when."""
+    def generate_concurrent(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
+    ) -> list[TimedReply]:
+        """See `bench.models.backend.ConcurrentBackend`. The server's own scheduler decides who runs when."""
         from serve.scheduler import Scheduler
 
         self._engine.reset()
@@ -45,7 +49,7 @@ class EngineBackend:
                 if event.token is not None:
                     times[id(event.conversation)].append(time.perf_counter())
                     waiting -= 1
-        return [as_sample(started, times[id(talk)], talk.reply, new_tokens) for talk in talks]
+        return [as_timed_reply(started, times[id(talk)], talk.reply, new_tokens) for talk in talks]
 
     def reply(self, prompt: Sequence[int], options: Any, dialogue: Any) -> Iterator[int]:
         """See `bench.models.backend.ReplyBackend`: the loop that ships, with the bundle's own dialogue."""

@@ -11,7 +11,7 @@ from chitchat.formats.same_tokenizer import tokenizer_identity
 from chitchat.lineage import identity, read_lineage
 
 
-class MeasuredModel(ABC):
+class ModelHandle(ABC):
     """What the bench, the chat and `compress info` need to know of a model. `spec` is what the user typed."""
 
     kind: ClassVar[str]
@@ -67,7 +67,7 @@ class MeasuredModel(ABC):
         `device` None: torch takes the CPU, a bundle what `serve.graph_selection.choose` finds.
         """
 
-    def tell(self, device: str | None = None) -> None:
+    def announce(self, device: str | None = None) -> None:
         """Say on stderr what runs it here."""
         print(f"Runs in {self.runtime}.", file=sys.stderr, flush=True)
 
@@ -81,7 +81,7 @@ class MeasuredModel(ABC):
         """A sha256 that two models share when their tokenizers give the same ids for every text."""
         return tokenizer_identity(self.tokenizer_json())
 
-    def reads_like(self, other: "MeasuredModel") -> bool:
+    def reads_like(self, other: "ModelHandle") -> bool:
         """Whether every id means the same to both, so that prompts are shared and predictions compare."""
         return self.vocabulary == other.vocabulary and self.geometry["vocab"] == other.geometry["vocab"]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bench.models.files import payload_bytes, shipped_bytes
-from bench.models.handle import MeasuredModel
+from bench.models.handle import ModelHandle
 from chitchat.errors import BadInput
 
 
-def open_model(spec: str, dialogue: str | None = None, tokenizer: str | None = None) -> MeasuredModel:
+def open_model(spec: str, dialogue: str | None = None, tokenizer: str | None = None) -> ModelHandle:
     """Recognise `spec` and verify it. Raises `BadInput` for what is no model of ours or was altered.
 
     `dialogue` is the family of a checkpoint that does not say its own, `tokenizer` that of one whose vocabulary lies
@@ -24,13 +24,13 @@ def open_model(spec: str, dialogue: str | None = None, tokenizer: str | None = N
         for option, value in (("--dialogue", dialogue), ("--tokenizer", tokenizer)):
             if value is not None:
                 raise BadInput(f"{option} {value}: {spec} is a bundle, which has its own from its export; leave it out")
-        from bench.models.bundle import BundleModel
+        from bench.models.bundle import BundleHandle
 
-        return BundleModel(spec, folder)
+        return BundleHandle(spec, folder)
     from chitchat.checkpoint import locate, read_config
 
     config = read_config(spec)
-    kind = QuantizedModel if "quantization_config" in config else CheckpointModel
+    kind = QuantizedHandle if "quantization_config" in config else CheckpointHandle
     return kind(spec, locate(spec), config, dialogue, tokenizer)
 
 
@@ -44,7 +44,7 @@ def for_missing(spec: str, tokenizer: str | None) -> str | None:
     return None if has_tokenizer(tokenizer_folder(spec)) else tokenizer
 
 
-class CheckpointModel(MeasuredModel):
+class CheckpointHandle(ModelHandle):
     """A GPT-2 checkpoint, computed by torch in float32: a Hugging Face folder, or a file of weights in one."""
 
     kind: ClassVar[str] = "checkpoint"
@@ -141,7 +141,7 @@ class CheckpointModel(MeasuredModel):
         return TorchGenerator(self.torch_model().to(torch_device(device)), self.dialogue, threads=threads)
 
 
-class QuantizedModel(CheckpointModel):
+class QuantizedHandle(CheckpointHandle):
     """A quantized checkpoint; torch computes it after de-quantizing, so its speed is not that of what ships."""
 
     kind: ClassVar[str] = "quantized"

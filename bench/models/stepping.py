@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.models.backend import Sample, as_sample
+from bench.models.backend import TimedReply, as_timed_reply
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -33,7 +33,9 @@ class SteppingBackend(ABC):
         """Start a conversation with `prompt`; a peer that can keep the beginning of the last one overrides this."""
         return self.feed(prompt, fresh=True)
 
-    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False) -> Sample:
+    def generate(
+        self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
+    ) -> TimedReply:
         """See `bench.models.backend.Backend.generate`."""
         times: list[float] = []
         ids: list[int] = []
@@ -44,7 +46,7 @@ class SteppingBackend(ABC):
             ids.append(int(logits.argmax()))
             times.append(time.perf_counter())
             if len(ids) == new_tokens:
-                return as_sample(started, times, ids, new_tokens)
+                return as_timed_reply(started, times, ids, new_tokens)
             logits = self.feed(ids[-1:], fresh=False)
 
     def runtime(self) -> Any:

@@ -18,18 +18,18 @@ from serve.text import TextCodec
 
 
 @dataclass(frozen=True)
-class Speech:
+class TextPipelineSpec:
     """What a runtime needs to answer text: the path of a tokenizer.json, and the dialogue as bundles say it."""
 
     tokenizer: str
     dialogue: Mapping[str, Any]
 
-    def open(self, backend: Any) -> "Speaker":
+    def open(self, backend: Any) -> "TextPipeline":
         """Read the tokenizer, once for all replies of `backend`."""
-        return Speaker(TextCodec.open(Path(self.tokenizer)), Dialogue.from_json(self.dialogue), backend)
+        return TextPipeline(TextCodec.open(Path(self.tokenizer)), Dialogue.from_json(self.dialogue), backend)
 
 
-class Speaker:
+class TextPipeline:
     """Answers texts with a backend (`bench.models.backend.Backend`)."""
 
     def __init__(self, codec: TextCodec, dialogue: Dialogue, backend: Any) -> None:

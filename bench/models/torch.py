@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.models.backend import Sample, as_sample
+from bench.models.backend import TimedReply, as_timed_reply
 
 
 class _Stamps:
@@ -44,13 +44,17 @@ class TorchBackend:
 
         return load_model(spec)
 
-    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False) -> Sample:
+    def generate(
+        self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
+    ) -> TimedReply:
         """See `bench.models.backend.Backend.generate`; `generate` starts anew with every call."""
-        (sample,) = self.generate_together([prompt], new_tokens, end_of_turn_id)
+        (sample,) = self.generate_concurrent([prompt], new_tokens, end_of_turn_id)
         return sample
 
-    def generate_together(self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int) -> list[Sample]:
-        """See `bench.models.backend.TogetherBackend`: one batch, whose prompts are of one length."""
+    def generate_concurrent(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
+    ) -> list[TimedReply]:
+        """See `bench.models.backend.ConcurrentBackend`: one batch, whose prompts are of one length."""
         import torch
         from transformers import GenerationConfig
 
@@ -71,7 +75,7 @@ class TorchBackend:
         with torch.no_grad(), no_defaults(self._model):
             self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=options, streamer=stamps)
         replies = zip(*stamps.ids, strict=True)
-        return [as_sample(started, stamps.times, reply, new_tokens) for reply in replies]
+        return [as_timed_reply(started, stamps.times, reply, new_tokens) for reply in replies]
 
     def runtime(self) -> Any:
         """See `bench.models.backend.Backend.runtime`."""
@@ -99,7 +103,9 @@ class HalfBackend(TorchBackend):
 class NoCacheBackend(TorchBackend):
     """The loop of GPT2-chitchat's `interact.py`: the whole conversation is computed anew for every token."""
 
-    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False) -> Sample:
+    def generate(
+        self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
+    ) -> TimedReply:
         """See `bench.models.backend.Backend.generate`."""
         import torch
 
@@ -111,7 +117,7 @@ class NoCacheBackend(TorchBackend):
             logits[end_of_turn_id] = -torch.inf
             ids.append(int(logits.argmax()))
             times.append(time.perf_counter())
-        return as_sample(started, times, ids[len(prompt) :], new_tokens)
+        return as_timed_reply(started, times, ids[len(prompt) :], new_tokens)
 
     def reply(self, prompt: Sequence[int], options: Any, dialogue: Any) -> Iterator[int]:
         """See `bench.models.backend.ReplyBackend`: the same loop, with our sampler."""

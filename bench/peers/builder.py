@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bench.models.handle import MeasuredModel
+from bench.models.handle import ModelHandle
 from chitchat.errors import BadInput, ChitchatError
 from chitchat.lineage import Stage, read_lineage
 from chitchat.system.child import child_environment
@@ -32,7 +32,7 @@ class Peer:
     """
 
     name: str
-    forms: tuple[str, ...]
+    weight_formats: tuple[str, ...]
     source: str
     module: str
     install: str
@@ -64,45 +64,48 @@ PEERS = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class PeerRequest:
     """A row that was asked for: a peer in one of its forms."""
 
     peer: Peer
-    form: str
+    weight_format: str
 
     @property
     def name(self) -> str:
         """As tables show it."""
-        name = self.peer.name if len(self.peer.forms) == 1 else f"{self.peer.name} {self.form}"
+        name = self.peer.name if len(self.peer.weight_formats) == 1 else f"{self.peer.name} {self.weight_format}"
         return name if self.peer.device == "cpu" else f"{name} on {self.peer.device}"
 
     @property
     def checked(self) -> bool:
         """Whether the peer has a full precision that its answers can be held against torch's in."""
-        return self.peer.forms[0] not in ("int8", "fp16")
+        return self.peer.weight_formats[0] not in ("int8", "fp16")
 
-    def whole(self) -> "Asked":
+    def whole(self) -> "PeerRequest":
         """The same peer at full precision."""
-        return Asked(self.peer, self.peer.forms[0])
+        return PeerRequest(self.peer, self.peer.weight_formats[0])
 
 
-def read_peers(value: str | None, devices: Sequence[str] = ("cpu",)) -> list[Asked]:
-    """What `--peers` names: peers (all their forms) or `peer:form`, separated by commas; `all` those of the `devices`.
+def read_peers(value: str | None, devices: Sequence[str] = ("cpu",)) -> list[PeerRequest]:
+    """What `--peers` names: peers (all their forms) or `peer:weight_format`, separated by commas; `all` those of the
+    `devices`.
 
     Raises `BadInput`.
     """
     if not value:
         return []
-    asked: list[Asked] = []
+    asked: list[PeerRequest] = []
     every = [name for name, peer in PEERS.items() if peer.device in ("cpu", *devices)]
     for word in every if value == "all" else [word.strip() for word in value.split(",")]:
-        name, _, form = word.partition(":")
+        name, _, weight_format = word.partition(":")
         if name not in PEERS:
             raise BadInput(f"--peers {word}: there is no such peer; give all, or some of {', '.join(PEERS)}")
         peer = PEERS[name]
-        if form and form not in peer.forms:
-            raise BadInput(f"--peers {word}: {name} has no form {form}; give one of {', '.join(peer.forms)}")
-        asked += [Asked(peer, each) for each in ([form] if form else peer.forms)]
+        if weight_format and weight_format not in peer.weight_formats:
+            raise BadInput(
+                f"--peers {word}: {name} has no form {weight_format}; give one of {', '.join(peer.weight_formats)}"
+            )
+        asked += [PeerRequest(peer, each) for each in ([weight_format] if weight_format else peer.weight_formats)]
     return list(dict.fromkeys(asked))
 
 
@@ -126,11 +129,11 @@ def _here(module: str) -> bool:
         return False
 
 
-class PeerModel(MeasuredModel):
+class PeerHandle(ModelHandle):
     """The first model of a bench in a peer's hands. `folder` is what the peer loads; facts are the first model's."""
 
-    def __init__(self, asked: Asked, base: MeasuredModel, folder: Path) -> None:
-        super().__init__(f"{asked.peer.name}:{asked.form}", folder)
+    def __init__(self, asked: PeerRequest, base: ModelHandle, folder: Path) -> None:
+        super().__init__(f"{asked.peer.name}:{asked.weight_format}", folder)
         self.asked = asked
         self.name = asked.name
         self._base = base
@@ -176,12 +179,12 @@ class PeerModel(MeasuredModel):
         raise NotImplementedError("a peer does not chat")
 
 
-class Kitchen:
+class PeerBuilder:
     """Makes what peers load out of one checkpoint, in a folder; each thing once, complete or absent."""
 
     def __init__(
         self,
-        checkpoint: MeasuredModel,
+        checkpoint: ModelHandle,
         folder: Path,
         threads: int,
         data: Path | None,
@@ -190,20 +193,20 @@ class Kitchen:
         self._checkpoint, self._folder, self._threads, self._data = checkpoint, folder, threads, data
         self._portable_python = portable_python
 
-    def model(self, asked: Asked, python: str) -> PeerModel:
+    def model(self, asked: PeerRequest, python: str) -> PeerHandle:
         """The model of a row. Raises `CannotPrepare` with what an export says, or the peer's converter at last."""
         try:
-            return PeerModel(asked, self._checkpoint, self._prepared(asked, python))
+            return PeerHandle(asked, self._checkpoint, self._prepared(asked, python))
         except ChitchatError as error:
             raise CannotPrepare(f"could not be prepared: {error}") from error
 
-    def _prepared(self, asked: Asked, python: str) -> Path:
+    def _prepared(self, asked: PeerRequest, python: str) -> Path:
         source = self._source(asked)
         if not asked.peer.converts:
             return source
         out = self._folder / asked.name.replace(" ", "-")
         if not out.is_dir():
-            command = [python, "-m", "bench.peers.convert", asked.peer.name, asked.form, str(source), str(out)]
+            command = [python, "-m", "bench.peers.convert", asked.peer.name, asked.weight_format, str(source), str(out)]
             command.append(str(self._threads))
             done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, errors="replace")
             if done.returncode:
@@ -211,13 +214,13 @@ class Kitchen:
                 raise CannotPrepare(f"could not be prepared: {lines[-1][-300:] if lines else 'no word why'}")
         return out
 
-    def _source(self, asked: Asked) -> Path:
+    def _source(self, asked: PeerRequest) -> Path:
         if asked.peer.source == "checkpoint":
             return self._plain
         if asked.peer.source == "portable":
             return self._bundle("portable", self._plain, target="portable", portable_python=self._portable_python)
-        checkpoint = self._plain if asked.form == "fp32" else self._quantized(asked.form)
-        return self._bundle(f"genai-{asked.form}", checkpoint, genai=True)
+        checkpoint = self._plain if asked.weight_format == "fp32" else self._quantized(asked.weight_format)
+        return self._bundle(f"genai-{asked.weight_format}", checkpoint, genai=True)
 
     @cached_property
     def _plain(self) -> Path:

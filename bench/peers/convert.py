@@ -11,12 +11,12 @@ from pathlib import Path
 from bench.models.runtimes import KINDS
 
 
-def main(peer: str, form: str, source: str, out: str, threads: str) -> None:
+def main(peer: str, weight_format: str, source: str, out: str, threads: str) -> None:
     """Write the peer's files."""
     module = importlib.import_module(f"bench.{KINDS[peer].module}")
     partial = Path(f"{out}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    module.convert(Path(source), partial, form, int(threads))
+    module.convert(Path(source), partial, weight_format, int(threads))
     partial.rename(out)
 
 

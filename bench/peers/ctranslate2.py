@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from bench.models.backend import Sample, as_sample
+from bench.models.backend import TimedReply, as_timed_reply
 from bench.models.stepping import Floats, SteppingBackend
 
 
-def convert(checkpoint: Path, out: Path, form: str, threads: int) -> None:
+def convert(checkpoint: Path, out: Path, weight_format: str, threads: int) -> None:
     """Write a GPT-2 checkpoint as a CTranslate2 model; int8 is CTranslate2's own rounding, a scale a row."""
     from ctranslate2.converters import TransformersConverter
 
-    TransformersConverter(str(checkpoint)).convert(str(out), quantization=None if form == "float32" else form)
+    TransformersConverter(str(checkpoint)).convert(
+        str(out), quantization=None if weight_format == "float32" else weight_format
+    )
     # A tokenizer without some of the special tokens that GPT-2's has leaves nulls, which CTranslate2 refuses to load.
     names = json.loads((out / "vocabulary.json").read_text(encoding="utf-8"))
     settings = json.loads((out / "config.json").read_text(encoding="utf-8"))
@@ -44,7 +46,9 @@ class CTranslate2Backend(SteppingBackend):
         self._held: list[int] = []
         self.context = int((Path(spec) / "context.txt").read_text(encoding="utf-8"))
 
-    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False) -> Sample:
+    def generate(
+        self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
+    ) -> TimedReply:
         """See `bench.models.backend.Backend.generate`."""
         times: list[float] = []
         ids: list[int] = []
@@ -54,10 +58,12 @@ class CTranslate2Backend(SteppingBackend):
         ):
             times.append(time.perf_counter())
             ids.append(int(step.token_id))
-        return as_sample(started, times, ids, new_tokens)
+        return as_timed_reply(started, times, ids, new_tokens)
 
-    def generate_together(self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int) -> list[Sample]:
-        """See `bench.models.backend.TogetherBackend`: `generate_batch`, whose callback says each token as it comes."""
+    def generate_concurrent(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
+    ) -> list[TimedReply]:
+        """See `ConcurrentBackend`: `generate_batch`, whose callback says each token as it comes."""
         times: list[list[float]] = [[] for _ in prompts]
         ids: list[list[int]] = [[] for _ in prompts]
 
@@ -75,7 +81,7 @@ class CTranslate2Backend(SteppingBackend):
             callback=note,
             **self._endless(new_tokens, end_of_turn_id),
         )
-        return [as_sample(started, stamps, reply, new_tokens) for stamps, reply in zip(times, ids, strict=True)]
+        return [as_timed_reply(started, stamps, reply, new_tokens) for stamps, reply in zip(times, ids, strict=True)]
 
     def reply(self, prompt: Sequence[int], options: Any, dialogue: Any) -> Iterator[int]:
         """See `ReplyBackend`: its own loop and sampler, which keep the cache that `feed` cannot."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.models.backend import Sample, as_sample
+from bench.models.backend import TimedReply, as_timed_reply
 from bench.models.stepping import Floats, SteppingBackend
 from serve.quiet import load
 
@@ -25,7 +25,9 @@ class GenaiBackend(SteppingBackend):
         self.context = int(known["model"]["context_length"])
         self._generator: Any = None
 
-    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False) -> Sample:
+    def generate(
+        self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
+    ) -> TimedReply:
         """See `bench.models.backend.Backend.generate`; the end of turn is kept out by genai's own `min_length`."""
         times: list[float] = []
         ids: list[int] = []
@@ -36,7 +38,7 @@ class GenaiBackend(SteppingBackend):
             generator.generate_next_token()
             ids.append(int(generator.get_next_tokens()[0]))
             times.append(time.perf_counter())
-        return as_sample(started, times, ids, new_tokens)
+        return as_timed_reply(started, times, ids, new_tokens)
 
     def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
         """See `SteppingBackend.feed`."""

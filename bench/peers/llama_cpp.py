@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.models.backend import Sample, as_sample
+from bench.models.backend import TimedReply, as_timed_reply
 from bench.models.stepping import Floats, SteppingBackend
 
 _FTYPES = {"Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "Q4_K": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
@@ -29,13 +29,13 @@ _LAYER = {
 _OUTSIDE = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
 
 
-def convert(checkpoint: Path, out: Path, form: str, threads: int) -> None:
+def convert(checkpoint: Path, out: Path, weight_format: str, threads: int) -> None:
     """Write a GPT-2 checkpoint as the folder `out` with one GGUF file: F32, or what llama.cpp makes of it."""
     out.mkdir(parents=True)
     whole = out / "F32.gguf"
     write_gguf(checkpoint, whole)
-    if form != "F32":
-        quantize_gguf(whole, out / f"{form}.gguf", form, threads)
+    if weight_format != "F32":
+        quantize_gguf(whole, out / f"{weight_format}.gguf", weight_format, threads)
         whole.unlink()
 
 
@@ -184,8 +184,10 @@ class LlamaCppBackend(SteppingBackend):
         found = self._llama.llama_get_logits(self._context)
         return np.ctypeslib.as_array(found, (len(ids), self._size)).copy()
 
-    def generate_together(self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int) -> list[Sample]:
-        """See `bench.models.backend.TogetherBackend`: one batch of all prompts, then one of a token each."""
+    def generate_concurrent(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
+    ) -> list[TimedReply]:
+        """See `bench.models.backend.ConcurrentBackend`: one batch of all prompts, then one of a token each."""
         self._forget()
         times: list[float] = []
         replies: list[list[int]] = [[] for _ in prompts]
@@ -205,7 +207,7 @@ class LlamaCppBackend(SteppingBackend):
                 replies[row].append(int(logits.argmax()))
             times.append(time.perf_counter())
             if len(times) == new_tokens:
-                return [as_sample(started, times, reply, new_tokens) for reply in replies]
+                return [as_timed_reply(started, times, reply, new_tokens) for reply in replies]
             entries = [(reply[-1], ends[row] + len(reply), row, True) for row, reply in enumerate(replies)]
 
     def tokenize(self, text: str) -> list[int]:

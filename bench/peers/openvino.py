@@ -17,8 +17,8 @@ from serve.quiet import load
 MODEL = "openvino_model.xml"
 
 
-def convert(portable: Path, out: Path, form: str, threads: int) -> None:
-    """Write the portable graph as an OpenVINO model: `form` fp32, int8 (a scale a row) or int4 (groups of 64)."""
+def convert(portable: Path, out: Path, weight_format: str, threads: int) -> None:
+    """Write the portable graph for OpenVINO: `weight_format` fp32, int8 (a scale a row) or int4 (groups of 64)."""
     ov, passes = load("openvino"), load("openvino.passes")
     model = ov.Core().read_model(portable / "model.onnx")
     # One conversation: a cache whose first dimension is open would begin with none.
@@ -32,17 +32,17 @@ def convert(portable: Path, out: Path, form: str, threads: int) -> None:
     manager = passes.Manager()
     manager.register_pass(passes.MakeStateful(pairs))
     manager.run_passes(model)
-    if form != "fp32":
+    if weight_format != "fp32":
         nncf = load("nncf")
-        mode = {"int8": nncf.CompressWeightsMode.INT8_SYM, "int4": nncf.CompressWeightsMode.INT4_SYM}[form]
-        options = {"group_size": 64, "ratio": 1.0} if form == "int4" else {}
+        mode = {"int8": nncf.CompressWeightsMode.INT8_SYM, "int4": nncf.CompressWeightsMode.INT4_SYM}[weight_format]
+        options = {"group_size": 64, "ratio": 1.0} if weight_format == "int4" else {}
         narrow = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
         model = nncf.compress_weights(model, mode=mode, advanced_parameters=narrow, **options)
     out.mkdir(parents=True)
     ov.save_model(model, out / MODEL, compress_to_fp16=False)
     config = json.loads((portable / "config.json").read_text(encoding="utf-8"))
     # Left to itself OpenVINO computes in bfloat16 where the CPU has it, which full precision is not.
-    config["inference_precision"] = "f32" if form == "fp32" else None
+    config["inference_precision"] = "f32" if weight_format == "fp32" else None
     (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 

@@ -7,10 +7,10 @@ measured), chosen, steps}. Figures are those that the choice was made on: on few
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.models.handle import MeasuredModel
+from bench.models.handle import ModelHandle
 
 
-def pruning_candidates(names: Sequence[str], models: Sequence[MeasuredModel]) -> dict[str, list[dict[str, Any]]]:
+def pruning_candidates(names: Sequence[str], models: Sequence[ModelHandle]) -> dict[str, list[dict[str, Any]]]:
     """The shapes that were tried for each row, from the prune stages of its lineage; a search is told at one row."""
     found: dict[str, list[dict[str, Any]]] = {}
     for name, model in zip(names, models, strict=True):

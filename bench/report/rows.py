@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.evaluate.measure import Quality
-from bench.models.handle import MeasuredModel
-from bench.peers.builder import PeerModel
+from bench.models.handle import ModelHandle
+from bench.peers.builder import PeerHandle
 from bench.report.tables import is_wrong
 from bench.run.controller import Measurement
-from bench.run.rounds import Measured
+from bench.run.rounds import BenchResult
 from bench.run.scenarios import scenario_figures
 from bench.run.timing import ceiling_share, is_busy, latency_figures, ratio_interval, speed_ratio
 
@@ -32,7 +32,7 @@ _BY_TOKEN = {"perplexity", "token_accuracy", "perplexity_interval", "token_accur
 _READ_OTHERWISE = {"torch-no-cache", "torch-int8", "quantized"}  # not the bytes of their files once a token
 
 
-def build_rows(names: Sequence[str], models: Sequence[MeasuredModel], measured: Measured) -> list[dict[str, Any]]:
+def build_rows(names: Sequence[str], models: Sequence[ModelHandle], measured: BenchResult) -> list[dict[str, Any]]:
     """One row a model. The first model that is a plain checkpoint at the top is the full-precision generator."""
     rows = []
     first = measured.rows[0]
@@ -41,7 +41,7 @@ def build_rows(names: Sequence[str], models: Sequence[MeasuredModel], measured: 
         runtime = model.runtime
         if place == 0 and model.kind == "checkpoint":
             runtime += " (full-precision generator)"
-        elif isinstance(model, PeerModel) and result.version:
+        elif isinstance(model, PeerHandle) and result.version:
             runtime += f" {result.version}"
         lost = result.error is not None
         quality = {} if lost else _quality_figures(result, reference if place else None)

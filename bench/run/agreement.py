@@ -17,32 +17,32 @@ TIE = 1e-3
 
 
 def check_agreement(controller: Controller) -> None:
-    """Fill `Measurement.agreement` of the rows whose job names a full-precision form (`Job.whole`).
+    """Fill `Measurement.agreement` of the rows whose job names a full-precision form (`BenchEntry.whole`).
 
     The first row is the judge. A form is asked once, however many rows it speaks for.
     """
-    judged = [row for row in controller.rows if row.job.whole is not None and row.error is None]
+    compared_rows = [row for row in controller.rows if row.job.whole is not None and row.error is None]
     first = controller.rows[0]
-    if not judged or first.error is not None:
+    if not compared_rows or first.error is not None:
         return
     plan = controller.plan
     prompts = [[int(token) for token in prompt] for prompt in [*plan.prompts, *plan.warmups][:PROMPTS]]
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    with controller.worker(first) as judge:
-        controller.attempt(judge, first, load(plan))
+    with controller.worker(first) as reference:
+        controller.attempt(reference, first, load(plan))
         if first.error is not None:
             return
-        expected = [_ids(judge, first, prompt, plan.new_tokens) for prompt in prompts]
-        for row in judged:
+        expected = [_ids(reference, first, prompt, plan.new_tokens) for prompt in prompts]
+        for row in compared_rows:
             key = row.job.kind, str(row.job.whole)
             if key not in found:
-                found[key] = _compare(controller, judge, row, prompts, expected)
+                found[key] = _compare(controller, reference, row, prompts, expected)
             row.agreement = found[key]
 
 
 def _compare(
     controller: Controller,
-    judge: WorkerProcess,
+    reference: WorkerProcess,
     row: Measurement,
     prompts: Sequence[Sequence[int]],
     expected: Sequence[Sequence[int]],
@@ -60,7 +60,7 @@ def _compare(
                 if same == len(ids):
                     continue
                 request = {"op": "margin", "ids": [*prompt, *ids[:same]], "chosen": ids[same], "other": said[same]}
-                if not is_tie(judge.ask(request)):
+                if not is_tie(reference.ask(request)):
                     why = f"after {same} new ids it says {said[same]} where torch says {ids[same]}"
                     return {"agrees": False, "compared": compared + 1, "ties": ties, "why": why}
                 ties += 1

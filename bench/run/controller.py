@@ -22,14 +22,14 @@ _SETTLE_S = 0.15
 
 
 @dataclass(frozen=True)
-class Job:
+class BenchEntry:
     """One row to measure; `kind` chooses the runtime (`bench.models.runtimes`), `python` the interpreter that has it.
 
     With `compared` its predictions are compared with those of the first job, which has the same vocabulary. `prompts`
     are its own where its ids are others than the first job's; `data` its own data set. A job with an `error` is not
     measured: its row says why. `whole` is the same runtime's model at full precision, whose greedy ids must be those of
-    the first job (`bench.run.agreement`). `speech` is what it needs for texts (`bench.models.text_pipeline.Speech` as
-    JSON).
+    the first job (`bench.run.agreement`). `speech` is what it needs for texts
+    (`bench.models.text_pipeline.TextPipelineSpec` as JSON).
     """
 
     name: str
@@ -47,11 +47,11 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What every model is asked to do.
 
     `warmups` and `prompts` hold one prompt (ids) each per round. `data` and `task` (the fields of
-    `bench.evaluate.measure.Task`) are for the quality; without `data` none is taken. `timeout_s` bounds one answer,
+    `bench.evaluate.measure.EvalTask`) are for the quality; without `data` none is taken. `timeout_s` bounds one answer,
     loading and scoring included. `scenarios` are names of `bench.run.scenarios.SCENARIOS` that are run beside the one
     conversation, `texts` what is said in them; `context` is the smallest one of all models.
     """
@@ -76,7 +76,7 @@ class Measurement:
     what `bench.run.agreement` found; `extra` holds raw samples by scenario.
     """
 
-    job: Job
+    job: BenchEntry
     load_s: float | None = None
     version: str | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Controller:
     """Workers for all jobs, and turns among them. `command` starts a worker in place of the job's own interpreter."""
 
     def __init__(
-        self, jobs: Sequence[Job], plan: Plan, progress: "tqdm[Any]", command: Sequence[str] | None = None
+        self, jobs: Sequence[BenchEntry], plan: BenchPlan, progress: "tqdm[Any]", command: Sequence[str] | None = None
     ) -> None:
         self.plan = plan
         self.rows = [Measurement(job, error=job.error) for job in jobs]
@@ -128,7 +128,7 @@ class Controller:
         self._progress.set_postfix_str(row.job.name, refresh=False)
         if row.error is None:
             if settle_first:
-                settle()
+                wait_for_idle_threads()
             try:
                 step(worker, row)
             except WorkerLost as lost:
@@ -141,7 +141,7 @@ class Controller:
         self._progress.update(steps)
 
 
-def load(plan: Plan, **options: Any) -> Step:
+def load(plan: BenchPlan, **options: Any) -> Step:
     """The step that loads a row's model; `options` go before what plan and job say (threads, spec, slots)."""
 
     def step(worker: WorkerProcess, row: Measurement) -> None:
@@ -150,7 +150,7 @@ def load(plan: Plan, **options: Any) -> Step:
     return step
 
 
-def _ask_load(worker: WorkerProcess, row: Measurement, plan: Plan, **options: Any) -> dict[str, Any]:
+def _ask_load(worker: WorkerProcess, row: Measurement, plan: BenchPlan, **options: Any) -> dict[str, Any]:
     request = {"op": "load", "spec": row.job.spec, "kind": row.job.kind, "device": row.job.device}
     return worker.ask(request | {"threads": plan.threads} | options)
 
@@ -161,7 +161,7 @@ def ask_sample(worker: WorkerProcess, row: Measurement, prompt: Sequence[int], n
     return worker.ask(request | {"end_of_turn_id": row.job.end_of_turn_id} | options)
 
 
-def first_token(plan: Plan) -> Step:
+def first_token(plan: BenchPlan) -> Step:
     """The step that loads a row's model and has it say one token: with a fresh worker, a cold start."""
 
     def step(worker: WorkerProcess, row: Measurement) -> None:
@@ -174,12 +174,12 @@ def first_token(plan: Plan) -> Step:
     return step
 
 
-def prompts_of(row: Measurement, plan: Plan) -> Sequence[Sequence[int]]:
+def prompts_of(row: Measurement, plan: BenchPlan) -> Sequence[Sequence[int]]:
     """The timed prompts, in the row's own ids."""
     whole = row.job.prompts
     return plan.prompts if whole is None else whole[len(plan.warmups) :]
 
 
-def settle() -> None:
+def wait_for_idle_threads() -> None:
     """Wait until the threads of the model before have gone to sleep."""
     time.sleep(_SETTLE_S)

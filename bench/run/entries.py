@@ -9,11 +9,11 @@ from typing import Any
 
 from bench.evaluate.measure import open_held_out
 from bench.evaluate.other_tokenizer import retokenized
-from bench.models.handle import MeasuredModel
-from bench.models.text_pipeline import Speech
-from bench.peers.builder import Asked, CannotPrepare, Kitchen, PeerModel, find_python
-from bench.run.controller import Job
-from bench.run.options import WARMUPS, Work, make_prompts
+from bench.models.handle import ModelHandle
+from bench.models.text_pipeline import TextPipelineSpec
+from bench.peers.builder import CannotPrepare, PeerBuilder, PeerHandle, PeerRequest, find_python
+from bench.run.controller import BenchEntry
+from bench.run.options import WARMUPS, BenchOptions, make_prompts
 from chitchat.errors import BadInput
 
 
@@ -22,14 +22,14 @@ class Row:
     """A row to be: the model, where it runs, and why it cannot."""
 
     name: str
-    model: MeasuredModel
+    model: ModelHandle
     device: str = "cpu"
     python: str = sys.executable
     whole: Path | None = None
     error: str | None = None
 
 
-def model_rows(models: Sequence[MeasuredModel], devices: Sequence[str]) -> list[Row]:
+def model_rows(models: Sequence[ModelHandle], devices: Sequence[str]) -> list[Row]:
     """A row a model and device; those of a GPU that is not there say so."""
     missing = None if "cuda" not in devices else why_no_cuda()
     names = unique_names(models)
@@ -46,19 +46,19 @@ def model_rows(models: Sequence[MeasuredModel], devices: Sequence[str]) -> list[
 
 
 def peer_rows(
-    asked: Sequence[Asked],
-    checkpoint: MeasuredModel,
+    asked: Sequence[PeerRequest],
+    checkpoint: ModelHandle,
     folder: Path,
-    work: Work,
+    work: BenchOptions,
     data: Path | None,
     peers_python: str | None,
     portable_python: str | None,
 ) -> list[Row]:
     """A row a peer and form, converted and ready; a peer that is not installed says how it would be."""
-    kitchen = Kitchen(checkpoint, folder / "peers", work.threads or 1, data, portable_python)
+    kitchen = PeerBuilder(checkpoint, folder / "peers", work.threads or 1, data, portable_python)
     rows = []
     for each in asked:
-        unprepared, device = PeerModel(each, checkpoint, checkpoint.folder), each.peer.device
+        unprepared, device = PeerHandle(each, checkpoint, checkpoint.folder), each.peer.device
         if device == "cuda" and (why := why_no_cuda()):
             rows.append(Row(each.name, unprepared, device, error=f"skipped: {why}"))
             continue
@@ -75,14 +75,16 @@ def peer_rows(
     return rows
 
 
-def jobs_of(rows: Sequence[Row], held_out: Any, scratch: Path, work: Work) -> list[Job]:
+def jobs_of(rows: Sequence[Row], held_out: Any, scratch: Path, work: BenchOptions) -> list[BenchEntry]:
     """What the controller is given, row by row; `scratch` takes the files that workers read."""
     first = rows[0].model
     jobs = []
     for number, row in enumerate(rows):
         model = row.model
-        spec = str(model.folder) if isinstance(model, PeerModel) else model.spec
-        job = Job(row.name, spec, model.kind, model.dialogue.end_of_turn_id, device=row.device, python=row.python)
+        spec = str(model.folder) if isinstance(model, PeerHandle) else model.spec
+        job = BenchEntry(
+            row.name, spec, model.kind, model.dialogue.end_of_turn_id, device=row.device, python=row.python
+        )
         job = replace(job, error=row.error, whole=str(row.whole) if row.whole else None)
         if row.error is None:
             alike = model.reads_like(first)
@@ -94,7 +96,7 @@ def jobs_of(rows: Sequence[Row], held_out: Any, scratch: Path, work: Work) -> li
     return jobs
 
 
-def _own_work(model: MeasuredModel, held_out: Any, work: Work, folder: Path) -> dict[str, Any]:
+def _own_work(model: ModelHandle, held_out: Any, work: BenchOptions, folder: Path) -> dict[str, Any]:
     """Prompts, and the data, in the ids of a model that has another vocabulary than the first."""
     data = retokenized(held_out, model, folder) if held_out is not None else None
     held = open_held_out(data) if data is not None else None
@@ -102,12 +104,12 @@ def _own_work(model: MeasuredModel, held_out: Any, work: Work, folder: Path) -> 
     return {"prompts": prompts, "data": data}
 
 
-def _speech(model: MeasuredModel, path: Path) -> dict[str, Any]:
+def _speech(model: ModelHandle, path: Path) -> dict[str, Any]:
     path.write_text(model.tokenizer_json(), encoding="utf-8")
-    return asdict(Speech(str(path), asdict(model.dialogue)))
+    return asdict(TextPipelineSpec(str(path), asdict(model.dialogue)))
 
 
-def unique_names(models: Sequence[MeasuredModel]) -> list[str]:
+def unique_names(models: Sequence[ModelHandle]) -> list[str]:
     """Folder names; where two are the same, as much of the path before them as tells them apart."""
     names = [model.name for model in models]
     parts = [Path(os.path.abspath(model.folder)).parts for model in models]

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from bench.evaluate.other_tokenizer import codec_of, turns_of
-from bench.models.handle import MeasuredModel
+from bench.models.handle import ModelHandle
 
 WARMUPS = 2
 TEXTS = 24  # held-out turns that are answered in the scenario of whole replies
 
 
 @dataclass(frozen=True)
-class Work:
+class BenchOptions:
     """What is asked of every model.
 
     A prompt of `prompt_tokens` and a reply of `new_tokens`, `repetitions` rounds, on each of `devices` ("cpu", "cuda");
@@ -32,7 +32,7 @@ class Work:
     scenarios: tuple[str, ...] = ()
 
 
-def make_prompts(models: Sequence[MeasuredModel], data: Any, tokens: int, count: int, seed: int) -> list[list[int]]:
+def make_prompts(models: Sequence[ModelHandle], data: Any, tokens: int, count: int, seed: int) -> list[list[int]]:
     """`count` prompts of exactly `tokens` ids that every model has: held-out conversations, else random ids.
 
     A held-out prompt is the beginning of a conversation, further conversations following where one is too short; it may

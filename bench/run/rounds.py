@@ -13,13 +13,22 @@ from tqdm import tqdm
 
 from bench.machine.bandwidth import reader
 from bench.run.agreement import check_agreement
-from bench.run.controller import Controller, Job, Measurement, Plan, Step, ask_sample, first_token, settle
+from bench.run.controller import (
+    BenchEntry,
+    BenchPlan,
+    Controller,
+    Measurement,
+    Step,
+    ask_sample,
+    first_token,
+    wait_for_idle_threads,
+)
 from bench.run.process import WorkerProcess
 from bench.run.scenarios import SCENARIOS
 
 
 @dataclass
-class Measured:
+class BenchResult:
     """All rows; `bandwidth` in GB/s, one a round; `partial` when the run was stopped before its end."""
 
     rows: list[Measurement]
@@ -27,7 +36,7 @@ class Measured:
     partial: bool = False
 
 
-def measure(jobs: Sequence[Job], plan: Plan, command: Sequence[str] | None = None) -> Measured:
+def measure(jobs: Sequence[BenchEntry], plan: BenchPlan, command: Sequence[str] | None = None) -> BenchResult:
     """Measure all jobs side by side, in their order. Ctrl-C ends it early: complete rounds are kept.
 
     Raises `KeyboardInterrupt` when it came before the first round was complete.
@@ -38,7 +47,7 @@ def measure(jobs: Sequence[Job], plan: Plan, command: Sequence[str] | None = Non
     each = 2 + rounds + (plan.data is not None) + sum(scenario.steps(plan) for scenario in chosen)
     with tqdm(total=judged + len(jobs) * each, desc="bench", unit="step", disable=None) as progress:
         controller = Controller(jobs, plan, progress, command)
-        measured = Measured(controller.rows)
+        measured = BenchResult(controller.rows)
         try:
             check_agreement(controller)
             _one_conversation(controller, measured)
@@ -51,7 +60,7 @@ def measure(jobs: Sequence[Job], plan: Plan, command: Sequence[str] | None = Non
     return measured
 
 
-def _one_conversation(controller: Controller, measured: Measured) -> None:
+def _one_conversation(controller: Controller, measured: BenchResult) -> None:
     """The timed rounds; then memory, and quality one model after the other."""
     plan = controller.plan
     read = reader(plan.threads)
@@ -60,7 +69,7 @@ def _one_conversation(controller: Controller, measured: Measured) -> None:
         for place in range(len(plan.warmups) + len(plan.prompts)):
             controller.turn(workers, _round(plan, place))
             if place >= len(plan.warmups):
-                settle()
+                wait_for_idle_threads()
                 measured.bandwidth.append(read())
         controller.turn(workers, _memory, settle_first=False)
         for worker, row in zip(workers, controller.rows, strict=True):
@@ -69,7 +78,7 @@ def _one_conversation(controller: Controller, measured: Measured) -> None:
             worker.close()  # makes room for the next one's scoring
 
 
-def _round(plan: Plan, place: int) -> Step:
+def _round(plan: BenchPlan, place: int) -> Step:
     def step(worker: WorkerProcess, row: Measurement) -> None:
         prompts = row.job.prompts or [*plan.warmups, *plan.prompts]
         sample = ask_sample(worker, row, prompts[place], plan.new_tokens)
@@ -84,7 +93,7 @@ def _memory(worker: WorkerProcess, row: Measurement) -> None:
     row.peak_rss_mb, row.device_mb = answer["peak_rss_mb"], answer.get("device_mb")
 
 
-def _quality(plan: Plan, first: Measurement) -> Step:
+def _quality(plan: BenchPlan, first: Measurement) -> Step:
     def step(worker: WorkerProcess, row: Measurement) -> None:
         of = {"spec": first.job.spec, "kind": first.job.kind} if row.job.compared and first.error is None else None
         data = row.job.data or plan.data
@@ -94,8 +103,8 @@ def _quality(plan: Plan, first: Measurement) -> Step:
     return step
 
 
-def _keep_complete_rounds(measured: Measured) -> int:
-    """Cut every row to the rounds that all of them have; how many those are."""
+def _keep_complete_rounds(measured: BenchResult) -> int:
+    """PrunedModel every row to the rounds that all of them have; how many those are."""
     alive = [row for row in measured.rows if row.error is None]
     rounds = min((len(row.samples) for row in alive), default=0)
     for row in alive:

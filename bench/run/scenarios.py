@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 
 from bench.machine.environment import cores
-from bench.run.controller import Controller, Measurement, Plan, Step, ask_sample, first_token, load, prompts_of
+from bench.run.controller import BenchPlan, Controller, Measurement, Step, ask_sample, first_token, load, prompts_of
 from bench.run.process import WorkerProcess
 
 STARTS = 2  # beside the one of the timed rounds
 ROUNDS = 5  # of each other scenario: a point of a curve needs fewer samples than the row itself
 TURNS = 4
-WIDTHS = (1, 2, 4, 8)
-SIDE_BY_SIDE = ("checkpoint", "bundle", "llama.cpp", "ctranslate2")
+CONCURRENCY = (1, 2, 4, 8)
+SUPPORTS_CONCURRENCY = ("checkpoint", "bundle", "llama.cpp", "ctranslate2")
 REPLY_TOKENS = 64
 
 
@@ -35,7 +35,7 @@ REPLY_TOKENS = 64
 class Scenario:
     """`steps` a row for the progress bar; `run` fills `extra`; `figures` are what a row says of its samples."""
 
-    steps: Callable[[Plan], int]
+    steps: Callable[[BenchPlan], int]
     run: Callable[[Controller], None]
     figures: Callable[[Any], dict[str, float]]
 
@@ -115,7 +115,7 @@ def _turn_sizes(context: int) -> tuple[int, int]:
     return max(1, room * 2 // 5), max(2, min(32, room * 3 // 5))
 
 
-def _turn(plan: Plan, history: dict[str, list[int]], place: int, turn: int, fresh: int, new_tokens: int) -> Step:
+def _turn(plan: BenchPlan, history: dict[str, list[int]], place: int, turn: int, fresh: int, new_tokens: int) -> Step:
     def step(worker: WorkerProcess, row: Measurement) -> None:
         prompts = prompts_of(row, plan)
         source = list(prompts[(place * TURNS + turn) % len(prompts)])
@@ -142,9 +142,9 @@ def _turn_figures(talks: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, flo
 
 def _together(controller: Controller) -> None:
     plan = controller.plan
-    for width in WIDTHS:
+    for width in CONCURRENCY:
         with ExitStack() as stack:
-            rows = [row for row in controller.rows if row.job.kind in SIDE_BY_SIDE]
+            rows = [row for row in controller.rows if row.job.kind in SUPPORTS_CONCURRENCY]
             workers = [stack.enter_context(controller.worker(row)) for row in rows]
             for step in (load(plan, slots=width), *[_at_once(plan, width, place) for place in range(ROUNDS + 1)]):
                 for worker, row in zip(workers, rows, strict=True):
@@ -152,7 +152,7 @@ def _together(controller: Controller) -> None:
         controller.pass_over((len(controller.rows) - len(rows)) * (ROUNDS + 2))
 
 
-def _at_once(plan: Plan, width: int, place: int) -> Step:
+def _at_once(plan: BenchPlan, width: int, place: int) -> Step:
     """One round; the first one warms up."""
 
     def step(worker: WorkerProcess, row: Measurement) -> None:
@@ -194,7 +194,7 @@ def prompt_lengths(context: int) -> list[int]:
     return lengths or [max(1, context - 2)]
 
 
-def _prompt_of(plan: Plan, length: int, place: int) -> Step:
+def _prompt_of(plan: BenchPlan, length: int, place: int) -> Step:
     def step(worker: WorkerProcess, row: Measurement) -> None:
         prompts = prompts_of(row, plan)
         ids = [token for number in range(len(prompts)) for token in prompts[(place + number) % len(prompts)]]
@@ -219,7 +219,7 @@ def thread_counts() -> list[int]:
     return sorted({*(1 << power for power in range(10) if 1 << power <= cores()), cores()})
 
 
-def _with_threads(plan: Plan, threads: int, place: int) -> Step:
+def _with_threads(plan: BenchPlan, threads: int, place: int) -> Step:
     def step(worker: WorkerProcess, row: Measurement) -> None:
         prompts = prompts_of(row, plan)
         sample = ask_sample(worker, row, prompts[place % len(prompts)], plan.new_tokens)
@@ -237,7 +237,7 @@ SCENARIOS = {
     "cold-start": Scenario(lambda plan: STARTS, _cold_start, _cold_figures),
     "replies": Scenario(lambda plan: 1 + len(plan.texts), _replies, _reply_figures),
     "turns": Scenario(lambda plan: 1 + ROUNDS * TURNS, _turns, _turn_figures),
-    "together": Scenario(lambda plan: len(WIDTHS) * (ROUNDS + 2), _together, _together_figures),
+    "together": Scenario(lambda plan: len(CONCURRENCY) * (ROUNDS + 2), _together, _together_figures),
     "prompts": Scenario(lambda plan: 1 + ROUNDS * len(prompt_lengths(plan.context)), _prompt_sweep, _no_figures),
     "threads": Scenario(lambda plan: len(thread_counts()) * (1 + ROUNDS), _thread_sweep, _no_figures),
 }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bench.report.document import print_table
-from bench.run.options import Work
+from bench.run.options import BenchOptions
 from bench.run.stage import bench
 from bench.run.standard import ROWS, make_standard
 from chitchat.errors import ChitchatError
@@ -28,7 +28,11 @@ FOOTPRINTS = ("w8", "w8a8", "w4")
 
 
 def speed(
-    out: Path, work: Work, peers: str | None, peers_python: str | None = None, portable_python: str | None = None
+    out: Path,
+    work: BenchOptions,
+    peers: str | None,
+    peers_python: str | None = None,
+    portable_python: str | None = None,
 ) -> dict[str, Any]:
     """Measure everything into `out/report`, made anew, and give the report."""
     paths = make_standard(out / "models")
@@ -60,7 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--peers-python", metavar="PYTHON", help="interpreter of an environment with the peers")
     parser.add_argument("--portable-python", metavar="PYTHON", help="interpreter of the environment with optimum")
     options = parser.parse_args(arguments)
-    work = Work(PROMPT_TOKENS, NEW_TOKENS, repetitions=options.repeats, threads=options.threads, scenarios=SCENARIOS)
+    work = BenchOptions(
+        PROMPT_TOKENS, NEW_TOKENS, repetitions=options.repeats, threads=options.threads, scenarios=SCENARIOS
+    )
     try:
         print_table(speed(options.out, work, options.peers, options.peers_python, options.portable_python))
     except ChitchatError as error:

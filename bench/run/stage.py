@@ -11,18 +11,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench.evaluate.measure import Task, check_vocabulary, open_held_out
+from bench.evaluate.measure import EvalTask, check_vocabulary, open_held_out
 from bench.machine.environment import cores, environment, load_average
-from bench.models.handle import MeasuredModel
+from bench.models.handle import ModelHandle
 from bench.models.open import for_missing, open_model
-from bench.peers.builder import PeerModel, read_peers
+from bench.peers.builder import PeerHandle, read_peers
 from bench.report.candidates import pruning_candidates
 from bench.report.document import FORMAT, write_report
 from bench.report.rows import build_rows
-from bench.run.controller import Plan
+from bench.run.controller import BenchPlan
 from bench.run.entries import Row, jobs_of, model_rows, peer_rows, why_no_cuda
-from bench.run.options import WARMUPS, Work, held_out_texts, make_prompts
-from bench.run.rounds import Measured, measure
+from bench.run.options import WARMUPS, BenchOptions, held_out_texts, make_prompts
+from bench.run.rounds import BenchResult, measure
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.system.folder import check_output, staged_folder
 
@@ -34,7 +34,7 @@ def bench(
     models: Sequence[str],
     out: Path,
     data: Path | None = None,
-    work: Work | None = None,
+    work: BenchOptions | None = None,
     peers: str | None = None,
     peers_python: str | None = None,
     tokenizer: str | None = None,
@@ -49,7 +49,7 @@ def bench(
     model, a checkpoint, in the interpreters that have them (`bench.peers.builder.find_python`); `tokenizer` is that of
     checkpoints that hold none. Raises `BadInput`, and `WorkFailed` when no model at all could be measured.
     """
-    out, work = Path(out), work or Work()
+    out, work = Path(out), work or BenchOptions()
     check_output(out, "report")
     _check_numbers(models, work)
     _check_devices(work.devices)
@@ -76,16 +76,16 @@ def bench(
     return report
 
 
-def _plan(models: Sequence[MeasuredModel], held_out: Any, work: Work, data: Path | None) -> Plan:
+def _plan(models: Sequence[ModelHandle], held_out: Any, work: BenchOptions, data: Path | None) -> BenchPlan:
     prompts = make_prompts(models, held_out, work.prompt_tokens, WARMUPS + work.repetitions, work.seed)
     context = min(model.context for model in models)
-    return Plan(
+    return BenchPlan(
         warmups=prompts[:WARMUPS],
         prompts=prompts[WARMUPS:],
         new_tokens=work.new_tokens,
         threads=work.threads or 1,
         data=data,
-        task=asdict(Task(context, work.max_eval_tokens, kl_tokens=KL_TOKENS)),
+        task=asdict(EvalTask(context, work.max_eval_tokens, kl_tokens=KL_TOKENS)),
         scenarios=work.scenarios,
         texts=held_out_texts(held_out) if held_out is not None and "replies" in work.scenarios else (),
         context=context,
@@ -93,10 +93,15 @@ def _plan(models: Sequence[MeasuredModel], held_out: Any, work: Work, data: Path
 
 
 def _report(
-    rows: Sequence[Row], measured: Measured, plan: Plan, work: Work, held_out: Any, machine: dict[str, Any]
+    rows: Sequence[Row],
+    measured: BenchResult,
+    plan: BenchPlan,
+    work: BenchOptions,
+    held_out: Any,
+    machine: dict[str, Any],
 ) -> dict[str, Any]:
     names, models = [row.name for row in rows], [row.model for row in rows]
-    own = [(row.name, row.model) for row in rows if not isinstance(row.model, PeerModel) and row.device == "cpu"]
+    own = [(row.name, row.model) for row in rows if not isinstance(row.model, PeerHandle) and row.device == "cpu"]
     return {
         "format": FORMAT,
         "partial": measured.partial,
@@ -121,7 +126,7 @@ def _report(
     }
 
 
-def _check_numbers(models: Sequence[str], work: Work) -> None:
+def _check_numbers(models: Sequence[str], work: BenchOptions) -> None:
     if not models:
         raise BadInput("MODEL: none given; name the checkpoints, bundles or hub ids to measure")
     for option, value, least in (
@@ -143,7 +148,7 @@ def _check_devices(devices: Sequence[str]) -> None:
         raise BadInput(f"--device cuda: {why}; use --device cpu")
 
 
-def _check_context(model: MeasuredModel, work: Work) -> None:
+def _check_context(model: ModelHandle, work: BenchOptions) -> None:
     if work.prompt_tokens + work.new_tokens > model.context:
         raise BadInput(
             f"--prompt-tokens {work.prompt_tokens} and --new-tokens {work.new_tokens}: "
@@ -152,7 +157,7 @@ def _check_context(model: MeasuredModel, work: Work) -> None:
         )
 
 
-def _open_data(data: Path | None, models: Sequence[MeasuredModel]) -> Any:
+def _open_data(data: Path | None, models: Sequence[ModelHandle]) -> Any:
     if data is None:
         return None
     opened = open_held_out(data)

@@ -15,11 +15,11 @@ DRAWS = 2000
 BUSY_SPREAD = 0.15  # of the replies of a quiet machine, the middle half lies within 3 to 6 % of its median
 _SEED = 0
 
-Sample = Mapping[str, Any]
+TimedReply = Mapping[str, Any]
 Floats = npt.NDArray[np.float64]
 
 
-def latency_figures(samples: Sequence[Sample]) -> dict[str, float]:
+def latency_figures(samples: Sequence[TimedReply]) -> dict[str, float]:
     """Medians and tails of the samples of one model; ms, and new tokens over prompt + decode time in tokens/s."""
     first = [sample["ttft_ms"] for sample in samples]
     steps = [step for sample in samples for step in sample["token_ms"]]
@@ -38,27 +38,27 @@ def latency_figures(samples: Sequence[Sample]) -> dict[str, float]:
     }
 
 
-def total_ms(sample: Sample) -> float:
+def total_ms(sample: TimedReply) -> float:
     """From the prompt's ids to the last new one."""
     return float(sample["ttft_ms"] + sum(sample["token_ms"]))
 
 
-def spread(samples: Sequence[Sample]) -> float:
+def spread(samples: Sequence[TimedReply]) -> float:
     """The middle half of the replies' times over their median: how steady the machine was for this row."""
     low, middle, high = np.percentile([total_ms(sample) for sample in samples], (25, 50, 75))
     return float((high - low) / middle)
 
 
-def is_busy(samples: Sequence[Sample]) -> bool:
+def is_busy(samples: Sequence[TimedReply]) -> bool:
     """Whether other work on the machine shows in a row: its times scatter, or one half of the run is slower."""
     if len(samples) < 4:
         return False
     times = np.array([total_ms(sample) for sample in samples])
-    halves = [float(np.median(part)) for part in np.array_split(times, 2)]
-    return spread(samples) > BUSY_SPREAD or max(halves) / min(halves) > 1 + BUSY_SPREAD
+    sublayers = [float(np.median(part)) for part in np.array_split(times, 2)]
+    return spread(samples) > BUSY_SPREAD or max(sublayers) / min(sublayers) > 1 + BUSY_SPREAD
 
 
-def ceiling_share(samples: Sequence[Sample], weight_bytes: int, bandwidth: Sequence[float]) -> float | None:
+def ceiling_share(samples: Sequence[TimedReply], weight_bytes: int, bandwidth: Sequence[float]) -> float | None:
     """How near decoding comes to reading `weight_bytes` once a token as fast as memory gave them in the same round.
 
     `bandwidth` is in GB/s, one a round; None without it. Above 1 where the weights stay in the CPU's caches.
@@ -71,18 +71,18 @@ def ceiling_share(samples: Sequence[Sample], weight_bytes: int, bandwidth: Seque
     return float(np.median(shares)) if shares else None
 
 
-def speed_ratio(base: Sequence[Sample], other: Sequence[Sample]) -> float:
+def speed_ratio(base: Sequence[TimedReply], other: Sequence[TimedReply]) -> float:
     """How many times faster `other` is than `base`: the median over the rounds of the ratio within a round."""
     return float(np.median(round_ratios(base, other)))
 
 
-def ratio_interval(base: Sequence[Sample], other: Sequence[Sample]) -> list[float] | None:
+def ratio_interval(base: Sequence[TimedReply], other: Sequence[TimedReply]) -> list[float] | None:
     """The interval of `speed_ratio` over rounds; None for fewer than two."""
     ratios = round_ratios(base, other)
     return None if len(ratios) < 2 else percentiles(medians(ratios, np.random.default_rng(_SEED)))
 
 
-def round_ratios(base: Sequence[Sample], other: Sequence[Sample]) -> Floats:
+def round_ratios(base: Sequence[TimedReply], other: Sequence[TimedReply]) -> Floats:
     """Time of `base` over that of `other`, [rounds]."""
     pairs = zip(base, other, strict=True)
     return np.array([total_ms(before) / total_ms(after) for before, after in pairs])

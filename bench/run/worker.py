@@ -9,13 +9,14 @@ the table. Requests are `{"op": …}`, answers `{"ok": true, …}` or `{"ok": fa
                                                        -> ttft_ms, token_ms (one a token after the first), ids, cpu_s
     together  prompts (ids of each), new_tokens, end_of_turn_id
                                                        -> samples (as above, of each), ms (until the last token)
-    reply     text, seed, new_tokens, speech (`bench.models.text_pipeline.Speech`)
+    reply     text, seed, new_tokens, speech (`bench.models.text_pipeline.TextPipelineSpec`)
                                                        -> ms, first_ms, tokens, text
     margin    ids, chosen, other                       -> margin, spread: how much likelier than `other` the id `chosen`
                                                           is after `ids`, in logits, and the logits' standard deviation
     memory                                             -> peak_rss_mb (of this process and its children, up to now),
                                                           device_mb (null without a GPU)
-    quality   data, task (`bench.evaluate.measure.Task`), teacher (null, or spec and kind of a model to compare with)
+    quality   data, task (`bench.evaluate.measure.EvalTask`), teacher (null, or spec and kind of a model to compare
+    with)
                                                        -> quality (`bench.evaluate.measure.Quality` as JSON)
 
 It ends at the end of stdin. What libraries print to stdout goes to stderr, so that it cannot break the protocol. It
@@ -35,12 +36,12 @@ from bench.models.backend import Backend
 from bench.models.runtimes import open_backend, runtime_version
 
 
-class Worker:
+class BenchWorker:
     """Answers requests about the one model that it was told to load."""
 
     def __init__(self) -> None:
         self._backend: Backend | None = None
-        self._speaker: Any = None  # a `bench.models.text_pipeline.Speaker`
+        self._speaker: Any = None  # a `bench.models.text_pipeline.TextPipeline`
         self._place: tuple[int, str] = (1, "cpu")  # threads and device
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -75,16 +76,16 @@ class Worker:
         assert self._backend is not None, "load comes first"
         many: Any = self._backend
         started = time.perf_counter()
-        samples = many.generate_together(request["prompts"], request["new_tokens"], request["end_of_turn_id"])
+        samples = many.generate_concurrent(request["prompts"], request["new_tokens"], request["end_of_turn_id"])
         took = time.perf_counter() - started
         return {"samples": [asdict(sample) for sample in samples], "ms": took * 1000}
 
     def _reply(self, request: dict[str, Any]) -> dict[str, Any]:
-        from bench.models.text_pipeline import Speech
+        from bench.models.text_pipeline import TextPipelineSpec
 
         assert self._backend is not None, "load comes first"
         if self._speaker is None:
-            self._speaker = Speech(**request["speech"]).open(self._backend)
+            self._speaker = TextPipelineSpec(**request["speech"]).open(self._backend)
         return dict(self._speaker.reply(request["text"], request["seed"], request["new_tokens"]))
 
     def _margin(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -99,21 +100,23 @@ class Worker:
         return {"peak_rss_mb": peak_rss_mb(), "device_mb": device_mb()}
 
     def _quality(self, request: dict[str, Any]) -> dict[str, Any]:
-        from bench.evaluate.measure import Task, measure_quality, open_held_out
+        from bench.evaluate.measure import EvalTask, measure_quality, open_held_out
 
         assert self._backend is not None, "load comes first"
         teacher, of = None, request["teacher"]
         if of is not None:
             teacher = open_backend(of["kind"])(of["spec"], *self._place).runtime()
         data = open_held_out(Path(request["data"]))
-        return {"quality": measure_quality(self._backend.runtime(), data, Task(**request["task"]), teacher).as_json()}
+        return {
+            "quality": measure_quality(self._backend.runtime(), data, EvalTask(**request["task"]), teacher).as_json()
+        }
 
 
 def main() -> None:
     """Answer requests until stdin ends."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    worker = Worker()
+    worker = BenchWorker()
     for line in sys.stdin:
         try:
             answer = {"ok": True, **worker.answer(json.loads(line))}

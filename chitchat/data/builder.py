@@ -22,10 +22,10 @@ from datasets.utils import are_progress_bars_disabled
 from tqdm import tqdm
 
 from chitchat.data.columns import Columns, parse_columns
-from chitchat.data.conversation import Conversation, Tally
+from chitchat.data.conversation import Conversation, ReadStats
 from chitchat.data.corpora import Corpus, open_corpora
-from chitchat.data.figures import Counter, report_figures, tell
-from chitchat.data.survey import SAMPLE_BYTES, Survey, conversation_key, open_validation, survey
+from chitchat.data.figures import Counter, announce, report_figures
+from chitchat.data.survey import SAMPLE_BYTES, CorpusIndex, conversation_key, open_validation, survey
 from chitchat.dialogue import FAMILIES, Dialogue, dialogue_of, encode_text
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.formats.tokenizer_files import save_tokenizer
@@ -102,7 +102,7 @@ def build_dataset(
         options["validation"] = validation if isinstance(held, Corpus) else held
         options |= {"columns": columns} if columns is not None else {}
         write_lineage(staging, Stage("data", {**options, "dialogue": dialogue}, seed))
-    tell(report)
+    announce(report)
     return report
 
 
@@ -133,7 +133,7 @@ def _check_options(tokenizer: str | None, vocab_size: int, dialogue: str | None)
 
 def _write_splits(
     corpora: Sequence[Corpus],
-    found: Survey,
+    found: CorpusIndex,
     tokenizer: "PreTrainedTokenizerFast",
     dialogue: Dialogue,
     staging: Path,
@@ -171,10 +171,10 @@ def _check_counted(counters: Mapping[str, Counter]) -> None:
             )
 
 
-def _distinct(corpora: Sequence[Corpus], found: Survey, seed: int) -> Iterator[tuple[bool, Conversation]]:
+def _distinct(corpora: Sequence[Corpus], found: CorpusIndex, seed: int) -> Iterator[tuple[bool, Conversation]]:
     """`(held out, conversation)` of each conversation the first time that it comes."""
     seen = np.zeros(len(found.keys), dtype=bool)
-    tally = Tally()
+    tally = ReadStats()
     with tqdm(total=found.tally.conversations, desc="encoding", unit=" conversations", disable=None) as progress:
         for corpus in corpora:
             for conversation in corpus.conversations(tally):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from chitchat.data.conversation import Conversation, Message, Tally, merged
+from chitchat.data.conversation import Conversation, Message, ReadStats, merged
 from chitchat.data.json_stream import reason_of
 from chitchat.data.messages import conversation_of, counts_of, sided
 from chitchat.errors import BadInput
@@ -25,7 +25,7 @@ from chitchat.errors import BadInput
 # A row: where it stands, for an error, and its cells by the name of the column.
 Row = tuple[str, Mapping[str, Any]]
 _PARTS = ("conversation", "speaker", "text", "weight")
-_MOST_TURNS = 1 << 16  # of one conversation, which is held in memory
+_MAX_TURNS = 1 << 16  # of one conversation, which is held in memory
 _EXAMPLES = "--columns question,answer or --columns conversation=id,speaker=who,text=said"
 
 
@@ -46,7 +46,7 @@ class Columns:
         """Whether the columns are given by number, since the table has no names."""
         return all(name.isdecimal() and name.isascii() for name in self.names)
 
-    def conversations(self, rows: Iterable[Row], tally: Tally) -> Iterator[Conversation]:
+    def conversations(self, rows: Iterable[Row], tally: ReadStats) -> Iterator[Conversation]:
         """The conversations of a table. Raises `BadInput` where a row is not as it should be."""
         if self.turns:
             for where, cells in rows:
@@ -54,7 +54,7 @@ class Columns:
         else:
             yield from self._of_rows(rows, tally)
 
-    def _of_row(self, where: str, cells: Mapping[str, Any], tally: Tally) -> Conversation:
+    def _of_row(self, where: str, cells: Mapping[str, Any], tally: ReadStats) -> Conversation:
         if len(self.turns) == 1:
             return conversation_of(_unpacked(cells[self.turns[0]], self.turns[0], where), where, tally)
         texts = [_cell(cells, name, where) for name in self.turns]
@@ -63,16 +63,16 @@ class Columns:
         sides = (("bot", True) if place % 2 else ("user", False) for place in range(len(texts)))
         return merged([Message(*side, text) for side, text in zip(sides, texts, strict=True)], tally)
 
-    def _of_rows(self, rows: Iterable[Row], tally: Tally) -> Iterator[Conversation]:
+    def _of_rows(self, rows: Iterable[Row], tally: ReadStats) -> Iterator[Conversation]:
         columns = dict(self.parts)
         seen, begins = array("Q"), array("Q")  # of each conversation: its hash, and the number of its first row
         where, number = "", 1
         for key, group in groupby(rows, lambda row: _cell(row[1], columns["conversation"], row[0])):
-            turns = list(islice(group, _MOST_TURNS + 1))
+            turns = list(islice(group, _MAX_TURNS + 1))
             where = turns[0][0]
-            if len(turns) > _MOST_TURNS:
+            if len(turns) > _MAX_TURNS:
                 raise BadInput(
-                    f"{where}: more than {_MOST_TURNS} rows have the same {columns['conversation']}; "
+                    f"{where}: more than {_MAX_TURNS} rows have the same {columns['conversation']}; "
                     "is it the column that tells conversations apart?"
                 )
             seen.append(int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest(), "big"))
@@ -81,7 +81,7 @@ class Columns:
             yield self._of_turns(columns, turns, tally)
         _check_together(seen, begins, columns["conversation"], where)
 
-    def _of_turns(self, columns: Mapping[str, str], turns: list[Row], tally: Tally) -> Conversation:
+    def _of_turns(self, columns: Mapping[str, str], turns: list[Row], tally: ReadStats) -> Conversation:
         speaker = columns.get("speaker")
         names = [_cell(cells, speaker, where) if speaker else str(n % 2) for n, (where, cells) in enumerate(turns)]
         first = next((name for name in names if sided(name, None) is True and sided(name, name) is False), None)

@@ -33,7 +33,7 @@ class Message(NamedTuple):
 
 
 @dataclass
-class Tally(Cleaned):
+class ReadStats(Cleaned):
     """What a pass over corpora read, cleaned and left out."""
 
     conversations: int = 0
@@ -46,14 +46,14 @@ class Tally(Cleaned):
     special_ids: int = 0
 
 
-def alternating(texts: Sequence[str], tally: Tally) -> Conversation:
+def alternating(texts: Sequence[str], tally: ReadStats) -> Conversation:
     """Turns of two sides that take turns, the second one the bot."""
     kept = [text for text in (clean(each, tally) for each in texts) if text]
     tally.empty_turns += len(texts) - len(kept)
     return [Turn(text, index % 2 == 1) for index, text in enumerate(kept)]
 
 
-def merged(messages: Sequence[Message], tally: Tally) -> Conversation:
+def merged(messages: Sequence[Message], tally: ReadStats) -> Conversation:
     """Turns of messages: successive ones of one sender become one turn, which counts where all of them do."""
     turns: list[tuple[Message, list[str], list[bool]]] = []
     for message in messages:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chitchat.data.columns import Columns
-from chitchat.data.conversation import Conversation, Message, Tally, alternating, merged
+from chitchat.data.conversation import Conversation, Message, ReadStats, alternating, merged
 from chitchat.data.dialogpt import read_dialogpt
 from chitchat.data.hub import PREFIX, HubData
 from chitchat.data.json_stream import stream_items
@@ -30,7 +30,7 @@ from chitchat.text.archive import PACKINGS, form_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Reader = Callable[[Path, Tally], Iterator[Conversation]]
+Reader = Callable[[Path, ReadStats], Iterator[Conversation]]
 _READERS: dict[str, Reader] = {
     ".txt": read_txt,
     ".json": read_json,
@@ -59,7 +59,7 @@ class Corpus:
     tabular: bool = False
     hub: HubData | None = None
 
-    def conversations(self, tally: Tally) -> Iterator[Conversation]:
+    def conversations(self, tally: ReadStats) -> Iterator[Conversation]:
         """All conversations of two turns or more; `tally` counts these and what is left out."""
         for path in self.files or (Path(),):
             for conversation in self.read(path, tally):
@@ -83,7 +83,7 @@ class Corpus:
 
     def check(self) -> None:
         """Read the first conversation, so that a file that cannot be read at all is refused before any work."""
-        next(iter(self.conversations(Tally())), None)
+        next(iter(self.conversations(ReadStats())), None)
 
     def sha256(self) -> str:
         """Hex sha256 of the file; of several files, over their names and hashes."""
@@ -192,7 +192,7 @@ def _package(module: str, package: str, spec: str) -> Path:
     return Path(found.origin).parent
 
 
-def _read_byu(path: Path, tally: Tally) -> Iterator[Conversation]:
+def _read_byu(path: Path, tally: ReadStats) -> Iterator[Conversation]:
     """The BYU corpus: an object of conversations, each with groups of utterances by one sender.
 
     The one who speaks first is the user, everybody else the bot.
@@ -203,7 +203,7 @@ def _read_byu(path: Path, tally: Tally) -> Iterator[Conversation]:
         yield merged([Message(said["sender"], said["sender"] != first, said["text"]) for said in utterances], tally)
 
 
-def _read_chatterbot(path: Path, tally: Tally) -> Iterator[Conversation]:
+def _read_chatterbot(path: Path, tally: ReadStats) -> Iterator[Conversation]:
     import yaml
 
     # BaseLoader keeps every scalar a string: "Yes" and "42" are things people say, not values.

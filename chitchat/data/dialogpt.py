@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from chitchat.data.conversation import Conversation, Message, Tally, merged
+from chitchat.data.conversation import Conversation, Message, ReadStats, merged
 from chitchat.data.messages import counts_of
 from chitchat.errors import BadInput
 from chitchat.text.cleaning import is_blank
@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"\s*(-?\d+\.\d+)(?:\s+(.*)|\s*)", re.DOTALL)
 _FORM = "DialoGPT's form is `context<TAB>reply`; for other tables say with --columns which columns are the turns"
 
 
-def read_dialogpt(path: Path, tally: Tally) -> Iterator[Conversation]:
+def read_dialogpt(path: Path, tally: ReadStats) -> Iterator[Conversation]:
     """Conversations of a file in DialoGPT's form, each line one. Raises `BadInput` for another form."""
     weighted: bool | None = None
     for number, line in text_lines(path):
@@ -37,7 +37,7 @@ def read_dialogpt(path: Path, tally: Tally) -> Iterator[Conversation]:
         yield _conversation(texts, weighted, where, tally)
 
 
-def _conversation(texts: list[str], weighted: bool, where: str, tally: Tally) -> Conversation:
+def _conversation(texts: list[str], weighted: bool, where: str, tally: ReadStats) -> Conversation:
     if not weighted and all(_WEIGHT.fullmatch(text) for text in texts):
         raise BadInput(f"{where}: has weights, and the lines before have none; give all turns one, or none")
     found = []

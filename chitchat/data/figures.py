@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from chitchat.data.survey import Survey
+from chitchat.data.survey import CorpusIndex
 from chitchat.dialogue import Dialogue
 from chitchat.text.cleaning import Cleaned
 
@@ -48,7 +48,7 @@ class Counter:
         }
 
 
-def report_figures(found: Survey, train: Counter, validation: Counter) -> dict[str, Any]:
+def report_figures(found: CorpusIndex, train: Counter, validation: Counter) -> dict[str, Any]:
     """What a report says of a data set that was made of corpora."""
     repeats = {"held_out_conversations": found.held_out_repeats} if found.held_out_repeats else {}
     return {
@@ -98,7 +98,7 @@ def _added(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return total
 
 
-def tell(report: dict[str, Any]) -> None:
+def announce(report: dict[str, Any]) -> None:
     """Say on stderr what was left out, cleaned and does not count, and warn of a tokenizer that does not fit."""
     left_out = {**report["left_out"], "duplicates": report["duplicates"]}
     parts = [f"{count} {name.replace('_', ' ')}" for name, count in left_out.items() if count]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from chitchat.data.columns import Columns, Row
-from chitchat.data.conversation import Conversation, Tally
+from chitchat.data.conversation import Conversation, ReadStats
 from chitchat.data.messages import conversation_of
 from chitchat.errors import BadInput
 from chitchat.lineage import sha256
@@ -93,7 +93,7 @@ class HubData:
         lines = [f"{path.relative_to(self.name)}\0{sha256(path)}\n" for path in files]
         return hashlib.sha256("".join([f"{self.config}\0{self.split}\n", *lines]).encode()).hexdigest()
 
-    def conversations(self, tally: Tally, columns: Columns | None) -> Iterator[Conversation]:
+    def conversations(self, tally: ReadStats, columns: Columns | None) -> Iterator[Conversation]:
         """All conversations of the split. Raises `BadInput` for what cannot be reached or read."""
         with self._rows() as rows:
             placed = ((f"{self.spec}, row {number}", row) for number, row in enumerate(self._guarded(rows), 1))

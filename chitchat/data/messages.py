@@ -9,7 +9,7 @@ use, and pairs (`prompt` and `response`, Alpaca's `instruction`, `input`, `outpu
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chitchat.data.conversation import Conversation, Message, Tally, alternating, merged
+from chitchat.data.conversation import Conversation, Message, ReadStats, alternating, merged
 from chitchat.errors import BadInput
 
 _USER_ROLES = frozenset({"user", "human", "prompter"})
@@ -35,7 +35,7 @@ _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _REMEDY = 'write a list of turns or {"messages": [{"role", "content"}]}'
 
 
-def conversation_of(value: Any, where: str, tally: Tally, remedy: str = _REMEDY) -> Conversation:
+def conversation_of(value: Any, where: str, tally: ReadStats, remedy: str = _REMEDY) -> Conversation:
     """The conversation that a decoded JSON value, or a row of a data set, stands for.
 
     `where` begins the error, `remedy` ends it. Raises `BadInput` for what is no conversation.
@@ -85,7 +85,7 @@ def counts_of(weight: Any, where: str) -> bool:
     return number == 1.0
 
 
-def _messages_of(value: Mapping[str, Any], where: str, tally: Tally) -> Any:
+def _messages_of(value: Mapping[str, Any], where: str, tally: ReadStats) -> Any:
     """The list of messages in an object, wherever it stands; the object's own pair as messages; else None."""
     system = value.get("system")
     tally.system_messages += isinstance(system, str) and bool(system.strip())
@@ -143,7 +143,7 @@ def _spoken_by_key(message: Any) -> list[Any]:
     return [{"role": key, "content": message[key], **weights} for key in roles]
 
 
-def _by_turns(messages: Sequence[Any], where: str, tally: Tally) -> Conversation:
+def _by_turns(messages: Sequence[Any], where: str, tally: ReadStats) -> Conversation:
     """Messages that name nobody: the sides take turns."""
     found = []
     for number, message in enumerate(messages):
@@ -170,7 +170,7 @@ def _names(messages: Sequence[Any]) -> str | None:
     return None
 
 
-def _message(message: Any, first: str | None, where: str, tally: Tally) -> Message | None:
+def _message(message: Any, first: str | None, where: str, tally: ReadStats) -> Message | None:
     """One message; None for one of neither side, which is counted."""
     if not isinstance(message, dict):
         raise BadInput(f"{where}: message {str(message)[:60]!r} has no sender; {_REMEDY}")
@@ -198,7 +198,7 @@ def _counts(message: Any, where: str) -> bool:
     return all(counts_of(message[key], where) for key in _WEIGHT_KEYS if key in message)
 
 
-def _text(message: Any, where: str, tally: Tally) -> str:
+def _text(message: Any, where: str, tally: ReadStats) -> str:
     """The text of a message: a string, the text parts of a list, nothing for null."""
     key = next((key for key in _TEXT_KEYS if key in message), None) if isinstance(message, dict) else None
     content = message[key] if key else 0

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from chitchat.data.conversation import Conversation, Tally, Turn
+from chitchat.data.conversation import Conversation, ReadStats, Turn
 from chitchat.dialogue import Dialogue, dialogue_of
 from chitchat.errors import BadInput
 from chitchat.text.archive import open_bytes
@@ -27,11 +27,13 @@ _GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
 _REMEDY = "write it as plain lists: pickle.dump([[int(i) for i in ids] for ids in data], file)"
 _PIECE_BYTES = 1 << 20
 _BATCH = 256  # conversations whose text is decoded at once
-_MOST_IDS = 1 << 23  # of a conversation, and of those that the pickler writes in one batch
-_MOST_BYTES = 1 << 16  # of one argument: nothing that a list of ids needs is longer
+_MAX_IDS = 1 << 23  # of a conversation, and of those that the pickler writes in one batch
+_MAX_BYTES = 1 << 16  # of one argument: nothing that a list of ids needs is longer
 
 
-def read_pickle(path: Path, tally: Tally, tokenizer: "PreTrainedTokenizerFast | None" = None) -> Iterator[Conversation]:
+def read_pickle(
+    path: Path, tally: ReadStats, tokenizer: "PreTrainedTokenizerFast | None" = None
+) -> Iterator[Conversation]:
     """Conversations of token ids of `tokenizer`.
 
     Raises `BadInput` without a tokenizer, for anything but lists of ids, and for ids of another vocabulary.
@@ -105,7 +107,7 @@ class _Lists:
 
     def _push(self, value: Any) -> None:
         self._stack.append(value)
-        if len(self._stack) + self._held > _MOST_IDS or len(self._marks) > 3:
+        if len(self._stack) + self._held > _MAX_IDS or len(self._marks) > 3:
             raise self._bad("is nested too deeply, or holds too much at once")
 
     def push_number(self, number: Any) -> None:
@@ -116,8 +118,8 @@ class _Lists:
             shown = number if abs(number) < 1 << 64 else "a huge number"
             raise self._bad(f"holds {shown}, which is no token id")
         self._stack.append(number)
-        if len(self._stack) > _MOST_IDS:
-            raise self._bad(f"has more than {_MOST_IDS} ids in one conversation")
+        if len(self._stack) > _MAX_IDS:
+            raise self._bad(f"has more than {_MAX_IDS} ids in one conversation")
 
     def _popped(self, count: int | None) -> list[Any]:
         """The last item of the stack, or those above the last mark."""
@@ -137,8 +139,8 @@ class _Lists:
                 raise self._bad("holds lists within a conversation")
             self._stack[-1].extend(items)
             self._held += len(items)
-            if self._held > _MOST_IDS:
-                raise self._bad(f"has more than {_MOST_IDS} ids in one conversation")
+            if self._held > _MAX_IDS:
+                raise self._bad(f"has more than {_MAX_IDS} ids in one conversation")
             return
         for item in items:
             if isinstance(item, int):
@@ -160,7 +162,7 @@ class _Turns:
         self._special = frozenset(special)
         self._unknown = None if dialogue.unk_id is None else tokenizer.convert_ids_to_tokens(dialogue.unk_id)
 
-    def cut(self, ids: Sequence[int], where: str, tally: Tally) -> list[tuple[int, ...]]:
+    def cut(self, ids: Sequence[int], where: str, tally: ReadStats) -> list[tuple[int, ...]]:
         """The turns of one conversation. Raises `BadInput` for ids that are not of this vocabulary."""
         start, end = list(self._dialogue.start_ids), self._dialogue.end_of_turn_id
         beyond = next((each for each in ids if each >= self._size), None)
@@ -206,7 +208,7 @@ class _Bounded:
 
     def read(self, size: int) -> bytes:
         """The next `size` bytes, fewer at the end."""
-        if not 0 <= size <= _MOST_BYTES:
+        if not 0 <= size <= _MAX_BYTES:
             raise BadInput(f"{self._name}: holds more than lists of token ids; {_REMEDY}")
         if self._at + size > len(self._buffer):
             self._fill()
@@ -217,14 +219,14 @@ class _Bounded:
     def readline(self) -> bytes:
         """What is left of the line, its end included."""
         self._fill()
-        end = self._buffer.find(b"\n", self._at, self._at + _MOST_BYTES) + 1
-        if not end and len(self._buffer) - self._at >= _MOST_BYTES:
+        end = self._buffer.find(b"\n", self._at, self._at + _MAX_BYTES) + 1
+        if not end and len(self._buffer) - self._at >= _MAX_BYTES:
             raise BadInput(f"{self._name}: holds more than lists of token ids; {_REMEDY}")
         return self.read((end or len(self._buffer)) - self._at)
 
     def _fill(self) -> None:
-        """Have at least `_MOST_BYTES` waiting, or all that is left."""
-        while len(self._buffer) - self._at < _MOST_BYTES and (piece := self._file.read(_PIECE_BYTES)):
+        """Have at least `_MAX_BYTES` waiting, or all that is left."""
+        while len(self._buffer) - self._at < _MAX_BYTES and (piece := self._file.read(_PIECE_BYTES)):
             self._buffer, self._at = self._buffer[self._at :] + piece, 0
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
 
-from chitchat.data.conversation import Conversation, Tally, alternating
+from chitchat.data.conversation import Conversation, ReadStats, alternating
 from chitchat.data.json_stream import reason_of, stream_items
 from chitchat.data.messages import conversation_of
 from chitchat.errors import BadInput
@@ -21,7 +21,7 @@ from chitchat.text.lines import text_lines
 _MIXED_ENDS = 2  # so many carriage returns within one line are line ends of another kind
 
 
-def read_txt(path: Path, tally: Tally) -> Iterator[Conversation]:
+def read_txt(path: Path, tally: ReadStats) -> Iterator[Conversation]:
     """Conversations of a text file; every second turn is the bot's."""
     texts: list[str] = []
     for number, line in text_lines(path):
@@ -42,7 +42,7 @@ def read_txt(path: Path, tally: Tally) -> Iterator[Conversation]:
         yield alternating(texts, tally)
 
 
-def read_jsonl(path: Path, tally: Tally) -> Iterator[Conversation]:
+def read_jsonl(path: Path, tally: ReadStats) -> Iterator[Conversation]:
     """Conversations of a file with one JSON value a line."""
     for number, line in text_lines(path):
         if is_blank(line):
@@ -56,7 +56,7 @@ def read_jsonl(path: Path, tally: Tally) -> Iterator[Conversation]:
         yield conversation_of(value, f"{path}, line {number}", tally)
 
 
-def read_json(path: Path, tally: Tally) -> Iterator[Conversation]:
+def read_json(path: Path, tally: ReadStats) -> Iterator[Conversation]:
     """Conversations of a file that holds one JSON list."""
     for number, value in stream_items(path):
         yield conversation_of(value, f"{path}, line {number}", tally)

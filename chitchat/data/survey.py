@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from chitchat.data.conversation import Conversation, Tally
+from chitchat.data.conversation import Conversation, ReadStats
 from chitchat.data.corpora import Corpus, open_corpus
 from chitchat.errors import BadInput
 
@@ -24,7 +24,7 @@ SAMPLE_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
-class Survey:
+class CorpusIndex:
     """What the first pass found.
 
     `keys` uint64, sorted, distinct; `held_out` bool, which of them are the validation split. `held_out_repeats`
@@ -35,7 +35,7 @@ class Survey:
     keys: NDArray[np.uint64]
     held_out: NDArray[np.bool_]
     held_out_repeats: int
-    tally: Tally
+    tally: ReadStats
     sample: list[str]
 
     @property
@@ -44,7 +44,7 @@ class Survey:
         return self.tally.conversations - len(self.keys) - self.held_out_repeats
 
 
-class Sample:
+class TextSample:
     """A bounded random sample of conversations: those with the greatest keys, whatever order they come in."""
 
     def __init__(self, limit: int) -> None:
@@ -91,16 +91,16 @@ def open_validation(validation: float | str) -> float | Corpus:
 
 def survey(
     corpora: Sequence[Corpus], validation: float | Corpus, seed: int, sample_bytes: int = SAMPLE_BYTES
-) -> Survey:
+) -> CorpusIndex:
     """Read all corpora once; `validation` is the share that is held out, or the corpus that is.
 
     Raises `BadInput` for a corpus without a conversation, for fewer than two in all, and when nothing is left to train
     on beside a corpus that is held out.
     """
-    tally = Tally()
+    tally = ReadStats()
     apart = _read([validation], tally, seed, None) if isinstance(validation, Corpus) else array("Q")
     withheld = np.unique(np.array(apart, dtype=np.uint64))
-    sample = Sample(sample_bytes)
+    sample = TextSample(sample_bytes)
     read = np.frombuffer(_read(corpora, tally, seed, sample, frozenset(withheld.tolist())), dtype=np.uint64)
     repeats = int(np.count_nonzero(np.isin(read, withheld)))
     if isinstance(validation, Corpus):
@@ -110,23 +110,23 @@ def survey(
                 "train on; hold out fewer, or give another corpus"
             )
         keys = np.union1d(read, withheld)
-        return Survey(keys, np.isin(keys, withheld), repeats, tally, sample.texts(above=-1))
+        return CorpusIndex(keys, np.isin(keys, withheld), repeats, tally, sample.texts(above=-1))
     keys = np.unique(read)
     if len(keys) < 2:
         raise BadInput(
             f"corpus {corpora[0].name}: only one distinct conversation; give at least two, so that one can be held out"
         )
     count = min(max(round(validation * len(keys)), 1), len(keys) - 1)
-    return Survey(keys, np.arange(len(keys)) < count, 0, tally, sample.texts(above=int(keys[count - 1])))
+    return CorpusIndex(keys, np.arange(len(keys)) < count, 0, tally, sample.texts(above=int(keys[count - 1])))
 
 
 def _read(
-    corpora: Sequence[Corpus], tally: Tally, seed: int, sample: Sample | None, withheld: Container[int] = ()
+    corpora: Sequence[Corpus], tally: ReadStats, seed: int, sample: TextSample | None, withheld: Container[int] = ()
 ) -> "array[int]":
     """The key of every conversation in order; those that are not withheld are offered to the sample."""
     keys = array("Q")
     for corpus in corpora:
-        before = Tally(**vars(tally))
+        before = ReadStats(**vars(tally))
         for conversation in _progress(corpus.conversations(tally), f"reading {corpus.name}"):
             key = conversation_key(conversation, seed)
             keys.append(key)
@@ -148,7 +148,7 @@ def _progress(conversations: Iterator[Conversation], title: str) -> Iterator[Con
     return progress
 
 
-def _check_not_empty(corpus: Corpus, before: Tally, after: Tally) -> None:
+def _check_not_empty(corpus: Corpus, before: ReadStats, after: ReadStats) -> None:
     if after.conversations > before.conversations:
         return
     where = corpus.files[0] if len(corpus.files) == 1 else corpus.name

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from chitchat.data.columns import Columns, Row
-from chitchat.data.conversation import Conversation, Tally
+from chitchat.data.conversation import Conversation, ReadStats
 from chitchat.errors import BadInput
 from chitchat.text.archive import form_of
 from chitchat.text.lines import text_lines
@@ -25,7 +25,7 @@ _HEAD_LINES = 200
 _SEP = re.compile(r'\s*"?sep=(.)"?\s*', re.IGNORECASE)
 
 
-def read_table(path: Path, tally: Tally, columns: Columns | None = None) -> Iterator[Conversation]:
+def read_table(path: Path, tally: ReadStats, columns: Columns | None = None) -> Iterator[Conversation]:
     """Conversations of a table. Raises `BadInput` where there are no `columns`, and for a damaged table."""
     lines = (line + "\n" for _, line in text_lines(path))
     head = list(islice(lines, _HEAD_LINES))

@@ -1,1 +1,1 @@
-"""Processes, interpreters, folders and messages: what every stage needs of the machine."""
+"""Distributed, interpreters, folders and messages: what every stage needs of the machine."""

@@ -5,6 +5,6 @@ from functools import cache
 
 
 @cache
-def tell_once(line: str) -> None:
+def announce_once(line: str) -> None:
     """Print a line on stderr, the first time that it is given."""
     print(line, file=sys.stderr, flush=True)

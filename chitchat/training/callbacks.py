@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from chitchat.training.pacer import Pacer
 from chitchat.training.rate import Decision
 from chitchat.training.stopwatch import Stopwatch
-from chitchat.training.workfolder import Plan, WorkFolder
+from chitchat.training.workfolder import TrainingPlan, WorkFolder
 
 
 class Together(Protocol):
@@ -20,7 +20,7 @@ class Together(Protocol):
     def wait(self) -> None:
         """Wait until every process is here."""
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value, in every process."""
 
 
@@ -32,7 +32,7 @@ class Schedule(TrainerCallback):
     """
 
     def __init__(
-        self, plan: Plan, work: WorkFolder, processes: Together, pacer: Pacer, stopwatch: Stopwatch,
+        self, plan: TrainingPlan, work: WorkFolder, processes: Together, pacer: Pacer, stopwatch: Stopwatch,
         patience: int | None = None,
     ) -> None:  # fmt: skip
         self.plan, self.work, self.processes = plan, work, processes
@@ -51,7 +51,7 @@ class Schedule(TrainerCallback):
         step = state.global_step
         decision = self.pacer.stepped(step) if self.processes.first else None
         if self.plan.ends is not None:
-            decision = self.processes.from_first(decision)
+            decision = self.processes.broadcast(decision)
         self._take(decision, kwargs.get("lr_scheduler"))
         if self.processes.first:
             self.stopwatch.note()

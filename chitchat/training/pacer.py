@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Callable
 
 from chitchat.training.rate import Decision, RateSchedule, patient_end
-from chitchat.training.workfolder import Plan
+from chitchat.training.workfolder import TrainingPlan
 
 AIM, EARLY, LATE = 0.97, 0.92, 1.03  # shares of the minutes: where the end is planned, and when it is moved
 LAST_DECAY = 0.03  # of the minutes, for a decay whose time is over before it began
 # Of the minutes, for what the caller does with the result where the machine got slow: one thread suffers less from
 # others than the steps do.
-MOST_CLOSING = 0.05
+MAX_CLOSING = 0.05
 _STEPS_SEEN, _LAST_STEPS = 16, 5  # that tell how fast the machine is
 
 
@@ -27,7 +27,7 @@ class Pacer:
     (0-based): batches differ in length, and evaluations and saves get slower with the machine as steps do."""
 
     def __init__(
-        self, plan: Plan, schedule: RateSchedule, tokens: Callable[[int], int], seconds: Callable[[], float]
+        self, plan: TrainingPlan, schedule: RateSchedule, tokens: Callable[[int], int], seconds: Callable[[], float]
     ) -> None:
         self.plan, self.schedule, self.tokens, self.seconds = plan, schedule, tokens, seconds
         self._mean_tokens = statistics.fmean(tokens(step) for step in range(64))
@@ -116,7 +116,7 @@ class Pacer:
     def _closing_seconds(self) -> float:
         """Of what comes after the last step: an evaluation, a checkpoint, and what the caller does with the result."""
         planned, slowness = self.plan.closing_seconds, self._rate() / self._planned_token_seconds
-        closing = min(planned * slowness, max(planned, MOST_CLOSING * self._window))
+        closing = min(planned * slowness, max(planned, MAX_CLOSING * self._window))
         return self.evaluation_seconds + self._rate() * statistics.median(self._saves) + closing
 
     @property

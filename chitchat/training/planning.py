@@ -16,7 +16,7 @@ from chitchat.training.batches import GlobalBatches
 from chitchat.training.objective import Objective, Trainable
 from chitchat.training.pacer import AIM
 from chitchat.training.stopwatch import Stopwatch
-from chitchat.training.workfolder import Plan
+from chitchat.training.workfolder import TrainingPlan
 
 EVALUATION_SHARE = 0.08  # of the time goes to evaluations, at most
 SECONDS_BETWEEN_SAVES = 45.0
@@ -45,7 +45,7 @@ def make_plan(
     ends: float | None,
     closing_seconds: float,
     eval_tokens: int | None,
-) -> Plan:
+) -> TrainingPlan:
     """The plan of a run that began at `begins` and has `epochs`, `steps`, or until `ends`, seconds on the stopwatch.
 
     `closing_seconds` come after the last step. By epochs or steps, nothing that the weights depend on is taken from the
@@ -74,7 +74,7 @@ def make_plan(
         left -= (evaluations + (before is None)) * (eval_tokens * token_seconds + save_seconds)
         total = max(1, int(left / step_seconds))
     log_every, save_every, eval_every = _intervals(total, evaluations, step_seconds, save_seconds)
-    return Plan(
+    return TrainingPlan(
         key=key,
         total_steps=total,
         log_every=log_every,
@@ -109,13 +109,13 @@ def time_step(
     accumulation: int,
     max_seconds: float,
     clock: Callable[[], float],
-    from_first: Callable[[bool], bool],
+    broadcast: Callable[[bool], bool],
 ) -> float:
     """Seconds of an average optimizer step, timed on a copy of `model` with real batches.
 
     `load(step)` gives this process's share of a step as one batch. The time per padded id (the median or the mean,
     whichever is longer, of 3 to 10 steps, after 2 to warm up, until `max_seconds`) is multiplied by the mean padded ids
-    of a step; `from_first` gives the first process's answer to all. On a machine that others use too, the mean knows of
+    of a step; `broadcast` gives the first process's answer to all. On a machine that others use too, the mean knows of
     their bursts and the median does not.
     """
     trial = Trainable.around(copy.deepcopy(_plain(model)), model.objective).train()
@@ -124,7 +124,7 @@ def time_step(
     seconds_per_token: list[float] = []
     begun = clock()
     for step in range(12):
-        if from_first(step >= 5 and clock() - begun > max_seconds):  # all leave, or one waits for the others
+        if broadcast(step >= 5 and clock() - begun > max_seconds):  # all leave, or one waits for the others
             break
         started = clock()
         _trial_step(trial, optimizer, load(step), accumulation, processes)

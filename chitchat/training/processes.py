@@ -33,7 +33,7 @@ _LEFTOVERS = (
 )
 
 
-class Processes:
+class Distributed:
     """The processes of a distributed run; one where there is no launcher."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Processes:
             self.device = self._state.device
         self.first = self.index == 0
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value, in every process."""
         if self.count == 1:
             return value

@@ -20,7 +20,7 @@ from chitchat.tokenizer import tokenizer_of
 from chitchat.training.curve import save_curve
 from chitchat.training.objective import NextToken
 from chitchat.training.options import FitOptions, FitResult
-from chitchat.training.processes import Processes
+from chitchat.training.processes import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.trainer import fit, weights_sha256
 from chitchat.training.workfolder import WorkFolder
@@ -128,7 +128,7 @@ def train(
         stopwatch=stopwatch, closing_seconds=_closing_seconds(stopwatch) if options.max_minutes else 0.0,
     )  # fmt: skip
     figures = _figures(model, result, stopwatch)
-    processes = Processes()
+    processes = Distributed()
     if processes.first:
         with staged_folder(out, "checkpoint") as staging:
             save_curve(staging, result.log)
@@ -175,7 +175,7 @@ def _new_model(options: TrainOptions, data: ChatData) -> "GPT2LMHeadModel":
         resid_pdrop=dropout,
         embd_pdrop=dropout,
         attn_pdrop=dropout,
-        bos_token_id=dialogue.blank_ids[0],
+        bos_token_id=dialogue.unconditional_prompt_ids[0],
         eos_token_id=dialogue.end_of_turn_id,
         pad_token_id=dialogue.pad_id,
     )

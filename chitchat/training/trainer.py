@@ -30,10 +30,10 @@ from chitchat.training.objective import Objective, Trainable, fused_gelu
 from chitchat.training.options import FitOptions, FitResult
 from chitchat.training.pacer import Pacer
 from chitchat.training.planning import make_plan, time_step
-from chitchat.training.processes import Processes, no_leftovers
+from chitchat.training.processes import Distributed, no_leftovers
 from chitchat.training.rate import Decision, RateSchedule
 from chitchat.training.stopwatch import CLOCK, Stopwatch
-from chitchat.training.workfolder import Plan, WorkFolder
+from chitchat.training.workfolder import TrainingPlan, WorkFolder
 
 RATE = "warm-up, stable, decay"  # a run of an earlier version had another schedule, and does not go on with this one
 # Steps that a run by minutes never has: the clock ends it.
@@ -63,7 +63,7 @@ def fit(
     only if there is something to go on from.
     """
     stopwatch = stopwatch or Stopwatch()
-    processes = Processes()
+    processes = Distributed()
     check_shares(options, processes.count)
     if not len(windows):
         raise BadInput("the data set has no training windows; build it from more conversations")
@@ -113,8 +113,9 @@ class ExactTrainer(Trainer):
     control: TrainerControl
 
     def __init__(
-        self, model: Trainable, windows: TrainingWindows, objective: Objective, batches: GlobalBatches, plan: Plan,
-        decisions: list[Decision], options: FitOptions, work: WorkFolder, processes: Processes, stopwatch: Stopwatch,
+        self, model: Trainable, windows: TrainingWindows, objective: Objective, batches: GlobalBatches,
+        plan: TrainingPlan,
+        decisions: list[Decision], options: FitOptions, work: WorkFolder, processes: Distributed, stopwatch: Stopwatch,
     ) -> None:  # fmt: skip
         arguments = _arguments(options, plan, work, processes.count)
         # The Trainer insists on an evaluation set; our `evaluate` never reads it.
@@ -161,7 +162,7 @@ class ExactTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate in the first process and tell the others, so that all take the same decisions."""
         figures = self.objective.evaluate(self.model, self.plan.eval_tokens) if self.processes.first else None
-        figures = self.processes.from_first(figures)
+        figures = self.processes.broadcast(figures)
         if not math.isfinite(figures["loss"]):
             raise WorkFailed(f"the validation loss is {figures['loss']} at step {self.state.global_step}; "
                              "the training diverged, give a smaller --learning-rate")  # fmt: skip
@@ -173,15 +174,13 @@ class ExactTrainer(Trainer):
 
 def _trainer(
     model: GPT2LMHeadModel, windows: TrainingWindows, objective: Objective, options: FitOptions, work: WorkFolder,
-    inputs: Mapping[str, Any], processes: Processes, stopwatch: Stopwatch, ends: float | None, closing_seconds: float,
+    inputs: Mapping[str, Any], processes: Distributed, stopwatch: Stopwatch, ends: float | None, closing_seconds: float,
 ) -> ExactTrainer:  # fmt: skip
     """The trainer with its plan and decisions: those in the work folder, else new ones, the same in every process."""
     key = {"options": asdict(options), "inputs": dict(inputs), "processes": processes.count, "rate": RATE}
     batches = GlobalBatches(windows.lengths, options.batch_size, options.seed)
     view = Trainable.around(model, objective)
-    found = processes.from_first(
-        _try(lambda: (work.read_plan(key), work.read_decisions())) if processes.first else None
-    )
+    found = processes.broadcast(_try(lambda: (work.read_plan(key), work.read_decisions())) if processes.first else None)
     if isinstance(found, BaseException):
         raise found
     plan, decisions = found
@@ -195,14 +194,14 @@ def _trainer(
                 begins=begins, ends=ends, closing_seconds=closing_seconds, eval_tokens=options.eval_tokens,
             )  # fmt: skip
             work.write_plan(plan)
-        plan, decisions = processes.from_first(plan), []
+        plan, decisions = processes.broadcast(plan), []
     assert plan is not None
     decisions = decisions or [Decision(0, plan.total_steps, "plan")]
     return ExactTrainer(view, windows, objective, batches, plan, decisions, options, work, processes, stopwatch)
 
 
 def step_seconds(
-    model: GPT2LMHeadModel, windows: TrainingWindows, objective: Objective, options: FitOptions, processes: Processes,
+    model: GPT2LMHeadModel, windows: TrainingWindows, objective: Objective, options: FitOptions, processes: Distributed,
     stopwatch: Stopwatch,
 ) -> float:  # fmt: skip
     """Seconds of an optimizer step, on a copy of `model`, timed in all processes at once, as they will run."""
@@ -218,7 +217,7 @@ def step_seconds(
     limit = 3.0 if options.max_minutes is None else 0.03 * 60 * options.max_minutes
     return time_step(
         view, batches, load, make_optimizer, processes.count, options.grad_accumulation, limit, stopwatch.clock,
-        processes.from_first,
+        processes.broadcast,
     )  # fmt: skip
 
 
@@ -269,7 +268,7 @@ def _tidy(work: WorkFolder, error: BaseException) -> None:
         raise BadInput(f"--out: the disk is full ({work.path}); free some space or choose another disk") from error
 
 
-def _arguments(options: FitOptions, plan: Plan, work: WorkFolder, processes: int) -> TrainingArguments:
+def _arguments(options: FitOptions, plan: TrainingPlan, work: WorkFolder, processes: int) -> TrainingArguments:
     gpu = torch.cuda.is_available()
     bf16 = gpu and torch.cuda.is_bf16_supported()
     arguments = TrainingArguments(

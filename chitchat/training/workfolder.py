@@ -23,7 +23,7 @@ _CHECKPOINT = "checkpoint-"
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What is fixed once, before the first step, so that a resumed run ends where an uninterrupted one does.
 
     `key` is what must not change (options, inputs, number of processes). Every `log_every` steps the loss is noted,
@@ -55,12 +55,12 @@ class WorkFolder:
     def __init__(self, path: Path) -> None:
         self.path = Path(os.path.abspath(path))
 
-    def read_plan(self, key: Mapping[str, Any]) -> Plan | None:
+    def read_plan(self, key: Mapping[str, Any]) -> TrainingPlan | None:
         """The plan of an earlier run with the same `key`, or None. Raises `BadInput` when the key is another one."""
         values = read_keyed(self.path / PLAN, key)
-        return None if values is None else Plan(**values)
+        return None if values is None else TrainingPlan(**values)
 
-    def write_plan(self, plan: Plan) -> None:
+    def write_plan(self, plan: TrainingPlan) -> None:
         """Write the plan so that it is there whole or not at all."""
         write_json(self.path / PLAN, asdict(plan))
 

@@ -197,7 +197,7 @@ def prune(
     from chitchat.training.stopwatch import Stopwatch
 
     stopwatch = Stopwatch()
-    from bench.cost.probe import Clock
+    from bench.cost.probe import CostProbe
     from chitchat.errors import BadInput
     from compress.prune.options import PruneOptions
     from compress.prune.stage import plan as run_plan
@@ -226,13 +226,13 @@ def prune(
         seed=seed,
     )
     if plan:
-        figures = run_plan(checkpoint, data, options, Clock.of(checkpoint, scheme, tokenizer))
+        figures = run_plan(checkpoint, data, options, CostProbe.of(checkpoint, scheme, tokenizer))
         show_table(figures["candidates"])
         show(figures, as_json)
         return
     if out is None:
         raise BadInput("--out: say where the smaller checkpoint goes, or --plan to see what the budget buys")
-    clock = Clock.of(checkpoint, scheme, tokenizer)
+    clock = CostProbe.of(checkpoint, scheme, tokenizer)
     show(run_pruning(checkpoint, data, out, options, resume=resume, clock=clock, stopwatch=stopwatch), as_json)
 
 
@@ -376,11 +376,11 @@ def bench(
     if out is None:
         raise BadInput("--out: say where the report goes")
     from bench.report.document import print_table
-    from bench.run.options import Work
+    from bench.run.options import BenchOptions
     from bench.run.scenarios import SCENARIOS
     from bench.run.stage import bench as run_bench
 
-    work = Work(
+    work = BenchOptions(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         devices=tuple(device.split(",")),
@@ -431,7 +431,7 @@ def chat(
     )
     opened = open_model(model, dialogue, tokenizer)
     generator = opened.generator(threads, device)
-    opened.tell(device)
+    opened.announce(device)
     replies = run_terminal(generator, opened.codec(), options)
     if as_json:
         show({"model": model, "replies": replies}, as_json)
@@ -510,7 +510,7 @@ def info(model: Model, tokenizer: Tokenizer = None, seed: Unused = 0, as_json: J
 
     opened = open_model(model, tokenizer=tokenizer)
     show(opened.figures(), as_json)
-    opened.tell()
+    opened.announce()
 
 
 @app.command()
@@ -529,9 +529,9 @@ def run(
 
 def _pace(quantized: Path) -> dict[str, float]:
     """Ask this machine whether the integers pay; say so where they do not, and give the figures."""
-    from bench.cost.speedup import pace
+    from bench.cost.speedup import measure_speedup
 
-    found = pace(quantized)
+    found = measure_speedup(quantized)
     if warning := found.warning():
         print(warning, file=sys.stderr, flush=True)
     return found.as_json()

@@ -1,6 +1,6 @@
 """The halves of GPT-2's layers, attention and feed-forward, as pruning and quantization walk over them.
 
-A half reads the residual stream through a LayerNorm and a `reader`, and adds what its `writer` gives.
+A half reads the residual stream through a LayerNorm and a `in_proj`, and adds what its `out_proj` gives.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from compress.calibrate.calibration import Batch
 
 
 @dataclass(frozen=True)
-class Half:
-    """`reader` is `attn.c_attn` or `mlp.c_fc`, `writer` the `c_proj` behind it."""
+class Sublayer:
+    """`in_proj` is `attn.c_attn` or `mlp.c_fc`, `out_proj` the `c_proj` behind it."""
 
     norm: nn.Module
     body: nn.Module
-    reader: nn.Module
-    writer: nn.Module
+    in_proj: nn.Module
+    out_proj: nn.Module
 
     def __call__(self, stream: Tensor) -> Tensor:
         """What the half adds to the stream, [batch, tokens, width]."""
@@ -29,18 +29,18 @@ class Half:
     def with_inputs(self, stream: Tensor) -> tuple[Tensor, Tensor]:
         """What it adds, and the inputs of its writer, [batch, tokens, width or FFN]."""
         seen: list[Tensor] = []
-        hook = self.writer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+        hook = self.out_proj.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
         try:
             return self(stream), seen[0]
         finally:
             hook.remove()
 
 
-def halves(block: nn.Module) -> tuple[Half, Half]:
+def sublayers(block: nn.Module) -> tuple[Sublayer, Sublayer]:
     """The attention and the feed-forward half of a layer, in the order in which they run."""
     return (
-        Half(block.ln_1, block.attn, block.attn.c_attn, block.attn.c_proj),
-        Half(block.ln_2, block.mlp, block.mlp.c_fc, block.mlp.c_proj),
+        Sublayer(block.ln_1, block.attn, block.attn.c_attn, block.attn.c_proj),
+        Sublayer(block.ln_2, block.mlp, block.mlp.c_fc, block.mlp.c_proj),
     )
 
 

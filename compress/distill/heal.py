@@ -25,14 +25,14 @@ from chitchat.errors import BadInput
 from chitchat.system.folder import write_json
 from chitchat.training.batches import TrainingWindows
 from chitchat.training.options import FitResult
-from chitchat.training.processes import Processes
+from chitchat.training.processes import Distributed
 from chitchat.training.stopwatch import CLOCK, Stopwatch
 from chitchat.training.trainer import fit, step_seconds, weights_sha256
 from chitchat.training.workfolder import MARKER, WorkFolder, read_keyed
 from compress.distill.budget import Budget, share_budget
-from compress.distill.on_policy import OwnPart, heal_on_own_replies
+from compress.distill.on_policy import OnPolicyResult, heal_on_own_replies
 from compress.distill.options import HealOptions
-from compress.distill.run import Task, dropout
+from compress.distill.run import HealRun, dropout
 from compress.distill.samples import Joined, SampledWindows, teacher_conversations
 
 _SAMPLING_SHARE = 0.25  # of the minutes that the teacher may write, at most
@@ -86,7 +86,7 @@ def heal(
     minutes ends at `ends`, seconds on the `stopwatch` (default: its minutes, on one that begins now). Raises `BadInput`
     for models that do not fit together.
     """
-    stopwatch, processes = stopwatch or Stopwatch(), Processes()
+    stopwatch, processes = stopwatch or Stopwatch(), Distributed()
     context = _context(student, teacher, options.context)
     windows, held_out = (data.windows(split, context, options.loss == "replies") for split in ("train", "validation"))
     if not len(windows):
@@ -107,25 +107,25 @@ def heal(
     processes.wait()
     if options.minutes is not None and ends is None:
         ends = 60 * options.minutes
-    task = Task(student, teacher, data, windows, held_out, context, options, work, key, resume, processes, stopwatch)
+    run = HealRun(student, teacher, data, windows, held_out, context, options, work, key, resume, processes, stopwatch)
     try:
         with dropout(student, options.dropout):
-            budget, task = _decide(task, ends)
-            sampled = _teacher_windows(task, budget) if budget.teacher_tokens else None
+            budget, run = _decide(run, ends)
+            sampled = _teacher_windows(run, budget) if budget.teacher_tokens else None
             joined = windows if sampled is None else Joined(windows, sampled)
             start = copy.deepcopy(student.state_dict())
-            main = _main_part(task, budget, joined)
+            main = _main_part(run, budget, joined)
             if main.before["loss"] <= main.after["loss"]:  # a refitted student has come far without a step
                 student.load_state_dict(start)
             best = min(main.before["loss"], main.after["loss"])
-            own = heal_on_own_replies(task, budget, joined, best, main)
+            own = heal_on_own_replies(run, budget, joined, best, main)
     except BaseException as error:
-        _tidy(task, error)
+        _tidy(run, error)
         raise
     finally:
         student.to("cpu")
         teacher.to("cpu")
-    return _result(main, own, task.minutes, 0 if sampled is None else int(sampled.lengths.sum()))
+    return _result(main, own, run.minutes, 0 if sampled is None else int(sampled.lengths.sum()))
 
 
 def _context(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, context: int | None) -> int:
@@ -143,66 +143,66 @@ def _context(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, context: int | 
     return context or longest
 
 
-def _decide(task: Task, ends: float | None) -> tuple[Budget, Task]:
+def _decide(run: HealRun, ends: float | None) -> tuple[Budget, HealRun]:
     """The budget in the work folder, else a new one, the same in every process; and the task with its time."""
-    file = task.work / "heal.json"
-    stored = task.in_first(lambda: read_keyed(file, task.key))
+    file = run.work / "heal.json"
+    stored = run.run_on_main(lambda: read_keyed(file, run.key))
     if stored is not None:
-        return Budget(**stored["budget"]), replace(task, begins=stored["begins"], ends=stored["ends"])
-    begins = task.processes.from_first(task.stopwatch.seconds)
-    ends = task.processes.from_first(ends)
-    steps = _steps(task)
+        return Budget(**stored["budget"]), replace(run, begins=stored["begins"], ends=stored["ends"])
+    begins = run.processes.broadcast(run.stopwatch.seconds)
+    ends = run.processes.broadcast(ends)
+    steps = _steps(run)
     if steps is None:
         assert ends is not None
         seconds = step_seconds(
-            task.student, task.windows, task.objective(), task.fit_options(max_minutes=(ends - begins) / 60),
-            task.processes, task.stopwatch,
+            run.student, run.windows, run.objective(), run.fit_options(max_minutes=(ends - begins) / 60),
+            run.processes, run.stopwatch,
         )  # fmt: skip
-        steps = task.processes.from_first(int(_USED_SHARE * (ends - begins) / seconds))
-    budget = share_budget(steps, int(task.windows.lengths.sum()), len(task.windows), task.options)
+        steps = run.processes.broadcast(int(_USED_SHARE * (ends - begins) / seconds))
+    budget = share_budget(steps, int(run.windows.lengths.sum()), len(run.windows), run.options)
     decided = {"budget": asdict(budget), "begins": begins, "ends": ends}
-    task.in_first(lambda: write_json(file, {"key": task.key, **decided}))
-    return budget, replace(task, begins=begins, ends=ends)
+    run.run_on_main(lambda: write_json(file, {"key": run.key, **decided}))
+    return budget, replace(run, begins=begins, ends=ends)
 
 
-def _steps(task: Task) -> int | None:
+def _steps(run: HealRun) -> int | None:
     """The optimizer steps of the whole budget; None where it is given in minutes."""
-    options = task.options
+    options = run.options
     if options.epochs is None:
         return options.steps
-    return math.ceil(options.epochs * len(task.windows) / options.batch_size)
+    return math.ceil(options.epochs * len(run.windows) / options.batch_size)
 
 
-def _teacher_windows(task: Task, budget: Budget) -> SampledWindows:
+def _teacher_windows(run: HealRun, budget: Budget) -> SampledWindows:
     """The teacher's conversations of an earlier run, else new ones."""
 
     def write() -> SampledWindows:
-        task.teacher.to(task.processes.device)
+        run.teacher.to(run.processes.device)
         return teacher_conversations(
-            task.teacher, task.data, task.context, budget.teacher_tokens, seed=task.options.seed,
-            replies_only=task.options.loss == "replies", enough=task.over(_SAMPLING_SHARE),
+            run.teacher, run.data, run.context, budget.teacher_tokens, seed=run.options.seed,
+            replies_only=run.options.loss == "replies", enough=run.over(_SAMPLING_SHARE),
         )  # fmt: skip
 
-    return task.stored_windows(task.work / "teacher.npz", write)
+    return run.stored_windows(run.work / "teacher.npz", write)
 
 
-def _main_part(task: Task, budget: Budget, windows: TrainingWindows) -> FitResult:
-    steps, minutes = _steps(task), task.options.minutes
-    options = task.fit_options(
+def _main_part(run: HealRun, budget: Budget, windows: TrainingWindows) -> FitResult:
+    steps, minutes = _steps(run), run.options.minutes
+    options = run.fit_options(
         steps=None if steps is None else max(1, steps - budget.rounds * budget.round_steps),
         max_minutes=None if minutes is None else minutes * (1 - budget.own_share),
-        patience=task.options.patience,
-        eval_tokens=task.options.eval_tokens,
+        patience=run.options.patience,
+        eval_tokens=run.options.eval_tokens,
     )
-    key = {**task.key, "windows": len(windows)}
-    ends = None if task.ends is None else task.begins + (1 - budget.own_share) * (task.ends - task.begins)
+    key = {**run.key, "windows": len(windows)}
+    ends = None if run.ends is None else run.begins + (1 - budget.own_share) * (run.ends - run.begins)
     return fit(
-        task.student, windows, task.objective(), options, WorkFolder(task.work / "main"), key, resume=task.resume,
-        stopwatch=task.stopwatch, ends=ends,
+        run.student, windows, run.objective(), options, WorkFolder(run.work / "main"), key, resume=run.resume,
+        stopwatch=run.stopwatch, ends=ends,
     )  # fmt: skip
 
 
-def _result(main: FitResult, own: OwnPart, minutes: float, teacher_tokens: int) -> HealResult:
+def _result(main: FitResult, own: OnPolicyResult, minutes: float, teacher_tokens: int) -> HealResult:
     parts, log, steps = [main, *own.rounds], [], 0
     after, best_step = (main.before, 0) if main.before["loss"] <= main.after["loss"] else (main.after, main.best_step)
     for number, part in enumerate(parts):
@@ -229,11 +229,11 @@ def _result(main: FitResult, own: OwnPart, minutes: float, teacher_tokens: int) 
     )
 
 
-def _tidy(task: Task, error: BaseException) -> None:
+def _tidy(run: HealRun, error: BaseException) -> None:
     """Leave a work folder only if there is something in it to go on from, and say so."""
-    if not task.processes.first or isinstance(error, BadInput):  # the folder of another run is not ours to remove
+    if not run.processes.first or isinstance(error, BadInput):  # the folder of another run is not ours to remove
         return
-    if not any(task.work.rglob(MARKER)) and not any(task.work.glob("*.npz")):
-        WorkFolder(task.work).remove()
+    if not any(run.work.rglob(MARKER)) and not any(run.work.glob("*.npz")):
+        WorkFolder(run.work).remove()
     elif isinstance(error, KeyboardInterrupt) and not error.args:
         raise KeyboardInterrupt("stopped; the same command with --resume goes on from here") from error

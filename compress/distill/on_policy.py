@@ -23,7 +23,7 @@ from chitchat.training.trainer import fit
 from chitchat.training.workfolder import PLAN, WorkFolder
 from compress.distill.budget import Budget
 from compress.distill.objective import SKEW
-from compress.distill.run import Task
+from compress.distill.run import HealRun
 from compress.distill.samples import Chosen, Joined, SampledWindows, own_replies
 
 OWN_ROWS = 0.5  # of the windows of a round; the others are read before ones
@@ -33,66 +33,70 @@ WRITING_SHARE = 0.4  # of a round's time that the student may write, at most
 
 
 @dataclass(frozen=True)
-class OwnPart:
+class OnPolicyResult:
     """All rounds that were run, and how many of them, from the first on, were kept."""
 
     rounds: list[FitResult] = field(default_factory=list)
     count: int = 0
 
 
-def heal_on_own_replies(task: Task, budget: Budget, windows: TrainingWindows, best: float, main: FitResult) -> OwnPart:
+def heal_on_own_replies(
+    run: HealRun, budget: Budget, windows: TrainingWindows, best: float, main: FitResult
+) -> OnPolicyResult:
     """Run the rounds; the student holds the best weights of all afterwards. `best` is its held-out loss so far, `main`
     the first part. On a machine that got slow there are fewer rounds, or none."""
     rounds: list[FitResult] = []
     for number in range(1, budget.rounds + 1):
-        left = _affordable(task, number, budget.rounds - number + 1, (rounds or [main])[-1].eval_seconds)
+        left = _affordable(run, number, budget.rounds - number + 1, (rounds or [main])[-1].eval_seconds)
         if not left:
-            return OwnPart(rounds, number - 1)
-        weights = copy.deepcopy(task.student.state_dict())
-        rounds.append(_round(task, budget, windows, number, left, main.eval_tokens))
+            return OnPolicyResult(rounds, number - 1)
+        weights = copy.deepcopy(run.student.state_dict())
+        rounds.append(_round(run, budget, windows, number, left, main.eval_tokens))
         if rounds[-1].after["loss"] > best:
-            task.student.load_state_dict(weights)
-            return OwnPart(rounds, number - 1)
+            run.student.load_state_dict(weights)
+            return OnPolicyResult(rounds, number - 1)
         best = rounds[-1].after["loss"]
-    return OwnPart(rounds, len(rounds))
+    return OnPolicyResult(rounds, len(rounds))
 
 
-def _affordable(task: Task, number: int, rounds: int, eval_seconds: float) -> int:
+def _affordable(run: HealRun, number: int, rounds: int, eval_seconds: float) -> int:
     """How many rounds the time is enough for, `rounds` at most; at least one where round `number` has begun."""
-    if task.ends is None:
+    if run.ends is None:
         return rounds
-    begun = (task.work / f"round-{number}" / PLAN).is_file()
-    time = max(0.0, task.ends - task.stopwatch.seconds)
+    begun = (run.work / f"round-{number}" / PLAN).is_file()
+    time = max(0.0, run.ends - run.stopwatch.seconds)
     fit = math.floor(time / (EVALUATIONS_PER_ROUND * eval_seconds)) if eval_seconds else rounds
-    return int(task.processes.from_first(max(min(rounds, fit), int(begun))))
+    return int(run.processes.broadcast(max(min(rounds, fit), int(begun))))
 
 
-def _round(task: Task, budget: Budget, windows: TrainingWindows, number: int, left: int, eval_tokens: int) -> FitResult:
-    reads = budget.round_steps * task.options.batch_size
+def _round(
+    run: HealRun, budget: Budget, windows: TrainingWindows, number: int, left: int, eval_tokens: int
+) -> FitResult:
+    reads = budget.round_steps * run.options.batch_size
     count = max(1, round(OWN_ROWS * reads))
-    ends = None if task.ends is None else task.stopwatch.part(task.ends, 1 / left)
+    ends = None if run.ends is None else run.stopwatch.part(run.ends, 1 / left)
 
     def write() -> SampledWindows:
-        task.student.to(task.processes.device)
-        seed = task.options.seed + 1000 * number
-        enough = task.over(WRITING_SHARE / left)
-        return own_replies(task.student, task.data, task.context, count, seed=seed, enough=enough)
+        run.student.to(run.processes.device)
+        seed = run.options.seed + 1000 * number
+        enough = run.over(WRITING_SHARE / left)
+        return own_replies(run.student, run.data, run.context, count, seed=seed, enough=enough)
 
-    replies = task.stored_windows(task.work / f"round-{number}.npz", write)
-    random = np.random.default_rng([task.options.seed, 5, number])
+    replies = run.stored_windows(run.work / f"round-{number}.npz", write)
+    random = np.random.default_rng([run.options.seed, 5, number])
     others = random.permutation(len(windows))[: max(1, reads - count)]
-    minutes = task.options.minutes
+    minutes = run.options.minutes
     read_before = Chosen(windows, others)
-    options = task.fit_options(
+    options = run.fit_options(
         OWN_RATE,
-        labels_per_step=task.options.batch_size * _mean_labels(read_before),
+        labels_per_step=run.options.batch_size * _mean_labels(read_before),
         steps=budget.round_steps if minutes is None else None,
         max_minutes=None if minutes is None else minutes * budget.own_share / budget.rounds,
         eval_tokens=eval_tokens,
     )
     return fit(
-        task.student, Joined(replies, read_before), task.objective(SKEW), options,
-        WorkFolder(task.work / f"round-{number}"), task.key, resume=task.resume, stopwatch=task.stopwatch,
+        run.student, Joined(replies, read_before), run.objective(SKEW), options,
+        WorkFolder(run.work / f"round-{number}"), run.key, resume=run.resume, stopwatch=run.stopwatch,
         ends=ends,
     )  # fmt: skip
 

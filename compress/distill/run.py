@@ -13,7 +13,7 @@ from chitchat.data.dataset import ChatData, Windows
 from chitchat.errors import ChitchatError
 from chitchat.training.objective import Objective
 from chitchat.training.options import FitOptions
-from chitchat.training.processes import Processes
+from chitchat.training.processes import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.train import scratch_rate
 from compress.distill.objective import Distillation, next_token
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Task:
+class HealRun:
     """`windows` and `held_out` are those of the data set at `context`; `key` is what a resumed run must share.
 
     By minutes, the healing has the seconds from `begins` to `ends` on its `stopwatch`.
@@ -45,7 +45,7 @@ class Task:
     work: Path
     key: Mapping[str, Any]
     resume: bool
-    processes: Processes
+    processes: Distributed
     stopwatch: Stopwatch
     begins: float = 0.0
     ends: float | None = None
@@ -80,7 +80,7 @@ class Task:
             **budget,
         )
 
-    def in_first(self, work: Callable[[], T]) -> T:
+    def run_on_main(self, work: Callable[[], T]) -> T:
         """What `work` gives in the first process, in every process; its error too."""
 
         def attempt() -> T | ChitchatError:
@@ -89,7 +89,7 @@ class Task:
             except ChitchatError as error:
                 return error
 
-        result = self.processes.from_first(attempt() if self.processes.first else None)
+        result = self.processes.broadcast(attempt() if self.processes.first else None)
         if isinstance(result, ChitchatError):
             raise result
         return result
@@ -101,7 +101,7 @@ class Task:
             if not file.is_file():
                 write().save(file)
 
-        self.in_first(ensure)
+        self.run_on_main(ensure)
         return SampledWindows.load(file)
 
 

@@ -7,7 +7,7 @@ The order of leaving is the score. Not every direction of the residual stream ma
 metric of the covariance of the loss's gradient there (the Kronecker-factored Fisher matrix of the projection).
 
 Sources: Hassibi and Stork, Optimal Brain Surgeon (NIPS 1992); ZipLM (arXiv 2302.04089) for groups of rows, heads and
-neurons; K-FAC (arXiv 1503.05671) for the metric. Measured on a 6 x 320 chat model with nine tenths of the FFN cut,
+neurons; K-FAC (arXiv 1503.05671) for the metric. BenchResult on a 6 x 320 chat model with nine tenths of the FFN cut,
 after the refit: perplexity +21 %, where the ranking by variance leaves +40 %.
 """
 
@@ -21,7 +21,7 @@ from transformers import GPT2LMHeadModel
 
 from chitchat.training.objective import next_token_loss
 from compress.calibrate.calibration import Batch
-from compress.calibrate.sublayers import embed, halves
+from compress.calibrate.sublayers import embed, sublayers
 
 Floats = NDArray[np.float64]
 
@@ -30,17 +30,17 @@ METRIC_DAMPING = 3e-2  # the same of the gradient's covariance
 _ROUNDS = 160  # eliminations of a projection: of many units, several leave at once
 
 
-def elimination_scores(covariance: Floats, way_out: Floats, size: int) -> Floats:
+def elimination_scores(covariance: Floats, out_weight: Floats, size: int) -> Floats:
     """When each unit leaves, 0 the first: float64 [units].
 
-    `covariance` [inputs, inputs] of a projection's inputs, `way_out` [inputs, outputs] its weights; a unit is `size`
+    `covariance` [inputs, inputs] of a projection's inputs, `out_weight` [inputs, outputs] its weights; a unit is `size`
     inputs in a row.
     """
     inputs = len(covariance)
     units = np.arange(inputs).reshape(-1, size)
     damping = DAMPING * float(np.trace(covariance)) / inputs or 1.0
     inverse: Floats = np.asarray(np.linalg.inv(covariance + damping * np.eye(inputs)), dtype=np.float64)
-    weight: Floats = way_out.astype(np.float64, copy=True)
+    weight: Floats = out_weight.astype(np.float64, copy=True)
     left, at_once = np.arange(len(units)), max(1, len(units) // _ROUNDS)
     scores = np.zeros(len(units))
     gone = 0
@@ -89,12 +89,13 @@ class Covariance:
 def stream_metrics(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> list[Floats]:
     """Square roots of the covariance of the next-token loss's gradient at the output of every `attn.c_proj` and
     `mlp.c_proj`, in the order in which they run: float64 [width, width] each, scaled to a mean square of 1."""
-    writers = [half.writer for block in model.transformer.h for half in halves(block)]
+    out_projs = [half.out_proj for block in model.transformer.h for half in sublayers(block)]
     width = model.config.n_embd
-    sums = [torch.zeros(width, width, dtype=torch.float64) for _ in writers]
+    sums = [torch.zeros(width, width, dtype=torch.float64) for _ in out_projs]
     written: list[Tensor] = []
     hooks = [
-        writer.register_forward_hook(lambda _module, _inputs, output: written.append(output)) for writer in writers
+        out_proj.register_forward_hook(lambda _module, _inputs, output: written.append(output))
+        for out_proj in out_projs
     ]
     try:
         for batch in batches:
@@ -139,12 +140,12 @@ def _walk(
     streams = embed(model, batches)
     found: tuple[list[Floats], list[Floats]] = ([], [])
     for layer, block in enumerate(model.transformer.h):
-        for number, (half, size) in enumerate(zip(halves(block), (block.attn.head_dim, 1), strict=True)):
-            covariance = Covariance(half.writer.weight.shape[0])
+        for number, (half, size) in enumerate(zip(sublayers(block), (block.attn.head_dim, 1), strict=True)):
+            covariance = Covariance(half.out_proj.weight.shape[0])
             for place, (stream, mask) in enumerate(zip(streams, masks, strict=True)):
                 added, inputs = half.with_inputs(stream)
                 covariance.add(inputs[mask])
                 streams[place] = stream + added
-            way_out = half.writer.weight.double().cpu().numpy() @ metrics[2 * layer + number]
-            found[number].append(elimination_scores(covariance.array(), way_out, size))
+            out_weight = half.out_proj.weight.double().cpu().numpy() @ metrics[2 * layer + number]
+            found[number].append(elimination_scores(covariance.array(), out_weight, size))
     return found

@@ -78,9 +78,9 @@ def best(scores: Floats, count: int) -> list[int]:
 # Arithmetic
 
 
-def outflow_scores(variance: Floats, way_out: Floats) -> Floats:
+def flap_scores(variance: Floats, out_weight: Floats) -> Floats:
     """Variance of each activation [units] times the squared norm of the weights that carry it on, [units, width]."""
-    return variance * np.square(way_out).sum(axis=1)
+    return variance * np.square(out_weight).sum(axis=1)
 
 
 def magnitude_of(rows: Sequence[Floats]) -> Floats:
@@ -179,8 +179,8 @@ def activation_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Score
     seen = _run_watched(model, batches, units=True)
     heads, neurons = [], []
     for block, context, neuron in zip(model.transformer.h, seen.contexts, seen.neurons, strict=True):
-        heads.append(by_head(outflow_scores(context.variance, _array(block.attn.c_proj.weight)), model.config.n_head))
-        neurons.append(outflow_scores(neuron.variance, _array(block.mlp.c_proj.weight)))
+        heads.append(by_head(flap_scores(context.variance, _array(block.attn.c_proj.weight)), model.config.n_head))
+        neurons.append(flap_scores(neuron.variance, _array(block.mlp.c_proj.weight)))
     return Scores(_channels(seen), heads, neurons)
 
 
@@ -209,8 +209,8 @@ def taylor_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Scores:
     model.eval()
     blocks, heads = model.transformer.h, model.config.n_head
     norms = [norm for block in blocks for norm in (block.ln_1, block.ln_2)] + [model.transformer.ln_f]
-    writers = [writer for block in blocks for writer in (block.attn.c_proj, block.mlp.c_proj)]
-    found: list[Floats] = [np.zeros(1)] * (len(writers) + 1)
+    out_projs = [out_proj for block in blocks for out_proj in (block.attn.c_proj, block.mlp.c_proj)]
+    found: list[Floats] = [np.zeros(1)] * (len(out_projs) + 1)
     seen: dict[int, Tensor] = {}
 
     def keep(place: int, tensor: Tensor) -> None:
@@ -218,12 +218,12 @@ def taylor_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Scores:
 
     hooks = [
         *(
-            writer.register_forward_pre_hook(lambda _module, inputs, place=place: keep(place, inputs[0]))
-            for place, writer in enumerate(writers)
+            out_proj.register_forward_pre_hook(lambda _module, inputs, place=place: keep(place, inputs[0]))
+            for place, out_proj in enumerate(out_projs)
         ),
         *(
             norm.register_forward_hook(lambda _module, _inputs, output, place=place: keep(place, output))
-            for place, norm in enumerate(norms, len(writers))
+            for place, norm in enumerate(norms, len(out_projs))
         ),
     ]
     try:
@@ -236,11 +236,11 @@ def taylor_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Scores:
                     place: (output.detach() * gradient).sum(dim=1).double().cpu().numpy()  # [batch, columns]
                     for (place, output), gradient in zip(seen.items(), gradients, strict=True)
                 }
-                for place in range(len(writers)):
+                for place in range(len(out_projs)):
                     size = 1 if place % 2 else slopes[place].shape[1] // heads
                     units = slopes[place].reshape(len(slopes[place]), -1, size).sum(axis=2)
                     found[place] = found[place] + np.square(units).sum(axis=0)
-                channels = sum(slopes[place] for place in range(len(writers), len(slopes)))
+                channels = sum(slopes[place] for place in range(len(out_projs), len(slopes)))
                 found[-1] = found[-1] + np.square(channels).sum(axis=0)
                 seen.clear()
     finally:

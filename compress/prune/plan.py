@@ -1,7 +1,7 @@
 """Before the knife: what a budget buys, as a table of candidate shapes with parameters, megabytes and milliseconds.
 
 Nothing is cut here. Sizes and times are those of the bundle that the pruned model becomes (`--scheme`). Times are
-measured on this machine with the real engine by a `Clock` that the front door passes in. A time budget is first
+measured on this machine with the real engine by a `CostModel` that the front door passes in. A time budget is first
 translated into shapes by a linear model, fitted to a few measured ones; what is then proposed is measured again.
 """
 
@@ -22,7 +22,7 @@ _FIGURES = ("file_mb", "ms_per_token", "perplexity", "perplexity_ratio", "kl", "
 _SLACK = 1.02  # a shape that is measured this much slower than asked still fits: the next measurement may be faster
 
 
-class Clock(Protocol):
+class CostModel(Protocol):
     """What measures shapes that nobody has trained yet, in the engine that ships."""
 
     def measure(self, shapes: Sequence[Shape]) -> list[float]:
@@ -65,7 +65,7 @@ class Candidate:
         return {"shape": self.shape.name, **sizes, **{name: getattr(self, name) for name in _FIGURES}}
 
 
-def plan_candidates(full: Shape, budgeted: Shape, options: PruneOptions, clock: Clock | None) -> list[Candidate]:
+def plan_candidates(full: Shape, budgeted: Shape, options: PruneOptions, clock: CostModel | None) -> list[Candidate]:
     """At most `options.candidates` shapes within the budget, the least expected loss first, their times measured.
 
     `full` is the model as it came, of which `keep` is a share; `budgeted` is it after the vocabulary and the positions
@@ -97,7 +97,7 @@ def plan_candidates(full: Shape, budgeted: Shape, options: PruneOptions, clock: 
     return found
 
 
-def _time_model(full: Shape, clock: Clock) -> Callable[[Shape], float]:
+def _time_model(full: Shape, clock: CostModel) -> Callable[[Shape], float]:
     """ms per token of any shape: a constant, a cost per layer, per weight of the layers, per weight of the head."""
     half = max(1, full.layers // 2)
     narrow = max(1, full.heads // 2)
@@ -134,13 +134,13 @@ def _work(shape: Shape) -> list[float]:
     return [1.0, shape.layers, shape.layers * (4 * width * width + 2 * width * shape.ffn), shape.vocab * width]
 
 
-def _file_mb(shape: Shape, clock: Clock | None) -> float:
+def _file_mb(shape: Shape, clock: CostModel | None) -> float:
     if clock is None:
         raise ValueError("a size budget needs a clock")
     return clock.file_mb(shape)
 
 
-def _nothing_fits(full: Shape, budgeted: Shape, options: PruneOptions, clock: Clock | None) -> str:
+def _nothing_fits(full: Shape, budgeted: Shape, options: PruneOptions, clock: CostModel | None) -> str:
     """Which budget is too small, and the smallest that can be had."""
     least = smallest_shape(budgeted)
     said = []

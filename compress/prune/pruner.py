@@ -23,14 +23,14 @@ RANKING_TOKENS, LAYER_TOKENS, REFIT_TOKENS, TRIAL_TOKENS = 16_384, 4_096, 32_768
 
 
 @dataclass(frozen=True)
-class Cut:
+class PrunedModel:
     """A model after the knife, unhealed, and the numbers of the layers that stayed."""
 
     student: GPT2LMHeadModel
     layers: list[int]
 
 
-class Knife:
+class Pruner:
     """Cuts copies of `model`; the same data, ranking and seed give the same weights."""
 
     def __init__(
@@ -43,7 +43,7 @@ class Knife:
         self._order: list[int] = []
         self._scores: Scores | None = None
 
-    def cut(self, shape: Shape, refit_tokens: int = REFIT_TOKENS) -> Cut:
+    def cut(self, shape: Shape, refit_tokens: int = REFIT_TOKENS) -> PrunedModel:
         """A copy of the model in `shape` (of its vocabulary and positions)."""
         layers = self.layers(shape.layers)
         kept = self.scores().of_layers(layers).keep(shape)
@@ -51,7 +51,7 @@ class Knife:
         if self.refits:
             with fused_gelu(student), fused_gelu(self.model):
                 refit(student, self.model, layers, kept, self.calibration(refit_tokens))
-        return Cut(student, layers)
+        return PrunedModel(student, layers)
 
     def layers(self, keep: int) -> list[int]:
         """The `keep` layers that stay, ascending. Fewer layers are a part of more."""

@@ -20,7 +20,7 @@ from transformers import GPT2LMHeadModel
 
 from compress.calibrate.calibration import Batch
 from compress.calibrate.ridge import DAMPING, Ridge, fit_final_norm
-from compress.calibrate.sublayers import Half, embed, halves
+from compress.calibrate.sublayers import Sublayer, embed, sublayers
 from compress.prune.slicing import Kept
 
 
@@ -47,7 +47,7 @@ def refit(
         for skipped in range(previous + 1, layer):
             streams.skip(teacher.transformer.h[skipped])
         previous = layer
-        ours, theirs = (halves(model.transformer.h[at]) for model, at in ((student, index), (teacher, layer)))
+        ours, theirs = (sublayers(model.transformer.h[at]) for model, at in ((student, index), (teacher, layer)))
         for our_half, their_half, columns in zip(ours, theirs, _read_columns(teacher, kept, index), strict=True):
             streams.advance(our_half, their_half, columns if readers_too else None, damping)
     for skipped in range(previous + 1, len(teacher.transformer.h)):
@@ -75,10 +75,10 @@ class _Streams:
 
     def skip(self, theirs: nn.Module) -> None:
         """Move the teacher's stream through a layer that the student does not have."""
-        for half in halves(theirs):
+        for half in sublayers(theirs):
             self.theirs = [stream + half(stream) for stream in self.theirs]
 
-    def advance(self, ours: Half, theirs: Half, columns: Tensor | None, damping: float) -> None:
+    def advance(self, ours: Sublayer, theirs: Sublayer, columns: Tensor | None, damping: float) -> None:
         """Fit half a layer and move both streams over it; its reader too, to those `columns` of the teacher's."""
         if columns is not None:
             self._fit_reader(ours, theirs, columns, damping)
@@ -87,21 +87,21 @@ class _Streams:
         self.ours = [stream + ours(stream) for stream in self.ours]
         self.theirs = after
 
-    def _fit_reader(self, ours: Half, theirs: Half, columns: Tensor, damping: float) -> None:
+    def _fit_reader(self, ours: Sublayer, theirs: Sublayer, columns: Tensor, damping: float) -> None:
         """Fit what reads the stream to the kept columns of what the teacher's reads out of its own."""
-        ridge = Ridge(*ours.reader.weight.shape)
+        ridge = Ridge(*ours.in_proj.weight.shape)
         for mask, our_stream, their_stream in zip(self.masks, self.ours, self.theirs, strict=True):
-            target = theirs.reader(theirs.norm(their_stream))[mask][:, columns]
+            target = theirs.in_proj(theirs.norm(their_stream))[mask][:, columns]
             ridge.add(ours.norm(our_stream)[mask], target)
-        _store(ours.reader, ridge, damping)
+        _store(ours.in_proj, ridge, damping)
 
-    def _fit_writer(self, ours: Half, after: Sequence[Tensor], damping: float) -> None:
+    def _fit_writer(self, ours: Sublayer, after: Sequence[Tensor], damping: float) -> None:
         """Fit what writes to the stream, so that the stream after it is the teacher's."""
-        ridge = Ridge(*ours.writer.weight.shape)
+        ridge = Ridge(*ours.out_proj.weight.shape)
         for mask, stream, target in zip(self.masks, self.ours, after, strict=True):
             _, inputs = ours.with_inputs(stream)
             ridge.add(inputs[mask], target[mask][:, self.channels] - stream[mask])
-        _store(ours.writer, ridge, damping)
+        _store(ours.out_proj, ridge, damping)
 
     def final_norm(self, student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, damping: float) -> None:
         """Fit `ln_f` to the teacher's logits."""

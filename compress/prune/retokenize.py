@@ -43,7 +43,7 @@ def retokenize(data: ChatData, tokenizer: PreTrainedTokenizerFast, folder: Path)
     them the same identity, which is not that of `data`. An earlier data set at `folder` is replaced. Raises
     `ValueError` for a tokenizer that lacks a special token of the dialogue format or has a token that `data` has not.
     """
-    speller = Speller(data.tokenizer, tokenizer)
+    speller = TokenRemapper(data.tokenizer, tokenizer)
     dialogue = speller.dialogue(data.dialogue)
     with staged_folder(folder, "data") as staging:
         scratch = staging / "scratch"
@@ -52,9 +52,9 @@ def retokenize(data: ChatData, tokenizer: PreTrainedTokenizerFast, folder: Path)
         with tqdm(total=data.report["conversations"], desc="spelling", unit=" conversations", disable=None) as progress:
             for split in SPLITS:
                 counters[split] = Counter()
-                with split_writer(scratch / f"{split}.arrow") as writer:
+                with split_writer(scratch / f"{split}.arrow") as out_proj:
                     for rows in _spelled(getattr(data, split), speller, data.dialogue, dialogue):
-                        writer.write_table(rows)
+                        out_proj.write_table(rows)
                         counters[split].add(rows, dialogue)
                         progress.update(rows.num_rows)
                 save_split(scratch / f"{split}.arrow", staging / split)
@@ -74,7 +74,7 @@ def retokenize(data: ChatData, tokenizer: PreTrainedTokenizerFast, folder: Path)
     return open_dataset(folder)
 
 
-class Speller:
+class TokenRemapper:
     """Turns from the ids of one tokenizer to those of the same one with tokens left out.
 
     `respelled` counts the turns that lost a token.
@@ -105,7 +105,7 @@ class Speller:
 
         return Dialogue.from_json({name: renumbered(value) for name, value in old.as_json().items()})
 
-    def spell(self, turns: Sequence[NDArray[np.integer]]) -> list[list[int]]:
+    def remap(self, turns: Sequence[NDArray[np.integer]]) -> list[list[int]]:
         """The ids of each turn, given as the old ids without the end of turn."""
         mapped = [self._new_id[turn] for turn in turns]
         lost = [index for index, ids in enumerate(mapped) if (ids < 0).any()]
@@ -139,7 +139,7 @@ class Speller:
         return [token.id for token in self._model.tokenize(text)]
 
 
-def _spelled(rows: Dataset, speller: Speller, old: Dialogue, new: Dialogue) -> Iterator[pa.Table]:
+def _spelled(rows: Dataset, speller: TokenRemapper, old: Dialogue, new: Dialogue) -> Iterator[pa.Table]:
     """The rows in new ids, some at a time; the columns that hold no ids are passed on."""
     start = len(old.start_ids)
     counted = "counts" in rows.column_names  # an older data set has no mask: all turns count
@@ -149,7 +149,7 @@ def _spelled(rows: Dataset, speller: Speller, old: Dialogue, new: Dialogue) -> I
         for ids, of_row in zip(batch.column("input_ids"), lengths, strict=True):
             pieces = np.split(ids.values.to_numpy()[start:], np.cumsum(of_row)[:-1])
             turns += [piece[:-1] for piece in pieces]  # the end of turn is not text
-        spelled = iter(speller.spell(turns))
+        spelled = iter(speller.remap(turns))
         by_row = [[next(spelled) for _ in of_row] for of_row in lengths]
         columns = {
             "input_ids": [new.encode(of_row) for of_row in by_row],
@@ -162,7 +162,7 @@ def _spelled(rows: Dataset, speller: Speller, old: Dialogue, new: Dialogue) -> I
 
 
 def _report(
-    data: ChatData, dialogue: Dialogue, vocab_size: int, speller: Speller, counters: Mapping[str, Counter]
+    data: ChatData, dialogue: Dialogue, vocab_size: int, speller: TokenRemapper, counters: Mapping[str, Counter]
 ) -> dict[str, Any]:
     """The report of `data` with the figures that hang on ids counted anew."""
     return {

@@ -20,12 +20,12 @@ from chitchat.checkpoint import load_model, save_checkpoint
 from chitchat.data.dataset import ChatData
 from chitchat.lineage import LINEAGE, Stage, read_lineage
 from chitchat.system.folder import staged_folder
-from chitchat.training.processes import Processes
+from chitchat.training.processes import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from compress.calibrate.calibration import measure
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
-from compress.prune.pruner import Cut, Knife
+from compress.prune.pruner import PrunedModel, Pruner
 from compress.prune.shape import Shape, candidate_shapes
 
 # Of the parameters that stay. A budget of a half buys shapes a little below it, and there the first of two rounds took
@@ -64,7 +64,7 @@ def plan_rounds(full: Shape, shape: Shape, healing: HealOptions | None) -> list[
 
 
 def run_rounds(
-    rounds: list[Round], knife: Knife, teacher: GPT2LMHeadModel, data: ChatData, tokenizer: PreTrainedTokenizerFast,
+    rounds: list[Round], knife: Pruner, teacher: GPT2LMHeadModel, data: ChatData, tokenizer: PreTrainedTokenizerFast,
     work: Path, resume: bool, key: Mapping[str, Any], stopwatch: Stopwatch | None = None, ends: float | None = None,
 ) -> Healed:  # fmt: skip
     """Run the rounds in `work`; finished ones are not run again. Under a launcher every process calls this.
@@ -74,7 +74,7 @@ def run_rounds(
     stopwatch = stopwatch or Stopwatch()
     layers = list(range(len(knife.model.transformer.h)))
     healings: list[dict[str, Any]] = []
-    processes = Processes()
+    processes = Distributed()
     student: GPT2LMHeadModel = knife.model
     sliced: dict[str, Any] = {}
     for number, each in enumerate(rounds, 1):
@@ -100,7 +100,7 @@ def run_rounds(
             student, noted = stored
             sliced, layers, healings = noted["sliced"], noted["layers"], noted["healings"]
         if number < len(rounds):
-            knife = Knife(student, data, knife.importance, knife.refits, knife.seed)
+            knife = Pruner(student, data, knife.importance, knife.refits, knife.seed)
     return Healed(student, layers, {"sliced": sliced, **({"rounds": healings} if healings else {})})
 
 
@@ -111,13 +111,13 @@ def _share(rounds: list[Round]) -> float:
 
 
 def _cut(
-    each: Round, knife: Knife, data: ChatData, tokenizer: PreTrainedTokenizerFast, folder: Path, processes: Processes
-) -> tuple[Cut, dict[str, Any]]:
+    each: Round, knife: Pruner, data: ChatData, tokenizer: PreTrainedTokenizerFast, folder: Path, processes: Distributed
+) -> tuple[PrunedModel, dict[str, Any]]:
     """The model after the knife, and its figures; stored before it is healed: floating point may differ in the last bit
     when a resumed run has other threads."""
     stored = _stored(folder / "sliced", processes)
     if stored is not None:
-        return Cut(stored[0], stored[1]["layers"]), stored[1]["figures"]
+        return PrunedModel(stored[0], stored[1]["layers"]), stored[1]["figures"]
     if processes.first:
         shutil.rmtree(folder, ignore_errors=True)
     cut = knife.cut(each.shape)
@@ -129,7 +129,7 @@ def _cut(
 
 def _store(
     folder: Path, model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, metrics: dict[str, Any],
-    processes: Processes,
+    processes: Distributed,
 ) -> None:  # fmt: skip
     if processes.first:
         with staged_folder(folder, "checkpoint") as staging:
@@ -137,9 +137,9 @@ def _store(
     processes.wait()
 
 
-def _stored(folder: Path, processes: Processes) -> tuple[GPT2LMHeadModel, dict[str, Any]] | None:
+def _stored(folder: Path, processes: Distributed) -> tuple[GPT2LMHeadModel, dict[str, Any]] | None:
     """What `_store` left; all processes see the same, also when one of them comes late."""
-    if not processes.from_first((folder / LINEAGE).is_file()):
+    if not processes.broadcast((folder / LINEAGE).is_file()):
         return None
     return load_model(folder), dict(read_lineage(folder)[-1]["metrics"])
 

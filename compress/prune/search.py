@@ -15,18 +15,18 @@ from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from chitchat.data.dataset import ChatData
-from chitchat.training.processes import Processes
+from chitchat.training.processes import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from compress.calibrate.calibration import calibration_batches, divergence, mean_loss
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from compress.prune.plan import Candidate
-from compress.prune.pruner import TRIAL_TOKENS, Knife
+from compress.prune.pruner import TRIAL_TOKENS, Pruner
 
 SEARCH_SHARE = 0.2  # of the healing budget goes to trials
-LEAST_MINUTES, LEAST_STEPS = 1.0, 30  # of a trial: less says no more than the refit does
-LEAST_SHARE = 0.6  # of its minutes, for a trial to begin
-MOST_STEPS = 300
+MIN_MINUTES, MIN_STEPS = 1.0, 30  # of a trial: less says no more than the refit does
+MIN_SHARE = 0.6  # of its minutes, for a trial to begin
+MAX_STEPS = 300
 COMPARED_TOKENS = 8_192  # held-out
 
 
@@ -39,11 +39,11 @@ def trial_of(healing: HealOptions, windows: int, candidates: int) -> HealOptions
     share = SEARCH_SHARE / finalists(candidates)
     if healing.minutes is not None:
         minutes = share * healing.minutes
-        return replace(short, minutes=minutes) if minutes >= LEAST_MINUTES else None
+        return replace(short, minutes=minutes) if minutes >= MIN_MINUTES else None
     steps = math.floor(share * (healing.epochs or 0) * (windows // healing.batch_size))
-    if steps < LEAST_STEPS:
+    if steps < MIN_STEPS:
         return None
-    return replace(short, epochs=None, steps=min(steps, MOST_STEPS), eval_tokens=COMPARED_TOKENS)
+    return replace(short, epochs=None, steps=min(steps, MAX_STEPS), eval_tokens=COMPARED_TOKENS)
 
 
 def finalists(candidates: int) -> int:
@@ -52,7 +52,7 @@ def finalists(candidates: int) -> int:
 
 
 def try_candidates(
-    candidates: Sequence[Candidate], knife: Knife, teacher: GPT2LMHeadModel, data: ChatData, trial: HealOptions | None,
+    candidates: Sequence[Candidate], knife: Pruner, teacher: GPT2LMHeadModel, data: ChatData, trial: HealOptions | None,
     work: Path, seed: int = 0, stopwatch: Stopwatch | None = None, ends: float | None = None,
 ) -> list[Candidate]:  # fmt: skip
     """The candidates with what was measured of them, in the order given; the one with the least KL is `chosen`.
@@ -78,13 +78,13 @@ def try_candidates(
             for each in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
         ]
     if trial is not None:
-        order = Processes().from_first(sorted(range(len(tried)), key=lambda place: tried[place].kl or 0.0))
+        order = Distributed().broadcast(sorted(range(len(tried)), key=lambda place: tried[place].kl or 0.0))
         chosen = order[: finalists(len(tried))]
         for number, place in enumerate(tqdm(chosen, desc="healing candidates", unit="shape", disable=None)):
             with stopwatch.paused():
                 student = knife.cut(tried[place].shape, TRIAL_TOKENS).student
             until = None if ends is None else stopwatch.part(ends, 1 / (len(chosen) - number))
-            if not Processes().from_first(_long_enough(trial, stopwatch, until)):
+            if not Distributed().broadcast(_long_enough(trial, stopwatch, until)):
                 break
             result = heal(student, teacher, data, work / f"trial-{place}", trial, stopwatch=stopwatch, ends=until)
             with stopwatch.paused():
@@ -98,4 +98,4 @@ def _long_enough(trial: HealOptions, stopwatch: Stopwatch, until: float | None) 
     """Whether the time until then is most of what a trial was to have: a machine that got slow tries fewer shapes."""
     if until is None or trial.minutes is None:
         return True
-    return until - stopwatch.seconds >= LEAST_SHARE * 60 * trial.minutes
+    return until - stopwatch.seconds >= MIN_SHARE * 60 * trial.minutes

@@ -15,7 +15,7 @@ from chitchat.errors import BadInput
 ALIGNMENT = 32
 _FFN_STEPS = 8
 
-# What a removed share r of an axis costs after the refit, in nats per token: weight * r^2 / (1 - r). Measured on a
+# What a removed share r of an axis costs after the refit, in nats per token: weight * r^2 / (1 - r). BenchResult on a
 # 6 x 320 chat model: half of the FFN 0.013, nine tenths of it 0.19; one layer of six 0.013, two 0.03 to 0.04; a fifth
 # of heads and width 0.09. An ordering for a first choice; candidates are then healed and measured.
 _FFN_COST, _LAYER_COST, _WIDTH_COST = 0.027, 0.25, 1.7

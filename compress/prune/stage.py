@@ -32,14 +32,14 @@ from chitchat.errors import BadInput
 from chitchat.lineage import Stage, identity
 from chitchat.system.folder import check_output, is_disk_full, staged_folder, write_json
 from chitchat.tokenizer import tokenizer_of
-from chitchat.training.processes import Processes
+from chitchat.training.processes import Distributed
 from chitchat.training.stopwatch import CLOCK, Stopwatch
 from chitchat.training.workfolder import read_keyed
 from compress.calibrate.calibration import measure
 from compress.distill.options import HealOptions
 from compress.prune.options import PruneOptions
-from compress.prune.plan import Candidate, Clock, plan_candidates
-from compress.prune.pruner import Knife
+from compress.prune.plan import Candidate, CostModel, plan_candidates
+from compress.prune.pruner import Pruner
 from compress.prune.retokenize import retokenize
 from compress.prune.rounds import plan_rounds, run_rounds
 from compress.prune.search import SEARCH_SHARE, trial_of, try_candidates
@@ -50,7 +50,7 @@ HEALING_BATCH = 4  # windows of an optimizer step
 
 
 @dataclass(frozen=True)
-class Subject:
+class PruneSource:
     """A model with its tokenizer and the conversations in that tokenizer's ids."""
 
     model: GPT2LMHeadModel
@@ -59,7 +59,7 @@ class Subject:
 
 
 def prune(
-    checkpoint: str, data: Path, out: Path, options: PruneOptions, resume: bool = False, clock: Clock | None = None,
+    checkpoint: str, data: Path, out: Path, options: PruneOptions, resume: bool = False, clock: CostModel | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the pruned and healed checkpoint `out` and return its figures.
@@ -72,14 +72,14 @@ def prune(
     """
     started, stopwatch = time.monotonic(), stopwatch or Stopwatch()
     check_output(out, "checkpoint")
-    came = _open(checkpoint, data, options.tokenizer)
-    _check(came.model, options)
-    teacher = _open_teacher(options, came)
+    source = _open(checkpoint, data, options.tokenizer)
+    _check(source.model, options)
+    teacher = _open_teacher(options, source)
     parent = identity(Path(checkpoint)) if Path(checkpoint).is_dir() else None
-    key = {**asdict(options), "checkpoint": parent or checkpoint, "data": came.data.identity}
+    key = {**asdict(options), "checkpoint": parent or checkpoint, "data": source.data.identity}
     work = Path(os.path.abspath(out)).parent / f".{out.name}.healing"
-    processes = Processes()
-    resume = processes.from_first(_goes_on(work, key, resume) if processes.first else False)
+    processes = Distributed()
+    resume = processes.broadcast(_goes_on(work, key, resume) if processes.first else False)
     with _tidied(work):
         if processes.first and not resume:
             _begin(work, key)
@@ -87,19 +87,21 @@ def prune(
             stopwatch.keep_in(work / CLOCK, resume)
         processes.wait()
         with stopwatch.paused():
-            trimmed, teacher = _trim(came, teacher, options, work)
-        shape, candidates, knife, left = _choose(came.model, trimmed, teacher, options, clock, work, resume, stopwatch)
+            trimmed, teacher = _trim(source, teacher, options, work)
+        shape, candidates, knife, left = _choose(
+            source.model, trimmed, teacher, options, clock, work, resume, stopwatch
+        )
         rounds = plan_rounds(_shape(trimmed.model), shape, left)
         healed = run_rounds(
             rounds, knife, teacher, trimmed.data, trimmed.tokenizer, work, resume, key, stopwatch, _ends(options)
         )
         healing_minutes = stopwatch.seconds / 60
-        metrics = {"before": measure(came.model, came.model, came.data), **healed.metrics}
+        metrics = {"before": measure(source.model, source.model, source.data), **healed.metrics}
         metrics["after"] = measure(healed.student, trimmed.model, trimmed.data) if left else healed.metrics["sliced"]
         if candidates:
             metrics["candidates"] = [each.as_json() for each in candidates]
         recorded = {**asdict(options), "shape": shape.as_json(), "kept_layers": healed.layers}
-        record = Stage("prune", recorded, options.seed, parent, came.data.identity, metrics)
+        record = Stage("prune", recorded, options.seed, parent, source.data.identity, metrics)
         if processes.first:
             with staged_folder(out, "checkpoint") as staging:
                 save_checkpoint(staging, healed.student, trimmed.tokenizer, record, parent=checkpoint)
@@ -109,17 +111,17 @@ def prune(
     return {**figures, "healing_minutes": healing_minutes} if left else figures
 
 
-def plan(checkpoint: str, data: Path, options: PruneOptions, clock: Clock | None = None) -> dict[str, Any]:
+def plan(checkpoint: str, data: Path, options: PruneOptions, clock: CostModel | None = None) -> dict[str, Any]:
     """The candidates that `prune` would try, and what the vocabulary could give; nothing is cut, nothing written.
 
     Figures: `parameters` now, `candidates` (a list of rows, the least expected loss first), `used_tokens` of
     `vocabulary`, those that occur in the training conversations. Raises what `prune` raises.
     """
-    came = _open(checkpoint, data, options.tokenizer)
-    _check(came.model, options)
-    full, counts = _shape(came.model), used_ids(came.data)
+    source = _open(checkpoint, data, options.tokenizer)
+    _check(source.model, options)
+    full, counts = _shape(source.model), used_ids(source.data)
     if options.vocab is not None:
-        choose_vocabulary(came.tokenizer, counts, options.vocab)
+        choose_vocabulary(source.tokenizer, counts, options.vocab)
     trimmed = explicit_shape(full, vocab=options.vocab, context=options.context)
     found = _candidates(full, trimmed, options, clock)
     if not options.has_budget and clock is not None:
@@ -133,11 +135,11 @@ def plan(checkpoint: str, data: Path, options: PruneOptions, clock: Clock | None
     }
 
 
-def _open(checkpoint: str, data: Path, tokenizer_option: str | None) -> Subject:
+def _open(checkpoint: str, data: Path, tokenizer_option: str | None) -> PruneSource:
     model, opened = load_model(checkpoint), open_dataset(data)
     tokenizer = tokenizer_of(checkpoint, tokenizer_option, opened.tokenizer)
     opened.check_tokenizer(tokenizer, tokenizer_option or checkpoint)
-    return Subject(model, tokenizer, opened)
+    return PruneSource(model, tokenizer, opened)
 
 
 def _check(model: GPT2LMHeadModel, options: PruneOptions) -> None:
@@ -154,21 +156,21 @@ def _check(model: GPT2LMHeadModel, options: PruneOptions) -> None:
         )
 
 
-def _open_teacher(options: PruneOptions, came: Subject) -> GPT2LMHeadModel:
+def _open_teacher(options: PruneOptions, source: PruneSource) -> GPT2LMHeadModel:
     """The model to heal from. Raises `BadInput` when its vocabulary or its context does not fit."""
     if options.teacher is None or not options.heals:
-        return came.model
+        return source.model
     teacher = load_model(options.teacher)
-    if teacher.config.vocab_size != came.model.config.vocab_size:
+    if teacher.config.vocab_size != source.model.config.vocab_size:
         raise BadInput(
             f"--teacher {options.teacher}: has a vocabulary of {teacher.config.vocab_size} and the checkpoint one of "
-            f"{came.model.config.vocab_size}; a teacher must share the student's tokens"
+            f"{source.model.config.vocab_size}; a teacher must share the student's tokens"
         )
-    came.data.check_tokenizer(tokenizer_of(options.teacher, other=came.tokenizer), options.teacher)
-    if teacher.config.n_positions < came.model.config.n_positions:
+    source.data.check_tokenizer(tokenizer_of(options.teacher, other=source.tokenizer), options.teacher)
+    if teacher.config.n_positions < source.model.config.n_positions:
         raise BadInput(
             f"--teacher {options.teacher}: its context is {teacher.config.n_positions} and the checkpoint's "
-            f"{came.model.config.n_positions}; give a teacher that reads as far"
+            f"{source.model.config.n_positions}; give a teacher that reads as far"
         )
     return teacher
 
@@ -198,15 +200,15 @@ def _tidied(work: Path) -> Iterator[None]:
 
 
 def _trim(
-    came: Subject, teacher: GPT2LMHeadModel, options: PruneOptions, work: Path
-) -> tuple[Subject, GPT2LMHeadModel]:
+    source: PruneSource, teacher: GPT2LMHeadModel, options: PruneOptions, work: Path
+) -> tuple[PruneSource, GPT2LMHeadModel]:
     """The model and its teacher with fewer tokens and positions, and the data set in the new ids."""
-    own = teacher is came.model
-    model, tokenizer, data = came.model, came.tokenizer, came.data
+    own = teacher is source.model
+    model, tokenizer, data = source.model, source.tokenizer, source.data
     if options.vocab is not None and options.vocab != model.config.vocab_size:
         keep = choose_vocabulary(tokenizer, used_ids(data), options.vocab)
         tokenizer = trim_tokenizer(tokenizer, keep)
-        processes = Processes()
+        processes = Distributed()
         if processes.first and not (work / "data" / "data.json").is_file():
             retokenize(data, tokenizer, work / "data")
         processes.wait()
@@ -218,25 +220,26 @@ def _trim(
         teacher = model if own else trim_positions(teacher, options.context)
         tokenizer = copy.copy(tokenizer)
         tokenizer.model_max_length = options.context
-    return Subject(model, tokenizer, data), teacher
+    return PruneSource(model, tokenizer, data), teacher
 
 
 def _choose(
-    came: GPT2LMHeadModel, trimmed: Subject, teacher: GPT2LMHeadModel, options: PruneOptions, clock: Clock | None,
+    source: GPT2LMHeadModel, trimmed: PruneSource, teacher: GPT2LMHeadModel, options: PruneOptions,
+    clock: CostModel | None,
     work: Path, resume: bool, stopwatch: Stopwatch,
-) -> tuple[Shape, Sequence[Candidate], Knife, HealOptions | None]:  # fmt: skip
+) -> tuple[Shape, Sequence[Candidate], Pruner, HealOptions | None]:  # fmt: skip
     """The shape, the candidates that were tried for it, the knife, and the healing that the trials left."""
-    processes = Processes()
+    processes = Distributed()
     full = _shape(trimmed.model)
     healing = _healing(options) if options.heals else None
-    knife = Knife(trimmed.model, trimmed.data, options.importance, options.refit, options.seed)
-    choice = processes.from_first(read_keyed(work / "choice.json", {}) if resume and processes.first else None)
+    knife = Pruner(trimmed.model, trimmed.data, options.importance, options.refit, options.seed)
+    choice = processes.broadcast(read_keyed(work / "choice.json", {}) if resume and processes.first else None)
     if choice is not None:
         candidates = [Candidate.from_json(row, full) for row in choice["candidates"]]
     else:
         with stopwatch.paused():
-            found = _candidates(_shape(came), full, options, clock) if processes.first else []
-            candidates = processes.from_first(found)
+            found = _candidates(_shape(source), full, options, clock) if processes.first else []
+            candidates = processes.broadcast(found)
         trial = None
         if healing is not None and len(candidates) > 1:
             windows = trimmed.data.windows("train", trimmed.model.config.n_positions)
@@ -246,7 +249,7 @@ def _choose(
             candidates, knife, teacher, trimmed.data, trial, work / "trials", options.seed, stopwatch,
             None if ends is None else stopwatch.part(ends, SEARCH_SHARE),
         )  # fmt: skip
-        candidates = processes.from_first(tried)
+        candidates = processes.broadcast(tried)
         if processes.first:
             write_json(work / "choice.json", {"key": {}, "candidates": [each.as_json() for each in candidates]})
     shape = next(each.shape for each in candidates if each.chosen)
@@ -255,7 +258,7 @@ def _choose(
     return shape, candidates if options.has_budget else [], knife, healing
 
 
-def _candidates(full: Shape, trimmed: Shape, options: PruneOptions, clock: Clock | None) -> list[Candidate]:
+def _candidates(full: Shape, trimmed: Shape, options: PruneOptions, clock: CostModel | None) -> list[Candidate]:
     """What the budget buys; the shape itself where one was asked for."""
     if options.has_budget:
         return plan_candidates(full, trimmed, options, clock)

@@ -65,7 +65,9 @@ def gptq_integers(
     curvature = damped.astype(np.float32)
     for _ in range(sweeps):
         scales = _fit_scales(weight, curvature, integers, scales, block_size)
-        integers = _descend(weight, curvature, integers, per_column(scales, weight.shape[1], block_size), bits)
+        integers = _coordinate_descent(
+            weight, curvature, integers, per_column(scales, weight.shape[1], block_size), bits
+        )
     return integers, scales
 
 
@@ -106,20 +108,20 @@ def _round_in_turn(weight: Floats, hessian: NDArray[np.float64], scales: Floats,
     return found
 
 
-def _descend(weight: Floats, hessian: Floats, integers: Floats, scales: Floats, bits: int) -> Floats:
+def _coordinate_descent(weight: Floats, hessian: Floats, integers: Floats, scales: Floats, bits: int) -> Floats:
     """A sweep of coordinate descent over the columns."""
     integers = integers.copy()
-    pull = (weight - integers * scales) @ hessian  # [N, K]: half the downhill slope of the loss
+    residual_gradient = (weight - integers * scales) @ hessian  # [N, K]: half the downhill slope of the loss
     for begin in range(0, weight.shape[1], _GROUP):
         end = min(begin + _GROUP, weight.shape[1])
         moved = np.empty((len(weight), end - begin), dtype=np.float32)
         for k in range(begin, end):
             now = integers[:, k] * scales[:, k]
-            integers[:, k] = round_to(now + pull[:, k] / hessian[k, k], scales[:, k], bits)
+            integers[:, k] = round_to(now + residual_gradient[:, k] / hessian[k, k], scales[:, k], bits)
             moved[:, k - begin] = integers[:, k] * scales[:, k] - now
-            pull[:, begin:end] -= np.outer(moved[:, k - begin], hessian[k, begin:end])
-        pull[:, :begin] -= moved @ hessian[begin:end, :begin]
-        pull[:, end:] -= moved @ hessian[begin:end, end:]
+            residual_gradient[:, begin:end] -= np.outer(moved[:, k - begin], hessian[k, begin:end])
+        residual_gradient[:, :begin] -= moved @ hessian[begin:end, :begin]
+        residual_gradient[:, end:] -= moved @ hessian[begin:end, end:]
     return integers
 
 
@@ -127,13 +129,13 @@ def _fit_scales(weight: Floats, hessian: Floats, integers: Floats, scales: Float
     """The best scale of every block for the integers, block after block, [N, blocks]."""
     scales = scales.copy()
     columns = weight.shape[1]
-    pull = (weight - integers * per_column(scales, columns, block_size)) @ hessian
+    residual_gradient = (weight - integers * per_column(scales, columns, block_size)) @ hessian
     for block in range(scales.shape[1]):
         at = slice(block * block_size, min((block + 1) * block_size, columns))
         q = integers[:, at]
         down = np.einsum("nk,kl,nl->n", q, hessian[at, at], q, optimize=True)
-        step = np.einsum("nk,nk->n", pull[:, at], q) / np.where(down <= 0, 1, down)
+        step = np.einsum("nk,nk->n", residual_gradient[:, at], q) / np.where(down <= 0, 1, down)
         step = np.where(down <= 0, 0, step).astype(np.float32)
         scales[:, block] += step
-        pull -= (step[:, None] * q) @ hessian[at]
+        residual_gradient -= (step[:, None] * q) @ hessian[at]
     return scales

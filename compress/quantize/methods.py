@@ -23,7 +23,9 @@ CALIBRATED = ("gptq", "kd")
 Floats = NDArray[np.float32]
 
 
-def decide(weight: Floats, grid: Grid, method: str, covariance: NDArray[np.float64] | None = None) -> QuantizedTensor:
+def quantize_matrix(
+    weight: Floats, grid: Grid, method: str, covariance: NDArray[np.float64] | None = None
+) -> QuantizedTensor:
     """The integers of a float32 `[N, K]` matrix on `grid`; gptq (and kd, which begins with it) wants a covariance.
 
     Without one, a table that nothing multiplies, it searches scales. A channelwise tensor has no grid of its input yet.
@@ -41,15 +43,15 @@ def decide(weight: Floats, grid: Grid, method: str, covariance: NDArray[np.float
     return gptq(weight, covariance, grid.bits, grid.block_size)
 
 
-def decide_or_search(
+def quantize_matrix_or_search(
     name: str, weight: Floats, grid: Grid, method: str, covariance: NDArray[np.float64] | None
 ) -> QuantizedTensor:
-    """`decide`; where the inputs of `name` are all alike it says so and takes the method that needs none."""
+    """`quantize_matrix`; where the inputs of `name` are all alike it says so and takes the method that needs none."""
     try:
-        return decide(weight, grid, method, covariance)
+        return quantize_matrix(weight, grid, method, covariance)
     except SingularHessian as error:
         print(
             f"{name}: gptq cannot tell its inputs apart ({error}), so it is rounded by mse; "
             "calibrate on more conversations (--data)"
         )
-        return decide(weight, grid, "mse")
+        return quantize_matrix(weight, grid, "mse")

@@ -21,15 +21,15 @@ from compress.quantize.checkpoint import (
     is_conv1d,
     matrix_shapes,
 )
-from compress.quantize.methods import decide, decide_or_search
+from compress.quantize.methods import quantize_matrix, quantize_matrix_or_search
 from compress.quantize.rounding import block_product, channel_product
 from compress.quantize.schemes import Grid, quantization_config
 from compress.quantize.sequential import quantize_in_turn
-from compress.quantize.smoothing import fold
+from compress.quantize.smoothing import smooth
 
 
 @dataclass
-class Rounded:
+class QuantizedModel:
     """A model whose matrices stand for integers. `before` are the matrices [N, K] that were rounded, by module, and
     `folded` the share of the rounding error of a product that rescaling its channels left."""
 
@@ -41,7 +41,7 @@ class Rounded:
 
 def round_model(
     model: GPT2LMHeadModel, chosen: Mapping[str, Grid], method: str, ranges: Mapping[str, Range] | None = None
-) -> Rounded:
+) -> QuantizedModel:
     """Quantize every weight matrix and table of `model` by itself, by a method that needs no data; `model` stays.
 
     `ranges` are the inputs of every linear layer (`input_ranges`), which w8a8 needs.
@@ -51,12 +51,12 @@ def round_model(
     for name, _ in tqdm(list(matrix_shapes(model.config.to_dict())), desc="quantizing", unit="matrix", disable=None):
         weight = model.get_submodule(name).weight.detach().float().numpy()
         weight = np.ascontiguousarray(weight.T if is_conv1d(name) else weight)
-        tensor = decide(weight, chosen[name], method)
+        tensor = quantize_matrix(weight, chosen[name], method)
         matrices[name] = (
             with_input_range(tensor, *(ranges or {})[name]) if isinstance(tensor, ChannelTensor) else tensor
         )
-    restore(rounded, matrices)
-    return Rounded(rounded, matrices)
+    load_dequantized_(rounded, matrices)
+    return QuantizedModel(rounded, matrices)
 
 
 def calibrate_model(
@@ -65,7 +65,7 @@ def calibrate_model(
     method: str,
     batches: Sequence[Batch],
     sequences: Sequence[Sequence[int]],
-) -> Rounded:
+) -> QuantizedModel:
     """Quantize `model` in turn, on what the part that is quantized already gives; `model` stays.
 
     `batches` are right-padded calibration windows, `sequences` the same without padding, for the ranges of w8a8.
@@ -77,12 +77,12 @@ def calibrate_model(
         if linear.static_inputs
         else partial(block_product, bits=min(grid.bits for grid in chosen.values()), block_size=linear.block_size)
     )
-    folded = fold(rounded, batches, product)
+    folded = smooth(rounded, batches, product)
     before: dict[str, NDArray[np.float32]] = {}
 
     def settle(name: str, weight: NDArray[np.float32], covariance: NDArray[np.float64] | None) -> QuantizedTensor:
         before[name] = weight
-        return decide_or_search(name, weight, chosen[name], method, covariance)
+        return quantize_matrix_or_search(name, weight, chosen[name], method, covariance)
 
     matrices = quantize_in_turn(rounded, model, batches, settle)
     if linear.static_inputs:
@@ -92,11 +92,11 @@ def calibrate_model(
             for name, tensor in matrices.items()
             if isinstance(tensor, ChannelTensor)
         }
-    return Rounded(rounded, matrices, before, folded)
+    return QuantizedModel(rounded, matrices, before, folded)
 
 
 @torch.no_grad()
-def restore(model: GPT2LMHeadModel, matrices: Mapping[str, QuantizedTensor]) -> None:
+def load_dequantized_(model: GPT2LMHeadModel, matrices: Mapping[str, QuantizedTensor]) -> None:
     """Put what `matrices` stand for into `model`, in place."""
     for name, tensor in matrices.items():
         weight = torch.from_numpy(dequantize(tensor))
@@ -104,7 +104,7 @@ def restore(model: GPT2LMHeadModel, matrices: Mapping[str, QuantizedTensor]) -> 
 
 
 def checkpoint_of(
-    rounded: Rounded, tokenizer: PreTrainedTokenizerFast, chosen: Mapping[str, Grid], scheme: str, method: str
+    rounded: QuantizedModel, tokenizer: PreTrainedTokenizerFast, chosen: Mapping[str, Grid], scheme: str, method: str
 ) -> QuantizedCheckpoint:
     """The quantized checkpoint: the integers, and the floats of the model beside them."""
     model = rounded.model

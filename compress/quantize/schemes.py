@@ -15,7 +15,7 @@ from compress.quantize.channelwise import KERNEL
 from compress.quantize.checkpoint import QUANT_METHOD, is_conv1d, matrix_shapes
 
 AUTO = "auto"
-LEAST_BLOCK = 16
+MIN_BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def fitting_blocks(config: Mapping[str, Any], block_size: int) -> dict[str, int]
     sizes = {}
     for name, (_, columns) in matrix_shapes(config):
         size = block_size
-        while columns % size and size > LEAST_BLOCK:
+        while columns % size and size > MIN_BLOCK:
             size //= 2
         if size != block_size and columns % size == 0:
             sizes[name] = size

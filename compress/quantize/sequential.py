@@ -21,7 +21,7 @@ from transformers import GPT2LMHeadModel
 
 from compress.calibrate.calibration import Batch
 from compress.calibrate.ridge import Ridge, fit_final_norm
-from compress.calibrate.sublayers import Half, embed, halves
+from compress.calibrate.sublayers import Sublayer, embed, sublayers
 from compress.quantize.checkpoint import QuantizedTensor, dequantize
 
 # (module, weight float32 [N, K], covariance of its input float64 [K, K] or None) to the integers
@@ -32,7 +32,7 @@ DAMPING = 1e-2  # of the fit before the integers are decided
 
 @torch.no_grad()
 def quantize_in_turn(
-    model: GPT2LMHeadModel, original: GPT2LMHeadModel, batches: Sequence[Batch], decide: Decide
+    model: GPT2LMHeadModel, original: GPT2LMHeadModel, batches: Sequence[Batch], quantize_matrix: Decide
 ) -> dict[str, QuantizedTensor]:
     """Decide the integers of every matrix and table, and put what they stand for into `model`, in place.
 
@@ -47,7 +47,7 @@ def quantize_in_turn(
 
     def store(name: str, weight: Tensor, inputs: NDArray[np.float64] | None) -> Tensor:
         """Decide [N, K] and give what the integers stand for."""
-        matrices[name] = decide(name, np.ascontiguousarray(weight.float().numpy()), inputs)
+        matrices[name] = quantize_matrix(name, np.ascontiguousarray(weight.float().numpy()), inputs)
         return torch.from_numpy(dequantize(matrices[name]))
 
     tied = model.config.tie_word_embeddings
@@ -58,13 +58,13 @@ def quantize_in_turn(
     ours, theirs = embed(model, batches), embed(original, batches)
     blocks = list(zip(model.transformer.h, original.transformer.h, strict=True))
     for index, pair in enumerate(tqdm(blocks, desc="quantizing", unit="layer", disable=None)):
-        for name, our_half, their_half in zip(("attn", "mlp"), *map(halves, pair), strict=True):
+        for name, our_half, their_half in zip(("attn", "mlp"), *map(sublayers, pair), strict=True):
             module = f"transformer.h.{index}.{name}"
-            reader = _reader(our_half, their_half, ours, theirs, masks)
-            _quantize(our_half.reader, reader, partial(store, f"{module}.{_READERS[name]}"))
+            in_proj = _reader(our_half, their_half, ours, theirs, masks)
+            _quantize(our_half.in_proj, in_proj, partial(store, f"{module}.{_READERS[name]}"))
             after = [stream + their_half(stream) for stream in theirs]
-            writer = _writer(our_half, ours, after, masks)
-            _quantize(our_half.writer, writer, partial(store, f"{module}.c_proj"))
+            out_proj = _writer(our_half, ours, after, masks)
+            _quantize(our_half.out_proj, out_proj, partial(store, f"{module}.c_proj"))
             ours, theirs = [stream + our_half(stream) for stream in ours], after
     if not tied:
         model.lm_head.weight.copy_(store("lm_head", model.lm_head.weight, states))
@@ -88,18 +88,22 @@ def _head_inputs(original: GPT2LMHeadModel, batches: Sequence[Batch], masks: Seq
 
 
 def _reader(
-    ours: Half, theirs: Half, our_streams: Sequence[Tensor], their_streams: Sequence[Tensor], masks: Sequence[Tensor]
+    ours: Sublayer,
+    theirs: Sublayer,
+    our_streams: Sequence[Tensor],
+    their_streams: Sequence[Tensor],
+    masks: Sequence[Tensor],
 ) -> Ridge:
     """What reads the stream, towards what the original's reads out of its own."""
-    ridge = Ridge(*ours.reader.weight.shape)
+    ridge = Ridge(*ours.in_proj.weight.shape)
     for mask, our, their in zip(masks, our_streams, their_streams, strict=True):
-        ridge.add(ours.norm(our)[mask], theirs.reader(theirs.norm(their))[mask])
+        ridge.add(ours.norm(our)[mask], theirs.in_proj(theirs.norm(their))[mask])
     return ridge
 
 
-def _writer(ours: Half, streams: Sequence[Tensor], after: Sequence[Tensor], masks: Sequence[Tensor]) -> Ridge:
+def _writer(ours: Sublayer, streams: Sequence[Tensor], after: Sequence[Tensor], masks: Sequence[Tensor]) -> Ridge:
     """What writes to the stream, so that the stream after it is the original's."""
-    ridge = Ridge(*ours.writer.weight.shape)
+    ridge = Ridge(*ours.out_proj.weight.shape)
     for mask, stream, target in zip(masks, streams, after, strict=True):
         _, inputs = ours.with_inputs(stream)
         ridge.add(inputs[mask], target[mask] - stream[mask])

@@ -19,17 +19,17 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from compress.calibrate.calibration import Batch
-from compress.calibrate.sublayers import Half, embed, halves
+from compress.calibrate.sublayers import Sublayer, embed, sublayers
 
 EXPONENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ROWS = 512  # calibration positions that an exponent is tried on
 
 # (inputs [rows, in], weight [in, out]) to the product as the scheme would round it, [rows, out]
-Rounded = Callable[[Tensor, Tensor], Tensor]
+QuantizedModel = Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
-def fold(model: GPT2LMHeadModel, batches: Sequence[Batch], rounded: Rounded) -> dict[str, float]:
+def smooth(model: GPT2LMHeadModel, batches: Sequence[Batch], rounded: QuantizedModel) -> dict[str, float]:
     """Rescale the channels of `model` in place for products that are computed by `rounded`.
 
     Gives the share of the rounding error that is left, by module (1 where nothing was gained). The function of the
@@ -40,22 +40,22 @@ def fold(model: GPT2LMHeadModel, batches: Sequence[Batch], rounded: Rounded) -> 
     streams = embed(model, batches)
     left: dict[str, float] = {}
     for index, block in enumerate(model.transformer.h):
-        for name, half in zip(("attn", "mlp"), halves(block), strict=True):
+        for name, half in zip(("attn", "mlp"), sublayers(block), strict=True):
             module = f"transformer.h.{index}.{name}"
             read = _rows([half.norm(stream)[mask] for stream, mask in zip(streams, masks, strict=True)])
             scale, left[f"{module}.{'c_attn' if name == 'attn' else 'c_fc'}"] = search(
-                read, half.reader.weight, rounded
+                read, half.in_proj.weight, rounded
             )
-            _rescale(half.norm, half.reader, scale)
+            _rescale(half.norm, half.in_proj, scale)
             if name == "attn":
                 written = _rows([half.with_inputs(s)[1][mask] for s, mask in zip(streams, masks, strict=True)])
-                scale, left[f"{module}.c_proj"] = search(written, half.writer.weight, rounded)
+                scale, left[f"{module}.c_proj"] = search(written, half.out_proj.weight, rounded)
                 _rescale_values(half, scale)
             streams = [stream + half(stream) for stream in streams]
     return left
 
 
-def search(inputs: Tensor, weight: Tensor, rounded: Rounded) -> tuple[Tensor, float]:
+def search(inputs: Tensor, weight: Tensor, rounded: QuantizedModel) -> tuple[Tensor, float]:
     """The best scales of the input channels, float32 [in], and the share of the squared error that they leave.
 
     `inputs` [rows, in], `weight` [in, out].
@@ -84,15 +84,15 @@ def _rows(parts: Sequence[Tensor]) -> Tensor:
     return rows[:: max(1, len(rows) // ROWS)][:ROWS]
 
 
-def _rescale(norm: nn.Module, reader: nn.Module, scale: Tensor) -> None:
+def _rescale(norm: nn.Module, in_proj: nn.Module, scale: Tensor) -> None:
     norm.weight.div_(scale)
     norm.bias.div_(scale)
-    reader.weight.mul_(scale[:, None])
+    in_proj.weight.mul_(scale[:, None])
 
 
-def _rescale_values(half: Half, scale: Tensor) -> None:
+def _rescale_values(half: Sublayer, scale: Tensor) -> None:
     """Divide the values by `scale`, [width], and multiply what reads their mixture."""
     width = len(scale)
-    half.reader.weight[:, 2 * width :].div_(scale)
-    half.reader.bias[2 * width :].div_(scale)
-    half.writer.weight.mul_(scale[:, None])
+    half.in_proj.weight[:, 2 * width :].div_(scale)
+    half.in_proj.bias[2 * width :].div_(scale)
+    half.out_proj.weight.mul_(scale[:, None])

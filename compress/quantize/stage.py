@@ -25,7 +25,7 @@ from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import Stage, identity
 from chitchat.system.folder import check_output, staged_folder
 from chitchat.tokenizer import tokenizer_of
-from chitchat.training.processes import Processes
+from chitchat.training.processes import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from compress.calibrate.calibration import (
     CALIBRATION_TOKENS,
@@ -40,13 +40,13 @@ from compress.quantize.allocation import Allocation, Sensitivity, allocate
 from compress.quantize.blockwise import BlockTensor
 from compress.quantize.checkpoint import WEIGHTS, QuantizedTensor, is_conv1d, matrix_shapes, save_quantized
 from compress.quantize.finetune import finetune
-from compress.quantize.methods import CALIBRATED, decide
-from compress.quantize.model import Rounded, calibrate_model, checkpoint_of, restore, round_model
+from compress.quantize.methods import CALIBRATED, quantize_matrix
+from compress.quantize.model import QuantizedModel, calibrate_model, checkpoint_of, load_dequantized_, round_model
 from compress.quantize.options import QuantizeOptions
 from compress.quantize.schemes import AUTO, Grid, grids, mixed_grids
 
-LEAST_SHARE = 0.95
-LEAST_CONVERSATIONS, LEAST_TOKENS = 16, 1024  # of the training part, for a method that calibrates
+MIN_SHARE = 0.95
+MIN_CONVERSATIONS, MIN_TOKENS = 16, 1024  # of the training part, for a method that calibrates
 SENSITIVITY_TOKENS = 2_048  # training tokens that the loss of one tensor is measured on
 
 
@@ -67,7 +67,7 @@ def quantize(
     model, opened = load_model(checkpoint), open_dataset(data)
     tokenizer = tokenizer_of(checkpoint, options.tokenizer, opened.tokenizer)
     opened.check_tokenizer(tokenizer, options.tokenizer or checkpoint)
-    work, processes = out.parent / f".{out.name}.quantizing", Processes()
+    work, processes = out.parent / f".{out.name}.quantizing", Distributed()
     task = _Task(model, opened, options, work, resume)
 
     with stopwatch.paused():
@@ -78,7 +78,7 @@ def quantize(
     done, total = count_weight_bytes(model, rounded.matrices)
     if processes.first:
         print(f"{done:,} of {total:,} weight bytes quantized")
-    if done < LEAST_SHARE * total:
+    if done < MIN_SHARE * total:
         raise WorkFailed(f"{checkpoint}: only {done / total:.1%} of the weight bytes could be quantized, not 95 %")
     quantized = checkpoint_of(rounded, tokenizer, chosen, options.scheme, options.method)
     metrics = {
@@ -125,7 +125,7 @@ class _Task:
         print(f"{len(allocation.low)} of {len(found)} matrices at 4 bits, KL {allocation.kl:.2g}")
         return mixed_grids(self.config, allocation.low, options.block_size), _noted(allocation, found)
 
-    def round(self, chosen: Mapping[str, Grid]) -> Rounded:
+    def round(self, chosen: Mapping[str, Grid]) -> QuantizedModel:
         """The model on those grids, by the method (kd: by the one that it begins with)."""
         tokens, seed = CALIBRATION_TOKENS, self.options.seed
         static = any(grid.static_inputs for grid in chosen.values())
@@ -137,7 +137,7 @@ class _Task:
         batches = calibration_batches(self.windows, self.data.dialogue.pad_id, tokens, seed)
         return calibrate_model(self.model, chosen, self.options.method, batches, sequences)
 
-    def finetune(self, rounded: Rounded, stopwatch: Stopwatch) -> dict[str, Any]:
+    def finetune(self, rounded: QuantizedModel, stopwatch: Stopwatch) -> dict[str, Any]:
         """Fine-tune the linear layers through their rounding, in place; gives what is to be noted."""
         options = self.options
         linears = {name: each for name, each in rounded.matrices.items() if is_conv1d(name)}
@@ -148,7 +148,7 @@ class _Task:
             seed=options.seed, resume=self.resume, stopwatch=stopwatch,
         )  # fmt: skip
         rounded.matrices |= tuned.matrices
-        restore(rounded.model, tuned.matrices)
+        load_dequantized_(rounded.model, tuned.matrices)
         result = tuned.result
         return {
             "kd": {
@@ -171,8 +171,8 @@ class _Task:
         for name in tqdm(every, desc="trying 4 bits", unit="matrix", disable=None):
             weight = self.model.get_submodule(name).weight.detach()
             matrix = (weight.T if is_conv1d(name) else weight).float().contiguous().numpy()
-            four, eight = (decide(matrix, grid[name], "mse") for grid in (low, high))
-            restore(trial, {name: four})
+            four, eight = (quantize_matrix(matrix, grid[name], "mse") for grid in (low, high))
+            load_dequantized_(trial, {name: four})
             found.append(Sensitivity(name, divergence(self.model, trial, batches).kl, eight.nbytes - four.nbytes))
             trial.get_submodule(name).weight.data.copy_(weight)
         return found
@@ -189,10 +189,10 @@ class _Task:
 def _check_enough(data: ChatData, lengths: Sequence[int], options: QuantizeOptions) -> None:
     """Raise `BadInput` unless there is enough in the training part to calibrate on."""
     conversations, tokens = len(lengths), int(sum(lengths))
-    if conversations < LEAST_CONVERSATIONS or tokens < LEAST_TOKENS:
+    if conversations < MIN_CONVERSATIONS or tokens < MIN_TOKENS:
         raise BadInput(
             f"--data {data.path}: its training part has {conversations} conversations of {tokens} tokens; --scheme "
-            f"{options.scheme} --method {options.method} needs {LEAST_CONVERSATIONS} of {LEAST_TOKENS} tokens "
+            f"{options.scheme} --method {options.method} needs {MIN_CONVERSATIONS} of {MIN_TOKENS} tokens "
             "at least: add conversations, or take --scheme w8 --method rtn"
         )
 

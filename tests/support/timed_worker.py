@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import bench.run.worker
-from bench.models.backend import Sample, as_sample
+from bench.models.backend import TimedReply, as_timed_reply
 
 LOG = Path(sys.argv[1])
 
@@ -28,7 +28,9 @@ class TimedBackend:
         self._ballast = np.ones(int(size * 1e9 / 8))
         self._note(op="load", threads=threads, slots=slots)
 
-    def generate(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False) -> Sample:
+    def generate(
+        self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
+    ) -> TimedReply:
         times: list[float] = []
         ids: list[int] = []
         slept: list[float] = []
@@ -40,9 +42,9 @@ class TimedBackend:
             ids.append((sum(prompt) + place + (self._name == "wrong" and place == 2)) % 50)
             times.append(time.perf_counter())
         self._note(op="sample", prompt=list(prompt), slept=slept, reuse=reuse)
-        return as_sample(started, times, ids, new_tokens)
+        return as_timed_reply(started, times, ids, new_tokens)
 
-    def generate_together(self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int) -> Any:
+    def generate_concurrent(self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int) -> Any:
         return [self.generate(prompt, new_tokens, end_of_turn_id) for prompt in prompts]
 
     def runtime(self) -> Any:
