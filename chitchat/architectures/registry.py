@@ -16,10 +16,8 @@ def architecture_of(model_or_config: Any) -> Architecture:
     Raises `BadInput` for one that is not supported.
     """
     config = getattr(model_or_config, "config", model_or_config)
-    if isinstance(config, Mapping):
-        model_type = config.get("model_type", GPT2.model_type)  # older checkpoints of GPT-2 name none
-    else:
-        model_type = config.model_type
+    # Older checkpoints of GPT-2 name no model_type.
+    model_type = config.get("model_type", GPT2.model_type) if isinstance(config, Mapping) else config.model_type
     if model_type not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise BadInput(
