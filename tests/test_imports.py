@@ -16,7 +16,7 @@ ALLOWED = {
     "bench": {"bench", "chitchat", "compress", "serve", "export"},
 }
 # Torch-free modules without imports of their own, which every room may use.
-FOR_ALL = {"serve.quiet"}
+FOR_ALL = {"serve.quiet", "serve.geometry"}
 FRONT_DOOR = "chitchat_compress"
 # Modules without torch, numpy or a runtime, which the front door may import at once.
 LIGHT = {"chitchat.errors"}
