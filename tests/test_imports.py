@@ -15,8 +15,8 @@ ALLOWED = {
     "export": {"export", "chitchat", "compress", "serve"},
     "bench": {"bench", "chitchat", "compress", "serve", "export"},
 }
-# Types and small functions of `serve` without a dependency, which every package may use.
-FOR_ALL = {"serve.bundle", "serve.dialogue", "serve.digest", "serve.quiet"}
+# Types and small functions of `serve` that need no other package, which all may use.
+FOR_ALL = {"serve.dialogue", "serve.digest", "serve.geometry", "serve.quiet"}
 FRONT_DOOR = "chitchat_compress"
 # Modules without torch, numpy or a runtime, which the front door may import at once.
 LIGHT = {"chitchat.errors"}
