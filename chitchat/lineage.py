@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from chitchat.errors import BadInput
-from serve import digest
 from serve.digest import file_record, sha256
+from serve.digest import identity as identity_of
 
 LINEAGE = "lineage.json"
 _PACKAGES = ("chitchat-compress", "torch", "transformers", "tokenizers", "datasets", "onnxruntime")
@@ -82,7 +82,7 @@ def verify_lineage(folder: Path) -> None:
 def identity(folder: Path) -> str:
     """A sha256 that stands for the content of a folder: over the names and hashes of its files, lineage excluded."""
     record = _read(folder)
-    return digest.identity(record["files"] if record else hash_files(folder))
+    return identity_of(record["files"] if record else hash_files(folder))
 
 
 def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
