@@ -15,7 +15,7 @@ import numpy as np
 
 from chitchat.data.dataset import ChatData
 from chitchat.score import score
-from compress.calibrate.calibration import calibration_sequences
+from compress.calibrate.batches import calibration_sequences
 from compress.calibrate.ranges import calibrate_kv
 from export.bundle import EXTERNAL_DATA_BYTES, write_graph
 from export.graph import GraphSpec, build_graph, geometry_of, graph_names, graph_spec

@@ -8,7 +8,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from chitchat.data.dataset import open_dataset
-from compress.calibrate.calibration import calibration_batches, divergence
+from compress.calibrate.batches import calibration_batches
+from compress.calibrate.measure import divergence
 from compress.quantize.blockwise import BlockTensor, dequantize_blocks, quantize_blocks
 from compress.quantize.checkpoint import is_conv1d
 from compress.quantize.finetune import FakeQuant, _latent, finetune

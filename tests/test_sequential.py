@@ -8,7 +8,7 @@ import torch
 from support.small_gpt2 import batches, make_model
 from transformers import GPT2LMHeadModel
 
-from compress.calibrate.calibration import divergence
+from compress.calibrate.measure import divergence
 from compress.quantize.blockwise import dequantize_blocks, quantize_blocks
 from compress.quantize.checkpoint import is_conv1d, matrix_shapes
 from compress.quantize.methods import quantize_matrix, quantize_matrix_or_search

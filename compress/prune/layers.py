@@ -17,7 +17,8 @@ from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from chitchat.assemble import build_gpt2
-from compress.calibrate.calibration import Batch, mean_loss
+from compress.calibrate.batches import Batch
+from compress.calibrate.measure import mean_loss
 
 
 def removal_order(model: GPT2LMHeadModel, batches: Sequence[Batch], count: int) -> list[int]:

@@ -22,7 +22,7 @@ from chitchat.lineage import LINEAGE, Stage, read_lineage
 from chitchat.system.folder import staged_folder
 from chitchat.training.processes import Distributed
 from chitchat.training.stopwatch import Stopwatch
-from compress.calibrate.calibration import measure
+from compress.calibrate.measure import measure
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from compress.prune.pruner import PrunedModel, Pruner

@@ -17,7 +17,8 @@ from transformers import GPT2LMHeadModel
 from chitchat.data.dataset import ChatData
 from chitchat.training.processes import Distributed
 from chitchat.training.stopwatch import Stopwatch
-from compress.calibrate.calibration import calibration_batches, divergence, mean_loss
+from compress.calibrate.batches import calibration_batches
+from compress.calibrate.measure import divergence, mean_loss
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from compress.prune.plan import Candidate

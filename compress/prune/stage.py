@@ -35,7 +35,7 @@ from chitchat.tokenizer import tokenizer_of
 from chitchat.training.processes import Distributed
 from chitchat.training.stopwatch import CLOCK, Stopwatch
 from chitchat.training.workfolder import read_keyed
-from compress.calibrate.calibration import measure
+from compress.calibrate.measure import measure
 from compress.distill.options import HealOptions
 from compress.prune.options import PruneOptions
 from compress.prune.plan import Candidate, CostModel, plan_candidates
