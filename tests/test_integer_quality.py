@@ -10,6 +10,7 @@ from support.outliers import with_outliers
 from support.rounded import rounded_checkpoint
 from transformers import GPT2LMHeadModel
 
+from chitchat.architectures.registry import geometry_of
 from chitchat.checkpoint import load_model, load_tokenizer
 from chitchat.data.windows import collate
 from compress.calibrate.ranges import calibrate_kv, input_ranges
@@ -72,7 +73,7 @@ def test_integers_cost_next_to_nothing_on_held_out_conversations(
 def test_outlier_channels_are_folded_away(trained, scheme: str, kl: float, tmp_path: Path) -> None:
     """GPT-2 has LayerNorm channels a thousand times as large as others; one scale for all of them loses the rest."""
     model, tokenizer, held_out, calibration = trained
-    wild, chosen = with_outliers(model), grids(model.config.to_dict(), scheme)
+    wild, chosen = with_outliers(model), grids(geometry_of(model), scheme)
     batches = [collate([{"input_ids": ids, "labels": ids}], tokenizer.pad_token_id) for ids in calibration]
     rounded = calibrate_model(wild, chosen, "gptq", batches, calibration)
     stored = checkpoint_of(rounded, tokenizer, chosen, scheme, "gptq")
