@@ -18,7 +18,7 @@ from compress.calibrate.ranges import calibrate_kv, input_ranges
 from compress.quantize.model import calibrate_model, checkpoint_of
 from compress.quantize.schemes import grids
 from export.bundle import write_graph
-from export.graph import build_graph, graph_spec
+from export.graph.builder import build_graph, graph_spec
 from export.parity import torch_logits
 from export.weights import GraphWeights, float_weights, quantized_weights, with_kv_scales
 

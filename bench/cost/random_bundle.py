@@ -23,7 +23,8 @@ from compress.quantize.channelwise import ChannelTensor
 from compress.quantize.checkpoint import QuantizedTensor
 from compress.quantize.schemes import SCHEMES, Grid, grids
 from export.bundle import write_graph, write_manifest
-from export.graph import build_graph, graph_names, graph_spec
+from export.graph.builder import build_graph, graph_spec
+from export.graph.spec import graph_names
 from export.weights import GraphWeights, quantized_weights
 from serve.bundle import GRAPH, TOKENIZER, Graph, Manifest
 from serve.geometry import Geometry

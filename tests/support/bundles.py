@@ -14,7 +14,8 @@ from compress.quantize.blockwise import quantize_blocks
 from compress.quantize.channelwise import quantize_channels
 from compress.quantize.checkpoint import QuantizedTensor, dequantize
 from export.bundle import write_graph, write_manifest
-from export.graph import build_graph, graph_names, graph_spec
+from export.graph.builder import build_graph, graph_spec
+from export.graph.spec import graph_names
 from export.weights import GraphWeights, float_weights, quantized_weights, with_kv_scales
 from serve.bundle import GRAPH, Bundle, Graph, Manifest
 from serve.options import SamplingOptions
