@@ -2,8 +2,8 @@
 
 A checkpoint is a local folder, a file of weights with its `config.json` beside it, or a hub id. It may be of any age
 and from any tool (`chitchat.formats`). What is read can be saved again, so no stage fails at its last step for what its
-first one read. What is of an architecture that `chitchat.architectures` does not know, or would have to run code to be read, is refused. What is repaired or assumed on
-the way is told on stderr.
+first one read. What is of an architecture that `chitchat.architectures` does not know, or would have to run code to be
+read, is refused. What is repaired or assumed on the way is told on stderr.
 """
 
 from collections.abc import Iterator

@@ -61,6 +61,30 @@ class Dialogue:
             ids.append(self.end_of_turn_id)
         return ids
 
+    def frame(self, turn: int) -> tuple[int, int]:
+        """How many ids stand before and behind the text of turn number `turn`: a role's header, and the end of turn.
+
+        Neither family has headers. Everything that counts ids of a turn or takes its text out of them asks here.
+        """
+        return 0, 1
+
+    def turn_lengths(self, turns: Sequence[Sequence[int]]) -> list[int]:
+        """How many ids each of a conversation's turns takes in `encode`, given as the ids of its text."""
+        return [len(text) + sum(self.frame(turn)) for turn, text in enumerate(turns)]
+
+    def text_lengths(self, turn_lengths: Sequence[int]) -> list[int]:
+        """How many of the ids of each of a conversation's turns are text, the inverse of `turn_lengths`."""
+        return [length - sum(self.frame(turn)) for turn, length in enumerate(turn_lengths)]
+
+    def turn_texts(self, ids: Any, turn_lengths: Sequence[int]) -> list[Any]:
+        """The text of each turn out of the ids of a conversation (a sequence or an array), the inverse of `encode`."""
+        texts, begin = [], len(self.start_ids)
+        for turn, length in enumerate(turn_lengths):
+            before, behind = self.frame(turn)
+            texts.append(ids[begin + before : begin + length - behind])
+            begin += length
+        return texts
+
     @cached_property
     def _reserved(self) -> frozenset[int]:
         return frozenset({*self.start_ids, self.end_of_turn_id, *self.banned_ids} - {self.unk_id})
