@@ -12,7 +12,7 @@ from support.bundles import exported, random_gpt2, weights_of
 
 from chitchat.data.dataset import open_dataset
 from chitchat.errors import WorkFailed
-from export.graph import graph_spec
+from export.graph.builder import graph_spec
 from export.parity import (
     LIMITS,
     NEW_TOKENS,
