@@ -28,14 +28,14 @@ class Objective(Protocol):
         """Figures on about `max_tokens` validation tokens at most; `loss` decides which model is best."""
 
 
-class Trainable(GPT2LMHeadModel):
+class LossModel(GPT2LMHeadModel):
     """A view of a model (the same parameters) whose forward pass is its objective."""
 
     objective: Objective
 
     @classmethod
-    def around(cls, model: GPT2LMHeadModel, objective: Objective) -> "Trainable":
-        """The view of `model`; training it trains `model`."""
+    def wrap(cls, model: GPT2LMHeadModel, objective: Objective) -> "LossModel":
+        """A view of `model`: training it trains `model`."""
         with torch.device("meta"):
             view = cls(model.config)
         view.transformer, view.lm_head = model.transformer, model.lm_head

@@ -18,9 +18,9 @@ from chitchat.score import score, torch_scorer
 from chitchat.system.folder import check_output, staged_folder
 from chitchat.tokenizer import tokenizer_of
 from chitchat.training.curve import save_curve
+from chitchat.training.distributed import Distributed
 from chitchat.training.objective import NextToken
 from chitchat.training.options import FitOptions, FitResult
-from chitchat.training.processes import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.trainer import fit, weights_sha256
 from chitchat.training.workfolder import WorkFolder
@@ -121,20 +121,21 @@ def train(
         result = score(torch_scorer(model), held_out, max_tokens)
         return {"loss": result.nll_per_token, **{name: result.as_json()[name] for name in FIGURES}}
 
-    work = WorkFolder(out.parent / f".{out.name}.training")
+    work = out.parent / f".{out.name}.training"
     inputs = {"data": opened.identity, "weights": weights_sha256(model), "context": context, "loss": options.loss}
     result = fit(
         model, windows, NextToken(evaluate), _fit_options(options, model), work, inputs, resume=resume,
         stopwatch=stopwatch, closing_seconds=_closing_seconds(stopwatch) if options.max_minutes else 0.0,
     )  # fmt: skip
     figures = _figures(model, result, stopwatch)
-    processes = Distributed()
-    if processes.first:
+
+    def store() -> None:
         with staged_folder(out, "checkpoint") as staging:
             save_curve(staging, result.log)
             save_checkpoint(staging, model, opened.tokenizer, _stage(options, opened, result, figures), options.init)
-        work.remove()
-    processes.wait()
+        WorkFolder(work).remove()
+
+    Distributed().run_on_main(store)
     return figures
 
 

@@ -20,7 +20,7 @@ from chitchat.checkpoint import load_model, save_checkpoint
 from chitchat.data.dataset import ChatData
 from chitchat.lineage import LINEAGE, Stage, read_lineage
 from chitchat.system.folder import staged_folder
-from chitchat.training.processes import Distributed
+from chitchat.training.distributed import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from compress.calibrate.calibration import measure
 from compress.distill.heal import heal
@@ -118,7 +118,7 @@ def _cut(
     stored = _stored(folder / "sliced", processes)
     if stored is not None:
         return PrunedModel(stored[0], stored[1]["layers"]), stored[1]["figures"]
-    if processes.first:
+    if processes.is_main:
         shutil.rmtree(folder, ignore_errors=True)
     cut = knife.cut(each.shape)
     figures = measure(cut.student, knife.model, data)
@@ -131,10 +131,10 @@ def _store(
     folder: Path, model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, metrics: dict[str, Any],
     processes: Distributed,
 ) -> None:  # fmt: skip
-    if processes.first:
+    if processes.is_main:
         with staged_folder(folder, "checkpoint") as staging:
             save_checkpoint(staging, model, tokenizer, Stage("round", {}, 0, metrics=metrics))
-    processes.wait()
+    processes.barrier()
 
 
 def _stored(folder: Path, processes: Distributed) -> tuple[GPT2LMHeadModel, dict[str, Any]] | None:

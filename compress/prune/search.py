@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from chitchat.data.dataset import ChatData
-from chitchat.training.processes import Distributed
+from chitchat.training.distributed import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from compress.calibrate.calibration import calibration_batches, divergence, mean_loss
 from compress.distill.heal import heal

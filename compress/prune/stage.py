@@ -32,7 +32,7 @@ from chitchat.errors import BadInput
 from chitchat.lineage import Stage, identity
 from chitchat.system.folder import check_output, is_disk_full, staged_folder, write_json
 from chitchat.tokenizer import tokenizer_of
-from chitchat.training.processes import Distributed
+from chitchat.training.distributed import Distributed
 from chitchat.training.stopwatch import CLOCK, Stopwatch
 from chitchat.training.workfolder import read_keyed
 from compress.calibrate.calibration import measure
@@ -79,13 +79,13 @@ def prune(
     key = {**asdict(options), "checkpoint": parent or checkpoint, "data": source.data.identity}
     work = Path(os.path.abspath(out)).parent / f".{out.name}.healing"
     processes = Distributed()
-    resume = processes.broadcast(_goes_on(work, key, resume) if processes.first else False)
+    resume = processes.broadcast(_goes_on(work, key, resume) if processes.is_main else False)
     with _tidied(work):
-        if processes.first and not resume:
+        if processes.is_main and not resume:
             _begin(work, key)
-        if processes.first:
+        if processes.is_main:
             stopwatch.keep_in(work / CLOCK, resume)
-        processes.wait()
+        processes.barrier()
         with stopwatch.paused():
             trimmed, teacher = _trim(source, teacher, options, work)
         shape, candidates, knife, left = _choose(
@@ -102,11 +102,11 @@ def prune(
             metrics["candidates"] = [each.as_json() for each in candidates]
         recorded = {**asdict(options), "shape": shape.as_json(), "kept_layers": healed.layers}
         record = Stage("prune", recorded, options.seed, parent, source.data.identity, metrics)
-        if processes.first:
+        if processes.is_main:
             with staged_folder(out, "checkpoint") as staging:
                 save_checkpoint(staging, healed.student, trimmed.tokenizer, record, parent=checkpoint)
             shutil.rmtree(work, ignore_errors=True)
-        processes.wait()
+        processes.barrier()
     figures = _figures(shape, metrics, (time.monotonic() - started) / 60)
     return {**figures, "healing_minutes": healing_minutes} if left else figures
 
@@ -209,9 +209,9 @@ def _trim(
         keep = choose_vocabulary(tokenizer, used_ids(data), options.vocab)
         tokenizer = trim_tokenizer(tokenizer, keep)
         processes = Distributed()
-        if processes.first and not (work / "data" / "data.json").is_file():
+        if processes.is_main and not (work / "data" / "data.json").is_file():
             retokenize(data, tokenizer, work / "data")
-        processes.wait()
+        processes.barrier()
         data = open_dataset(work / "data")
         model = trim_vocabulary(model, keep)
         teacher = model if own else trim_vocabulary(teacher, keep)
@@ -233,12 +233,12 @@ def _choose(
     full = _shape(trimmed.model)
     healing = _healing(options) if options.heals else None
     knife = Pruner(trimmed.model, trimmed.data, options.importance, options.refit, options.seed)
-    choice = processes.broadcast(read_keyed(work / "choice.json", {}) if resume and processes.first else None)
+    choice = processes.broadcast(read_keyed(work / "choice.json", {}) if resume and processes.is_main else None)
     if choice is not None:
         candidates = [Candidate.from_json(row, full) for row in choice["candidates"]]
     else:
         with stopwatch.paused():
-            found = _candidates(_shape(source), full, options, clock) if processes.first else []
+            found = _candidates(_shape(source), full, options, clock) if processes.is_main else []
             candidates = processes.broadcast(found)
         trial = None
         if healing is not None and len(candidates) > 1:
@@ -250,7 +250,7 @@ def _choose(
             None if ends is None else stopwatch.part(ends, SEARCH_SHARE),
         )  # fmt: skip
         candidates = processes.broadcast(tried)
-        if processes.first:
+        if processes.is_main:
             write_json(work / "choice.json", {"key": {}, "candidates": [each.as_json() for each in candidates]})
     shape = next(each.shape for each in candidates if each.chosen)
     if healing is not None and any(each.steps for each in candidates):

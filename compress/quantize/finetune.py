@@ -23,7 +23,6 @@ from chitchat.training.options import FitOptions, FitResult
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.train import scratch_rate
 from chitchat.training.trainer import fit
-from chitchat.training.workfolder import WorkFolder
 from compress.distill.objective import Distillation
 from compress.quantize.blockwise import LIMITS, BlockTensor, from_integers, round_to, unpack
 from compress.quantize.scales import per_column
@@ -114,7 +113,7 @@ def finetune(
     )
     objective = Distillation(original, held_out, layers_dropped=False)
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    result = fit(model, windows, objective, options, WorkFolder(work), inputs, resume=resume, stopwatch=stopwatch)
+    result = fit(model, windows, objective, options, work, inputs, resume=resume, stopwatch=stopwatch)
     if result.before["loss"] <= result.after["loss"]:
         model.load_state_dict(before)
     tuned = {name: _settle(layer) for name, layer in layers.items()}
