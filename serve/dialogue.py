@@ -1,50 +1,58 @@
-"""The dialogue format of a bundle: what starts a conversation, what ends a turn, what is never generated.
+"""The dialogue format in token ids: what starts a conversation, what ends a turn, what is never generated.
 
-Read from the `dialogue` object of bundle.json, which the exporter wrote. It speaks ids only, and lets no special token
-into a turn, so that no text can forge the border of a turn.
+It stands in bundle.json and in a data set's data.json. It speaks ids only, and lets no special token into a turn, so
+that no text can forge the border of a turn.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
-
-from serve.errors import BadBundle
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Special ids of one dialogue family: `[CLS]turn[SEP]turn[SEP]` (chitchat) or `turn<eos>turn<eos>` (dialogpt)."""
+    """How conversations are written in ids: `[CLS]turn[SEP]turn[SEP]` (chitchat) or `turn<eos>turn<eos>` (dialogpt).
+
+    `start_ids` opens a conversation, `end_of_turn_id` closes every turn, `unconditional_prompt_ids` is the prompt of
+    unconditional generation, `banned_ids` (sorted) are never to be generated: all special ids but the end of turn and,
+    in a model's dialogue, the rows of its table that are no token.
+    """
 
     family: str
     start_ids: tuple[int, ...]
     end_of_turn_id: int
     pad_id: int
     unk_id: int | None
-    unconditional_prompt_ids: tuple[int, ...]  # the prompt of an unconditional sample
-    banned_ids: tuple[int, ...]  # never to be generated
+    unconditional_prompt_ids: tuple[int, ...]
+    banned_ids: tuple[int, ...]
 
     @classmethod
     def from_json(cls, value: Any) -> "Dialogue":
-        """Read the `dialogue` object of bundle.json. Raises BadBundle that names the field."""
+        """The dialogue that `as_json` wrote. Raises ValueError that names the field."""
         if not isinstance(value, Mapping):
-            raise BadBundle("bundle.json: dialogue is not an object; export the bundle again")
+            raise ValueError("dialogue is not an object")
         family = value.get("family")
         if not isinstance(family, str):
-            raise BadBundle(f"bundle.json: dialogue.family is {family!r}, not a string; export the bundle again")
+            raise ValueError(f"dialogue.family is {family!r}, not a string")
         unk_id = value.get("unk_id")
+        name = "blank_ids" if "blank_ids" in value else "unconditional_prompt_ids"  # the former is the older name
         return cls(
             family=family,
             start_ids=_ids(value, "start_ids"),
             end_of_turn_id=_id("end_of_turn_id", value.get("end_of_turn_id")),
             pad_id=_id("pad_id", value.get("pad_id")),
             unk_id=None if unk_id is None else _id("unk_id", unk_id),
-            unconditional_prompt_ids=_ids(value, "unconditional_prompt_ids"),
+            unconditional_prompt_ids=_ids(value, name),
             banned_ids=_ids(value, "banned_ids"),
         )
 
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
     def encode(self, turns: Sequence[Sequence[int]]) -> list[int]:
-        """Give the ids of a conversation: start, then each turn followed by its end of turn.
+        """The ids of a conversation whose turns are given as ids: start, then each turn followed by its end of turn.
 
         A turn's own special ids, the unknown token excepted, are left out. Tokenizers are told to make none of text,
         but one whose special tokens are not declared as such does.
@@ -62,12 +70,12 @@ class Dialogue:
 
 def _id(field: str, value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise BadBundle(f"bundle.json: dialogue.{field} is {value!r}, not a token id; export the bundle again")
+        raise ValueError(f"dialogue.{field} is {value!r}, not a token id")
     return value
 
 
 def _ids(record: Mapping[str, Any], field: str) -> tuple[int, ...]:
     values = record.get(field)
     if not isinstance(values, list | tuple):
-        raise BadBundle(f"bundle.json: dialogue.{field} is {values!r}, not a list of ids; export the bundle again")
+        raise ValueError(f"dialogue.{field} is {values!r}, not a list of ids")
     return tuple(_id(field, value) for value in values)

@@ -130,4 +130,7 @@ def test_a_tokenizer_that_cannot_end_a_turn_is_refused(override: str | None) -> 
 def test_a_dialogue_survives_json() -> None:
     """Lists in place of tuples made equal dialogues unequal."""
     dialogue = dialogue_of(_bpe("chitchat"))
-    assert Dialogue.from_json(dialogue.as_json()) == dialogue
+    fields = dialogue.as_json()
+    assert Dialogue.from_json(fields) == dialogue
+    fields["blank_ids"] = fields.pop("unconditional_prompt_ids")  # the name in folders of earlier versions
+    assert Dialogue.from_json(fields) == dialogue

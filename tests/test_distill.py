@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.healing import OPTIONS, model
+from support.killed_run import kill_after_checkpoint, start
+from support.timed_machine import Machine, Timed, slower
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from chitchat.data.dataset import open_dataset
@@ -25,19 +28,6 @@ from compress.distill.objective import Distillation, skewed_kl
 from compress.distill.options import HealOptions
 from compress.distill.run import HealRun, default_rate
 from compress.distill.samples import SampledWindows
-
-from test_pacer import Machine, Timed, slower  # isort: skip
-from test_trainer import kill_after_checkpoint, start  # isort: skip
-
-
-def model(layers: int = 2, width: int = 16, seed: int = 0, dropout: float = 0.0) -> GPT2LMHeadModel:
-    torch.manual_seed(seed)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=300, n_layer=layers, n_embd=width, n_head=2, n_positions=32, initializer_range=0.1,
-            resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
-        )
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -252,11 +242,10 @@ import sys
 from pathlib import Path
 from chitchat.data.dataset import open_dataset
 from compress.distill.heal import heal
-from test_distill import OPTIONS, model
+from support.healing import OPTIONS, model
 data, work = open_dataset(Path(sys.argv[1])), Path(sys.argv[2])
 heal(model(seed=1, dropout=0.1), model(layers=4), data, work, OPTIONS)
 """
-OPTIONS = HealOptions(epochs=30, batch_size=8, dropout=None, own_replies=0.6)
 
 
 @pytest.fixture(scope="module")
@@ -349,7 +338,7 @@ from chitchat.data.dataset import open_dataset
 from chitchat.training.distributed import Distributed
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
-from test_distill import model
+from support.healing import model
 data, work = open_dataset(Path(sys.argv[1])), Path(sys.argv[2])
 result = heal(model(seed=1), model(layers=4), data, work, HealOptions(steps=66, own_replies=0.95, teacher_samples=True))
 if Distributed().is_main:
