@@ -118,7 +118,7 @@ def time_step(
     of a step; `broadcast` gives the first process's answer to all. On a machine that others use too, the mean knows of
     their bursts and the median does not.
     """
-    trial = Trainable.around(copy.deepcopy(_plain(model)), model.objective).train()
+    trial = Trainable.around(copy.deepcopy(model.plain()), model.objective).train()
     optimizer = make_optimizer(trial)
     parts = processes * accumulation
     seconds_per_token: list[float] = []
@@ -155,16 +155,6 @@ def _trial_step(
     optimizer.zero_grad()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _plain(model: Trainable) -> torch.nn.Module:
-    """The GPT-2 that the view shows, without its objective (a teacher need not be copied)."""
-    from transformers import GPT2LMHeadModel
-
-    with torch.device("meta"):
-        plain = GPT2LMHeadModel(model.config)
-    plain.transformer, plain.lm_head = model.transformer, model.lm_head
-    return plain
 
 
 def _time_evaluation(objective: Objective, model: Trainable, stopwatch: Stopwatch) -> float:

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from chitchat.architectures.protocol import last_hidden
 from chitchat.data.dataset import ChatData, Windows, collate
 from chitchat.divergence import compare_states, score_states
 from chitchat.errors import BadInput
 from chitchat.score import score, torch_scorer
-from chitchat.training.objective import label_positions, last_hidden
+from chitchat.training.objective import label_positions
 
 Batch = dict[str, Tensor]
 

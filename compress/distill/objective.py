@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
+from chitchat.architectures.protocol import last_hidden
 from chitchat.data.windows import Windows, collate
 from chitchat.divergence import compare_states, kl_divergence
 from chitchat.errors import WorkFailed
-from chitchat.training.objective import NextToken, label_positions, last_hidden, sum_by_parts
+from chitchat.training.objective import NextToken, label_positions, sum_by_parts
 
 HIDDEN_WEIGHT = 1.0  # of the cosine loss, per position, beside the KL in nats
 SKEW = 0.1  # the teacher's share in the mixture that the skewed divergence is measured to
