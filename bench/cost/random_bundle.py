@@ -81,7 +81,7 @@ def write_weights(shape: Geometry, scheme: str, weights: GraphWeights, folder: P
         scheme=scheme,
         geometry=spec.geometry,
         parameters=count_parameters(shape),
-        dialogue=dialogue | {"unk_id": None, "unconditional_prompt_ids": [], "banned_ids": []},
+        dialogue=dialogue | {"unk_id": None, "blank_ids": [], "banned_ids": []},
         sampling=asdict(SamplingOptions()),
         cpu_features=(),
         lineage=(),

@@ -29,9 +29,10 @@ from chitchat.data.survey import SAMPLE_BYTES, CorpusIndex, conversation_key, op
 from chitchat.dialogue import FAMILIES, Dialogue, dialogue_of, encode_text
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.formats.tokenizer_files import save_tokenizer
-from chitchat.lineage import Stage, sha256, write_lineage
+from chitchat.lineage import Stage, write_lineage
 from chitchat.system.folder import OUR_FILES, check_output, staged_folder
 from chitchat.tokenizer import check_vocab_size, open_tokenizer, train_tokenizer
+from serve.digest import sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

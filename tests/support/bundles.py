@@ -26,7 +26,7 @@ DIALOGUE = {
     "end_of_turn_id": 2,
     "pad_id": 0,
     "unk_id": None,
-    "unconditional_prompt_ids": [1],
+    "blank_ids": [1],
     "banned_ids": [0, 1],
 }
 
