@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import GPT2LMHeadModel, PrinterCallback, Trainer, TrainerControl, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
 from chitchat.data.windows import collate
@@ -41,7 +41,7 @@ NO_END = 2**31
 
 
 def fit(
-    model: GPT2LMHeadModel,
+    model: PreTrainedModel,
     windows: TrainingWindows,
     objective: Objective,
     options: FitOptions,
@@ -173,7 +173,7 @@ class ExactTrainer(Trainer):
 
 
 def _trainer(
-    model: GPT2LMHeadModel, windows: TrainingWindows, objective: Objective, options: FitOptions, work: WorkFolder,
+    model: PreTrainedModel, windows: TrainingWindows, objective: Objective, options: FitOptions, work: WorkFolder,
     inputs: Mapping[str, Any], processes: Distributed, stopwatch: Stopwatch, ends: float | None, closing_seconds: float,
 ) -> ExactTrainer:  # fmt: skip
     """The trainer with its plan and decisions: those in the work folder, else new ones, the same in every process."""
@@ -201,7 +201,7 @@ def _trainer(
 
 
 def step_seconds(
-    model: GPT2LMHeadModel, windows: TrainingWindows, objective: Objective, options: FitOptions, processes: Distributed,
+    model: PreTrainedModel, windows: TrainingWindows, objective: Objective, options: FitOptions, processes: Distributed,
     stopwatch: Stopwatch,
 ) -> float:  # fmt: skip
     """Seconds of an optimizer step, on a copy of `model`, timed in all processes at once, as they will run."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
 from chitchat.data.dataset import ChatData, Windows
 from chitchat.errors import ChitchatError
@@ -35,8 +35,8 @@ class HealRun:
     By minutes, the healing has the seconds from `begins` to `ends` on its `stopwatch`.
     """
 
-    student: GPT2LMHeadModel
-    teacher: GPT2LMHeadModel
+    student: PreTrainedModel
+    teacher: PreTrainedModel
     data: ChatData
     windows: Windows
     held_out: Windows
@@ -65,7 +65,7 @@ class HealRun:
         if self.options.loss_kind == "ce":
             return next_token(self.teacher, self.held_out)
         ours, theirs = self.student.config, self.teacher.config
-        dropped = ours.n_layer < theirs.n_layer and ours.n_embd == theirs.n_embd
+        dropped = ours.num_hidden_layers < theirs.num_hidden_layers and ours.hidden_size == theirs.hidden_size
         return Distillation(self.teacher, self.held_out, dropped, skew, self.options.label_share)
 
     def fit_options(self, rate: float = 1.0, **budget: Any) -> FitOptions:
@@ -105,15 +105,15 @@ class HealRun:
         return SampledWindows.load(file)
 
 
-def default_rate(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel) -> float:
+def default_rate(student: PreTrainedModel, teacher: PreTrainedModel) -> float:
     """The peak rate: a share of that of training at the student's width, the larger the more was cut."""
     removed = 1 - student.num_parameters() / teacher.num_parameters()
     way = min(max((removed - SMALL_CUT) / (BIG_CUT - SMALL_CUT), 0.0), 1.0)
-    return SMALL_CUT_RATE * (BIG_CUT_RATE / SMALL_CUT_RATE) ** way * scratch_rate(student.config.n_embd)
+    return SMALL_CUT_RATE * (BIG_CUT_RATE / SMALL_CUT_RATE) ** way * scratch_rate(student.config.hidden_size)
 
 
 @contextmanager
-def dropout(model: GPT2LMHeadModel, share: float | None) -> Iterator[None]:
+def dropout(model: PreTrainedModel, share: float | None) -> Iterator[None]:
     """Within, `model` drops `share` of its activations in training; its configuration and the rest after stay."""
     layers = [] if share is None else [layer for layer in model.modules() if isinstance(layer, torch.nn.Dropout)]
     own = [layer.p for layer in layers]

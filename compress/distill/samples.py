@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset as TorchDataset
-from transformers import GPT2LMHeadModel, TopPLogitsWarper
+from transformers import PreTrainedModel, TopPLogitsWarper
 
 from chitchat.data.dataset import ChatData
 from chitchat.data.windows import IGNORED, RaggedColumn, counted_turns
@@ -96,7 +96,7 @@ class Chosen(TorchDataset[dict[str, Any]]):
 
 
 def teacher_conversations(
-    teacher: GPT2LMHeadModel,
+    teacher: PreTrainedModel,
     data: ChatData,
     context: int,
     tokens: int,
@@ -139,7 +139,7 @@ def teacher_conversations(
 
 
 def own_replies(
-    student: GPT2LMHeadModel,
+    student: PreTrainedModel,
     data: ChatData,
     context: int,
     count: int,
@@ -190,7 +190,7 @@ class Sampler:
     `banned_ids` are never drawn, and nothing more once it is `enough`. The model is left in eval mode.
     """
 
-    model: GPT2LMHeadModel
+    model: PreTrainedModel
     banned_ids: Sequence[int]
     seed: int
     top_p: float = TOP_P
