@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
 from chitchat.errors import BadInput
 from chitchat.training.batches import GlobalBatches, TrainingWindows
@@ -18,7 +18,7 @@ class FitRun:
     """One training. By minutes it ends at `ends`, seconds on the `stopwatch`, of which the caller needs
     `closing_seconds` after the training. Raises `BadInput` unless the batch can be shared out evenly."""
 
-    model: GPT2LMHeadModel
+    model: PreTrainedModel
     windows: TrainingWindows
     objective: Objective
     options: FitOptions

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import GPT2LMHeadModel, PrinterCallback, Trainer, TrainerControl, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
 from chitchat.errors import BadInput, WorkFailed
@@ -40,7 +40,7 @@ NO_END = 2**31
 
 
 def fit(
-    model: GPT2LMHeadModel,
+    model: PreTrainedModel,
     windows: TrainingWindows,
     objective: Objective,
     options: FitOptions,

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
 from chitchat.data.dataset import ChatData
 from chitchat.errors import BadInput
@@ -68,8 +68,8 @@ class HealResult:
 
 
 def heal(
-    student: GPT2LMHeadModel,
-    teacher: GPT2LMHeadModel,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
     data: ChatData,
     work: Path,
     options: HealOptions,
@@ -124,14 +124,14 @@ def heal(
     return _result(main, own, run.minutes, 0 if sampled is None else int(sampled.lengths.sum()))
 
 
-def _context(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, context: int | None) -> int:
+def _context(student: PreTrainedModel, teacher: PreTrainedModel, context: int | None) -> int:
     """The window length. Raises `BadInput` where the models do not fit together."""
     if student.config.vocab_size != teacher.config.vocab_size:
         raise BadInput(
             f"--teacher: has a vocabulary of {teacher.config.vocab_size}, the student one of "
             f"{student.config.vocab_size}; distillation needs the same one"
         )
-    longest = min(student.config.n_positions, teacher.config.n_positions)
+    longest = min(student.config.max_position_embeddings, teacher.config.max_position_embeddings)
     if context is not None and context > longest:
         raise BadInput(
             f"--context {context}: teacher and student have {longest} positions in common; give at most {longest}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
 from chitchat.data.dataset import ChatData, Windows
 from chitchat.training.batches import TrainingWindows
@@ -32,8 +32,8 @@ class HealRun:
     """One healing. `windows` and `held_out` are the splits of the data set in windows of `context` ids; `key` is what a
     resumed run must share. By minutes, it has the seconds from `begins` to `ends` on its `stopwatch`."""
 
-    student: GPT2LMHeadModel
-    teacher: GPT2LMHeadModel
+    student: PreTrainedModel
+    teacher: PreTrainedModel
     data: ChatData
     windows: Windows
     held_out: Windows
@@ -66,7 +66,7 @@ class HealRun:
         if self.options.loss_kind == "ce":
             return next_token(self.teacher, self.held_out)
         ours, theirs = self.student.config, self.teacher.config
-        dropped = ours.n_layer < theirs.n_layer and ours.n_embd == theirs.n_embd
+        dropped = ours.num_hidden_layers < theirs.num_hidden_layers and ours.hidden_size == theirs.hidden_size
         return Distillation(self.teacher, self.held_out, dropped, skew, self.options.label_share)
 
     def fit_options(self, rate: float = 1.0, **budget: Any) -> FitOptions:
@@ -103,15 +103,15 @@ class HealRun:
         return SampledWindows.load(file)
 
 
-def default_rate(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel) -> float:
+def default_rate(student: PreTrainedModel, teacher: PreTrainedModel) -> float:
     """The peak learning rate: a share of that of training at the student's width, the larger the more was cut."""
     removed = 1 - student.num_parameters() / teacher.num_parameters()
     position = min(max((removed - SMALL_CUT) / (BIG_CUT - SMALL_CUT), 0.0), 1.0)
-    return SMALL_CUT_RATE * (BIG_CUT_RATE / SMALL_CUT_RATE) ** position * scratch_rate(student.config.n_embd)
+    return SMALL_CUT_RATE * (BIG_CUT_RATE / SMALL_CUT_RATE) ** position * scratch_rate(student.config.hidden_size)
 
 
 @contextmanager
-def dropout(model: GPT2LMHeadModel, share: float | None) -> Iterator[None]:
+def dropout(model: PreTrainedModel, share: float | None) -> Iterator[None]:
     """Within, `model` drops `share` of its activations in training (None: what its layers say); the config stays."""
     layers = [] if share is None else [layer for layer in model.modules() if isinstance(layer, torch.nn.Dropout)]
     own = [layer.p for layer in layers]

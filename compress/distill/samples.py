@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, Subset
 from torch.utils.data import Dataset as TorchDataset
-from transformers import GPT2LMHeadModel, TopPLogitsWarper
+from transformers import PreTrainedModel, TopPLogitsWarper
 
 from chitchat.data.dataset import ChatData
 from chitchat.data.windows import IGNORED, RaggedColumn, counted_turns
@@ -81,7 +81,7 @@ class Chosen(Subset[dict[str, Any]]):
 
 
 def teacher_conversations(
-    teacher: GPT2LMHeadModel,
+    teacher: PreTrainedModel,
     data: ChatData,
     context: int,
     tokens: int,
@@ -114,7 +114,7 @@ def teacher_conversations(
 
 
 def student_replies(
-    student: GPT2LMHeadModel,
+    student: PreTrainedModel,
     data: ChatData,
     context: int,
     count: int,
@@ -181,7 +181,7 @@ class Sampler:
     `banned_ids` are never drawn, and nothing more once it is `enough`. The model is left in eval mode.
     """
 
-    model: GPT2LMHeadModel
+    model: PreTrainedModel
     banned_ids: Sequence[int]
     seed: int
     enough: Callable[[], bool] = lambda: False
