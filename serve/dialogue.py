@@ -1,6 +1,6 @@
 """The dialogue format in token ids: what starts a conversation, what ends a turn, what is never generated.
 
-It stands in bundle.json and in a data set's data.json. It speaks ids only, and lets no special token into a turn, so
+It stands in bundle.json and in a data set's data.json. It handles ids only, and lets no special token into a turn, so
 that no text can forge the border of a turn.
 """
 
@@ -42,13 +42,14 @@ class Dialogue:
             end_of_turn_id=_id("end_of_turn_id", value.get("end_of_turn_id")),
             pad_id=_id("pad_id", value.get("pad_id")),
             unk_id=None if unk_id is None else _id("unk_id", unk_id),
-            unconditional_prompt_ids=_ids(value, "unconditional_prompt_ids"),
+            unconditional_prompt_ids=_ids(value, "blank_ids"),
             banned_ids=_ids(value, "banned_ids"),
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """The fields as bundle.json and data.json have them; `unconditional_prompt_ids` is "blank_ids" there."""
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {"blank_ids" if name == "unconditional_prompt_ids" else name: fields[name] for name in fields}
 
     def encode(self, turns: Sequence[Sequence[int]]) -> list[int]:
         """The ids of a conversation whose turns are given as ids: start, then each turn followed by its end of turn.
@@ -61,6 +62,30 @@ class Dialogue:
             ids.extend(turn if self._reserved.isdisjoint(turn) else (i for i in turn if i not in self._reserved))
             ids.append(self.end_of_turn_id)
         return ids
+
+    def frame(self, turn: int) -> tuple[int, int]:
+        """How many ids stand before and behind the text of turn number `turn`: a role's header, and the end of turn.
+
+        Neither family has headers. Everything that counts ids of a turn or takes its text out of them asks here.
+        """
+        return 0, 1
+
+    def turn_lengths(self, turns: Sequence[Sequence[int]]) -> list[int]:
+        """How many ids each of a conversation's turns takes in `encode`, given as the ids of its text."""
+        return [len(text) + sum(self.frame(turn)) for turn, text in enumerate(turns)]
+
+    def text_lengths(self, turn_lengths: Sequence[int]) -> list[int]:
+        """How many of the ids of each of a conversation's turns are text, the inverse of `turn_lengths`."""
+        return [length - sum(self.frame(turn)) for turn, length in enumerate(turn_lengths)]
+
+    def turn_texts(self, ids: Any, turn_lengths: Sequence[int]) -> list[Any]:
+        """The text of each turn out of the ids of a conversation (a sequence or an array), the inverse of `encode`."""
+        texts, begin = [], len(self.start_ids)
+        for turn, length in enumerate(turn_lengths):
+            before, behind = self.frame(turn)
+            texts.append(ids[begin + before : begin + length - behind])
+            begin += length
+        return texts
 
     @cached_property
     def _reserved(self) -> frozenset[int]:

@@ -71,7 +71,7 @@ def test_the_dialogue_of_a_bundle_is_read_and_its_faults_are_named() -> None:
         "end_of_turn_id": 102,
         "pad_id": 0,
         "unk_id": None,
-        "unconditional_prompt_ids": [101],
+        "blank_ids": [101],
         "banned_ids": [0, 101],
     }
     assert Dialogue.from_json(good).encode([[5], []]) == [101, 5, 102, 102]

@@ -215,7 +215,7 @@ def encode_batch(
     for conversation in conversations:
         own = [next(spelled) if turn.ids is None else turn.ids for turn in conversation]
         encoded.append(dialogue.encode(own))
-        turn_lengths.append([len(turn) + 1 for turn in own])
+        turn_lengths.append(dialogue.turn_lengths(own))
     columns = {
         "input_ids": encoded,
         "turn_lengths": turn_lengths,
