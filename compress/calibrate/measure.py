@@ -13,7 +13,7 @@ from chitchat.data.dataset import ChatData
 from chitchat.divergence import compare_states, score_states
 from chitchat.errors import BadInput
 from chitchat.score import score, torch_scorer
-from chitchat.training.objective import label_positions
+from chitchat.training.objective import fused_gelu, label_positions
 from compress.calibrate.batches import Batch, calibration_batches
 
 # Held-out tokens that the figures in a lineage are taken on.
@@ -71,7 +71,8 @@ def measure(model: PreTrainedModel, reference: PreTrainedModel, data: ChatData) 
     `kl` and `top1` say how far the model is from `reference`; they are left out where the two are the same object.
     """
     windows = data.windows("validation", model.config.max_position_embeddings)
-    found = score(torch_scorer(model), windows, max_tokens=SCORE_TOKENS)
+    with fused_gelu(model):
+        found = score(torch_scorer(model), windows, max_tokens=SCORE_TOKENS)
     metrics = {
         "parameters": model.num_parameters(),
         "perplexity": found.perplexity,
@@ -79,6 +80,8 @@ def measure(model: PreTrainedModel, reference: PreTrainedModel, data: ChatData) 
         "tokens": found.tokens,
     }
     if model is not reference:
-        distance = divergence(reference, model, calibration_batches(windows, data.dialogue.pad_id, KL_TOKENS))
+        batches = calibration_batches(windows, data.dialogue.pad_id, KL_TOKENS)
+        with fused_gelu(reference), fused_gelu(model):
+            distance = divergence(reference, model, batches)
         metrics |= {"kl": distance.kl, "top1": distance.top1}
     return metrics
