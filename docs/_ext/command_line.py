@@ -1,4 +1,4 @@
-"""The directive `{command-line}`: what every verb answers to `--help`, so that the page cannot lag behind the program."""
+"""The directive `{command-line}`: what every verb answers to `--help`, so that the page says what the program does."""
 
 import os
 import subprocess
