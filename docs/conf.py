@@ -27,7 +27,6 @@ html_copy_source = False
 default_role = "code"
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 # A name of ours that cannot be found is an error; those of other libraries are looked up on the network, which a
 # build does without.
 nitpicky = True
