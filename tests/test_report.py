@@ -141,13 +141,6 @@ def test_shapes_that_were_tried_stand_in_the_report_once(made: tuple[Path, Any])
     ), "the largest first"
 
 
-def test_a_shape_that_was_taken_without_a_trial_is_left_out() -> None:
-    """A model that was pruned with --candidates 1 ended the bench with a traceback after its last round."""
-    shape = {"shape": "1 x 32", "parameters": 30_000, "perplexity_ratio": None, "kl": None, "steps": 0, "chosen": True}
-    stages = [{"stage": "prune", "metrics": {"candidates": [shape]}}]
-    assert pruning_candidates(["pruned"], [model("pruned", lineage=lambda: stages)]) == {}
-
-
 def test_the_folder_holds_table_picture_and_raw_samples(made: tuple[Path, Any]) -> None:
     """Figures without their samples cannot be checked afterwards."""
     out, report = made

@@ -11,10 +11,7 @@ from bench.models.handle import ModelHandle
 
 
 def pruning_candidates(names: Sequence[str], models: Sequence[ModelHandle]) -> dict[str, list[dict[str, Any]]]:
-    """The shapes that were tried for each row, from the prune stages of its lineage; a search stands at one row.
-
-    The shape of a search of one (`--candidates 1`) is taken without a trial and has no figures: it is left out.
-    """
+    """The shapes that were tried for each row, from the prune stages of its lineage; a search is told at one row."""
     found: dict[str, list[dict[str, Any]]] = {}
     for name, model in zip(names, models, strict=True):
         tried = [
@@ -22,7 +19,6 @@ def pruning_candidates(names: Sequence[str], models: Sequence[ModelHandle]) -> d
             for record in model.lineage()
             if record["stage"] == "prune"
             for candidate in record["metrics"].get("candidates") or ()
-            if candidate["perplexity_ratio"] is not None
         ]
         if tried and tried not in found.values():
             found[name] = tried
