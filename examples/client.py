@@ -1,7 +1,8 @@
 """A conversation with `compress serve`, with nothing but the standard library: the reply is shown as it comes.
 
-    compress serve bundle &
     python examples/client.py [URL]
+
+An empty line ends it. The server is started by `compress serve bundle`.
 """
 
 import json
