@@ -11,7 +11,7 @@ project = "chitchat-compress"
 author = "the authors of chitchat-compress"
 version = release = metadata.version("chitchat-compress").partition("+")[0]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "command_line"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "generated"]
 exclude_patterns = ["_build", "_ext"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3

@@ -1,4 +1,4 @@
-"""The directive `{command-line}`: every command and option, as the program itself describes them."""
+"""Directives for what the program knows of itself: `{command-line}`, its options, and `{report-row}`, its figures."""
 
 import re
 
@@ -20,8 +20,23 @@ class CommandLine(SphinxDirective):
         return self.parse_text_to_nodes(page, allow_section_headings=True)
 
 
+class ReportRow(SphinxDirective):
+    """A table of the figures of a row; intervals, which many of them have, are left out."""
+
+    def run(self) -> list[nodes.Node]:
+        from bench.report.row import FIGURES
+
+        lines = ["| field | column | unit | meaning |", "| --- | --- | --- | --- |"]
+        for name, figure in FIGURES.items():
+            if not name.endswith("_interval"):
+                meaning = figure.meaning.replace("|", "\\|")
+                lines.append(f"| `{name}` | {figure.title} | {figure.unit} | {meaning} |")
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("command-line", CommandLine)
+    app.add_directive("report-row", ReportRow)
     for name in ("txt", "csv", "tsv", "jsonl"):  # examples of corpora; tests read them by these names
         app.add_lexer(name, TextLexer)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
