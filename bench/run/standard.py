@@ -17,7 +17,7 @@ from chitchat.data.builder import build_dataset
 from chitchat.lineage import Stage
 from chitchat.system.folder import staged_folder
 from chitchat.tokenizer import read_vocab_txt
-from compress.quantize.options import QuantizeOptions
+from compress.quantize.options import QuantizeOptions, SchemeName
 from compress.quantize.stage import quantize
 from export.stage import export
 
@@ -57,11 +57,11 @@ def make_checkpoint(folder: Path, name: str, seed: int = 0) -> Path:
     return folder / name
 
 
-def make_integers(folder: Path, name: str, scheme: str) -> Path:
+def make_integers(folder: Path, name: str, scheme: SchemeName) -> Path:
     """Quantize a checkpoint of `make_checkpoint`, unless it is done; the path of the quantized one."""
     out = folder / f"{name}-{scheme}-integers"
     if not out.is_dir():
-        quantize(str(folder / name), _data(folder, name), out, QuantizeOptions(scheme, "rtn"))
+        quantize(str(folder / name), _data(folder, name), out, QuantizeOptions(scheme=scheme, method="rtn"))
     return out
 
 

@@ -125,7 +125,7 @@ def train(
     from chitchat.training.stopwatch import Stopwatch
 
     stopwatch = Stopwatch()  # before the libraries are loaded: the minutes are the user's
-    from chitchat.training.train import TrainOptions
+    from chitchat.training.options import TrainOptions
     from chitchat.training.train import train as run_training
 
     given: dict[str, Any] = {
@@ -215,7 +215,7 @@ def prune(
         candidates=candidates,
         scheme=scheme,
         importance=importance,
-        refit=not no_refit,
+        no_refit=no_refit,
         heal_epochs=heal_epochs,
         heal_minutes=heal_minutes,
         heal_loss=heal_loss,
@@ -264,7 +264,15 @@ def quantize(
     from compress.quantize.options import QuantizeOptions
     from compress.quantize.stage import quantize as run_quantization
 
-    options = QuantizeOptions(scheme, method, block_size, max_kl, kd_minutes, seed, tokenizer)
+    options = QuantizeOptions(
+        scheme=scheme,
+        method=method,
+        block_size=block_size,
+        max_kl=max_kl,
+        kd_minutes=kd_minutes,
+        seed=seed,
+        tokenizer=tokenizer,
+    )
     figures = run_quantization(checkpoint, data, out, options, resume=resume, stopwatch=stopwatch)
     show(figures | _pace(out), as_json)
 
@@ -377,20 +385,23 @@ def bench(
         raise BadInput("--out: say where the report goes")
     from bench.report.document import print_table
     from bench.run.options import BenchOptions
-    from bench.run.scenarios import SCENARIOS
     from bench.run.stage import bench as run_bench
 
     work = BenchOptions(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
-        devices=tuple(device.split(",")),
+        device=device,
         repetitions=repetitions,
         threads=threads,
-        max_eval_tokens=max_tokens,
+        max_tokens=max_tokens,
         seed=seed,
-        scenarios=tuple(SCENARIOS) if full else (),
+        full=full,
+        peers=peers,
+        peers_python=peers_python,
+        tokenizer=tokenizer,
+        portable_python=portable_python,
     )
-    report = run_bench(models or [], out, data, work, peers, peers_python, tokenizer, portable_python)
+    report = run_bench(models or [], out, data, work)
     print_table(report)
     show({"out": str(out), "rows": report["rows"]}, as_json)
     if report["partial"]:

@@ -105,8 +105,8 @@ def heal(
             WorkFolder(work).remove()
         stopwatch.keep_in(work / CLOCK, resume)
     processes.wait()
-    if options.minutes is not None and ends is None:
-        ends = 60 * options.minutes
+    if options.heal_minutes is not None and ends is None:
+        ends = 60 * options.heal_minutes
     run = HealRun(student, teacher, data, windows, held_out, context, options, work, key, resume, processes, stopwatch)
     try:
         with dropout(student, options.dropout):
@@ -168,9 +168,9 @@ def _decide(run: HealRun, ends: float | None) -> tuple[Budget, HealRun]:
 def _steps(run: HealRun) -> int | None:
     """The optimizer steps of the whole budget; None where it is given in minutes."""
     options = run.options
-    if options.epochs is None:
-        return options.steps
-    return math.ceil(options.epochs * len(run.windows) / options.batch_size)
+    if options.heal_epochs is None:
+        return options.heal_steps
+    return math.ceil(options.heal_epochs * len(run.windows) / options.batch_size)
 
 
 def _teacher_windows(run: HealRun, budget: Budget) -> SampledWindows:
@@ -187,7 +187,7 @@ def _teacher_windows(run: HealRun, budget: Budget) -> SampledWindows:
 
 
 def _main_part(run: HealRun, budget: Budget, windows: TrainingWindows) -> FitResult:
-    steps, minutes = _steps(run), run.options.minutes
+    steps, minutes = _steps(run), run.options.heal_minutes
     options = run.fit_options(
         steps=None if steps is None else max(1, steps - budget.rounds * budget.round_steps),
         max_minutes=None if minutes is None else minutes * (1 - budget.own_share),

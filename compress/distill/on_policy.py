@@ -85,7 +85,7 @@ def _round(
     replies = run.stored_windows(run.work / f"round-{number}.npz", write)
     random = np.random.default_rng([run.options.seed, 5, number])
     others = random.permutation(len(windows))[: max(1, reads - count)]
-    minutes = run.options.minutes
+    minutes = run.options.heal_minutes
     read_before = Chosen(windows, others)
     options = run.fit_options(
         OWN_RATE,

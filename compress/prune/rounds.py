@@ -106,7 +106,7 @@ def run_rounds(
 
 def _share(rounds: list[Round]) -> float:
     """What the first of these rounds has of the minutes of all."""
-    minutes = [each.healing.minutes or 0.0 for each in rounds if each.healing is not None]
+    minutes = [each.healing.heal_minutes or 0.0 for each in rounds if each.healing is not None]
     return minutes[0] / sum(minutes)
 
 

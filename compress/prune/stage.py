@@ -232,7 +232,7 @@ def _choose(
     processes = Distributed()
     full = _shape(trimmed.model)
     healing = _healing(options) if options.heals else None
-    knife = Pruner(trimmed.model, trimmed.data, options.importance, options.refit, options.seed)
+    knife = Pruner(trimmed.model, trimmed.data, options.importance, not options.no_refit, options.seed)
     choice = processes.broadcast(read_keyed(work / "choice.json", {}) if resume and processes.first else None)
     if choice is not None:
         candidates = [Candidate.from_json(row, full) for row in choice["candidates"]]
@@ -272,10 +272,10 @@ def _healing(options: PruneOptions) -> HealOptions:
     if epochs is None and options.heal_minutes is None:
         epochs = 1.0
     return HealOptions(
-        minutes=options.heal_minutes,
-        epochs=epochs,
-        loss_kind=options.heal_loss,
-        label_share=options.heal_labels,
+        heal_minutes=options.heal_minutes,
+        heal_epochs=epochs,
+        heal_loss=options.heal_loss,
+        heal_labels=options.heal_labels,
         own_replies=options.own_replies,
         batch_size=HEALING_BATCH,
         seed=options.seed,

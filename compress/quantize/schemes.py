@@ -10,11 +10,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chitchat.errors import BadInput
 from compress.quantize.channelwise import KERNEL
 from compress.quantize.checkpoint import QUANT_METHOD, is_conv1d, matrix_shapes
 
-AUTO = "auto"
 MIN_BLOCK = 16
 
 
@@ -43,12 +41,6 @@ class Grid:
     bits: int
     block_size: int
     static_inputs: bool = False
-
-
-def check_scheme(scheme: str) -> None:
-    """Raise `BadInput` for a scheme that does not exist."""
-    if scheme not in SCHEMES and scheme != AUTO:
-        raise BadInput(f"--scheme {scheme}: there is no such scheme; choose {', '.join(SCHEMES)} or {AUTO}")
 
 
 def grids(config: Mapping[str, Any], scheme: str, block_size: int | None = None) -> dict[str, Grid]:
