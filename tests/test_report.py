@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.cuda import why_not_cuda
 from support.families import tiny_family
-from test_cuda_graph import why_not_cuda
 
 from bench.models.runtimes import open_backend
 from bench.report.candidates import pruning_candidates
