@@ -95,28 +95,26 @@ class OptionField:
     def hint(self) -> Any:
         """The type of a value that is given, as msgspec reads it: limits and help with it."""
         extra = {"x-unit": self.unit} if self.unit else None
-        return Annotated[self.kind, msgspec.Meta(description=self.help, extra_json_schema=extra, **self.bounds)]
+        bounds: dict[str, Any] = self.bounds
+        return Annotated[self.kind, msgspec.Meta(description=self.help, extra_json_schema=extra, **bounds)]
 
     @property
     def limits(self) -> str:
         """The numbers that it takes, in words, "between 0 and 1" for example; "" where all are."""
-        if list(self.bounds) == ["gt", "lt"]:
-            return "between {gt:g} and {lt:g}".format(**self.bounds)
+        whole = {("gt", "lt"): "between {gt:g} and {lt:g}", ("ge", "le"): "from {ge:g} to {le:g}"}
+        if (both := tuple(self.bounds)) in whole:
+            return whole[both].format(**self.bounds)
         words = {"gt": "above {:g}", "ge": "{:g} or more", "lt": "below {:g}", "le": "at most {:g}"}
         return " and ".join(words[name].format(bound) for name, bound in self.bounds.items())
 
     @property
     def remedy(self) -> str:
         """What to give in place of a value that is refused."""
-        if self.choices:
-            return "give " + " or ".join(filter(None, [", ".join(self.choices[:-1]), self.choices[-1]]))
         if self.kind is int and list(self.bounds) == ["ge"]:
             return f"give a whole number from {self.bounds['ge']:g} up"
-        if self.kind is int:
-            return f"give a whole number, {self.limits}".rstrip(", ")
-        if self.kind is float:
-            return f"give {self.limits}" if "ge" in self.bounds else f"give a number {self.limits}".rstrip()
-        return "give true or false" if self.kind is bool else "give a text"
+        if self.kind is float and "ge" in self.bounds:
+            return f"give {self.limits}"
+        return f"{remedy_of(self.kind)} {self.limits}".rstrip()
 
     def check(self, value: Any) -> None:
         """Raise `BadInput` that names option, value and remedy, unless this is a value that the option takes."""
@@ -130,9 +128,22 @@ class OptionField:
         require(good, self.name, value, self.remedy)
 
 
-@cache
+def remedy_of(hint: Any) -> str:
+    """What a value of that type is, in words: "give a whole number"."""
+    kind = next((one for one in get_args(hint) if one is not NoneType), hint) if NoneType in get_args(hint) else hint
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        return "give " + " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
+    return {int: "give a whole number", float: "give a number", bool: "give true or false"}.get(kind, "give a text")
+
+
 def option_fields(options: Any) -> tuple[OptionField, ...]:
     """The options of a dataclass, in order."""
+    return _option_fields(options)
+
+
+@cache
+def _option_fields(options: Any) -> tuple[OptionField, ...]:
     hints = get_type_hints(options)
     return tuple(OptionField(one, hints[one.name]) for one in fields(options) if "option" in one.metadata)
 

@@ -150,7 +150,7 @@ def prune_model(
     """
     from chitchat.data.dataset import ChatData, open_dataset
     from chitchat.options import require
-    from compress.prune.stage import prune_loaded
+    from compress.prune.loaded import prune_loaded
 
     axes = shape if isinstance(shape, Mapping) else {} if shape is None else shape.as_json()
     wanted = {name: axes[name] for name in ("layers", "width", "ffn", "context") if name in axes}
@@ -265,12 +265,20 @@ def bench(
 
 
 @takes(InfoOptions)
-def info(model: PathLike, *, options: InfoOptions | None = None, **given: Any) -> dict[str, Any]:
-    """What a model is: shape, parameters, bytes, dialogue format, lineage."""
+def info(
+    model: PathLike, *, options: InfoOptions | None = None, announce: bool = False, **given: Any
+) -> dict[str, Any]:
+    """What a model is: shape, parameters, bytes, dialogue format, lineage.
+
+    With `announce` stderr says what would run it on this machine.
+    """
     options = make_options(InfoOptions, options, given, "info")
     from bench.models.open import open_model
 
-    return open_model(os.fspath(model), tokenizer=options.tokenizer).figures()
+    opened = open_model(os.fspath(model), tokenizer=options.tokenizer)
+    if announce:
+        opened.announce()
+    return opened.figures()
 
 
 @takes(RunOptions)

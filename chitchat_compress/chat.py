@@ -11,13 +11,18 @@ from chitchat_compress.options import ChatOptions
 
 
 @takes(ChatOptions)
-def load(model: str | os.PathLike[str], *, options: ChatOptions | None = None, **given: Any) -> "Bot":
-    """A bundle, a checkpoint or a hub id, loaded and ready to talk."""
+def load(
+    model: str | os.PathLike[str], *, options: ChatOptions | None = None, announce: bool = False, **given: Any
+) -> "Bot":
+    """A bundle, a checkpoint or a hub id, loaded and ready to talk; with `announce` stderr says what runs it."""
     options = make_options(ChatOptions, options, given, "load")
     from bench.models.open import open_model
 
     opened = open_model(os.fspath(model), options.dialogue, options.tokenizer)
-    return Bot(opened.generator(options.threads, options.device), opened.codec(), options)
+    bot = Bot(opened.generator(options.threads, options.device), opened.codec(), options)
+    if announce:
+        opened.announce(options.device)
+    return bot
 
 
 class Bot:
@@ -38,13 +43,19 @@ class Bot:
         """A conversation that remembers its turns."""
         return Conversation(self)
 
+    def talk(self) -> int:
+        """Hold a conversation in the terminal, until /quit or Ctrl-D; give the number of replies."""
+        from serve.terminal import run_terminal
+
+        return run_terminal(self.generator, self.codec, self._sampling())
+
     def sample(self, prompt: str | None = None, number: int = 0) -> str:
         """A text drawn with seed + `number`: a reply to `prompt`, or a whole conversation out of nothing."""
         from serve.terminal import sample_text
 
         return sample_text(self.generator, self.codec, self._sampling(number), prompt)
 
-    def _sampling(self, number: int) -> Any:
+    def _sampling(self, number: int = 0) -> Any:
         from serve.options import SamplingOptions
 
         options = SamplingOptions(**self.options.sampling())

@@ -46,7 +46,7 @@ def export(
     (default: that of `make portable`). Gives the figures. Raises BadInput for what cannot be exported and WorkFailed
     when parity fails; `out` is then as it was before.
     """
-    started = time.monotonic()
+    started, out = time.monotonic(), Path(out)
     _check_options(target, kv, genai, data)
     check_output(out, "bundle")
     optimum = find_optimum(portable_python) if target == "portable" else ""

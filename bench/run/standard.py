@@ -7,6 +7,7 @@ it: a prompt of 64 tokens, 64 new ones, greedy. What is timed and printed is `be
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from chitchat.data.builder import build_dataset
 from chitchat.lineage import Stage
 from chitchat.system.folder import staged_folder
 from chitchat.tokenizer import read_vocab_txt
-from compress.quantize.options import QuantizeOptions, SchemeName
+from compress.quantize.options import QuantizeOptions
 from compress.quantize.stage import quantize
 from export.stage import export
 
@@ -57,7 +58,7 @@ def make_checkpoint(folder: Path, name: str, seed: int = 0) -> Path:
     return folder / name
 
 
-def make_integers(folder: Path, name: str, scheme: SchemeName) -> Path:
+def make_integers(folder: Path, name: str, scheme: Any) -> Path:
     """Quantize a checkpoint of `make_checkpoint`, unless it is done; the path of the quantized one."""
     out = folder / f"{name}-{scheme}-integers"
     if not out.is_dir():

@@ -63,6 +63,7 @@ def quantize(
     weight bytes could be quantized. Under a launcher every process calls this; the first one writes.
     """
     started, options, stopwatch = time.monotonic(), options or QuantizeOptions(), stopwatch or Stopwatch()
+    out = Path(out)
     check_output(out, "checkpoint")
     model, opened = load_model(checkpoint), open_dataset(data)
     tokenizer = tokenizer_of(checkpoint, options.tokenizer, opened.tokenizer)
