@@ -1,4 +1,4 @@
-"""Bad input at the front door: exit code 2, one line that names the option or file, and nothing left behind."""
+"""Bad input on the command line: exit code 2, one line that names the option or file, and nothing left behind."""
 
 import gzip
 import os
@@ -171,7 +171,7 @@ CASES: dict[str, tuple[Callable[[Files], list[object]], str]] = {
     ),
     "dialogue": (
         lambda f: ["export", f.checkpoint, "--out", "out", "--dialogue", "irc"],
-        "--dialogue irc: no such dialogue format",
+        "--dialogue irc: give chitchat or dialogpt",
     ),
     "device": (lambda f: ["bench", f.bundle, "--out", "out", "--device", "cuda"], "--device cuda"),
     "recipe": (lambda f: ["run", f.text(b"a: {run: teleport}", "r.yaml"), "--out", "out"], "r.yaml"),

@@ -19,7 +19,7 @@ class DataOptions(Options):
         4096, "Tokens of a tokenizer trained here (byte-level BPE).", group="Tokenizer", unit="tokens", ge=1
     )
     dialogue: Dialogues | None = option(None, **DIALOGUE, group="Tokenizer")
-    validation: float | str = option(
+    validation: str | float = option(
         0.05, "Share of conversations held out, or a corpus held out whole.", unit="share of the conversations"
     )
     columns: str | None = option(

@@ -10,7 +10,7 @@ from chitchat.data.dataset import ChatData
 from chitchat.training.stopwatch import Stopwatch
 from compress.prune.options import PruneOptions
 from compress.prune.rounds import plan_rounds, run_rounds
-from compress.prune.stage import PruneSource, check_shape, choose_shape, healing_end, shape_of, trim
+from compress.prune.stage import PruneSource, _check, _choose, _ends, _shape, _trim
 
 
 def prune_loaded(
@@ -22,15 +22,15 @@ def prune_loaded(
     """
     data.check_tokenizer(tokenizer, "the tokenizer")
     source = PruneSource(copy.deepcopy(model).to("cpu").float().eval(), tokenizer, data)
-    check_shape(source.model, options)
+    _check(source.model, options)
     stopwatch = Stopwatch()
     with tempfile.TemporaryDirectory(prefix="compress-prune-") as folder:
         work = Path(folder)
         with stopwatch.paused():
-            trimmed, teacher = trim(source, source.model, options, work)
-        shape, _, pruner, healing = choose_shape(source.model, trimmed, teacher, options, None, work, False, stopwatch)
-        rounds = plan_rounds(shape_of(trimmed.model), shape, healing)
+            trimmed, teacher = _trim(source, source.model, options, work)
+        shape, _, pruner, healing = _choose(source.model, trimmed, teacher, options, None, work, False, stopwatch)
+        rounds = plan_rounds(_shape(trimmed.model), shape, healing)
         healed = run_rounds(
-            rounds, pruner, teacher, trimmed.data, tokenizer, work, False, {}, stopwatch, healing_end(options)
+            rounds, pruner, teacher, trimmed.data, tokenizer, work, False, {}, stopwatch, _ends(options)
         )
     return healed.student.eval()

@@ -73,7 +73,7 @@ def prune(
     started, stopwatch, out = time.monotonic(), stopwatch or Stopwatch(), Path(out)
     check_output(out, "checkpoint")
     source = _open(checkpoint, data, options.tokenizer)
-    check_shape(source.model, options)
+    _check(source.model, options)
     teacher = _open_teacher(options, source)
     parent = identity(Path(checkpoint)) if Path(checkpoint).is_dir() else None
     key = {**asdict(options), "checkpoint": parent or checkpoint, "data": source.data.identity}
@@ -87,13 +87,13 @@ def prune(
             stopwatch.keep_in(work / CLOCK, resume)
         processes.wait()
         with stopwatch.paused():
-            trimmed, teacher = trim(source, teacher, options, work)
-        shape, candidates, knife, left = choose_shape(
+            trimmed, teacher = _trim(source, teacher, options, work)
+        shape, candidates, knife, left = _choose(
             source.model, trimmed, teacher, options, clock, work, resume, stopwatch
         )
-        rounds = plan_rounds(shape_of(trimmed.model), shape, left)
+        rounds = plan_rounds(_shape(trimmed.model), shape, left)
         healed = run_rounds(
-            rounds, knife, teacher, trimmed.data, trimmed.tokenizer, work, resume, key, stopwatch, healing_end(options)
+            rounds, knife, teacher, trimmed.data, trimmed.tokenizer, work, resume, key, stopwatch, _ends(options)
         )
         healing_minutes = stopwatch.seconds / 60
         metrics = {"before": measure(source.model, source.model, source.data), **healed.metrics}
@@ -118,8 +118,8 @@ def plan(checkpoint: str, data: Path, options: PruneOptions, clock: CostModel | 
     `vocabulary`, those that occur in the training conversations. Raises what `prune` raises.
     """
     source = _open(checkpoint, data, options.tokenizer)
-    check_shape(source.model, options)
-    full, counts = shape_of(source.model), used_ids(source.data)
+    _check(source.model, options)
+    full, counts = _shape(source.model), used_ids(source.data)
     if options.vocab is not None:
         choose_vocabulary(source.tokenizer, counts, options.vocab)
     trimmed = explicit_shape(full, vocab=options.vocab, context=options.context)
@@ -142,10 +142,10 @@ def _open(checkpoint: str, data: Path, tokenizer_option: str | None) -> PruneSou
     return PruneSource(model, tokenizer, opened)
 
 
-def check_shape(model: GPT2LMHeadModel, options: PruneOptions) -> None:
+def _check(model: GPT2LMHeadModel, options: PruneOptions) -> None:
     """Raise `BadInput` for a shape that cannot be had of this model, before anything is computed."""
     config = model.config
-    full = shape_of(model)
+    full = _shape(model)
     asked = explicit_shape(full, options.layers, options.width, options.ffn, options.vocab, options.context)
     if asked == full and not options.has_budget:
         raise BadInput(f"--layers, --width, --ffn: {asked} is the model's own shape; ask for less of at least one")
@@ -199,7 +199,7 @@ def _tidied(work: Path) -> Iterator[None]:
         raise
 
 
-def trim(
+def _trim(
     source: PruneSource, teacher: GPT2LMHeadModel, options: PruneOptions, work: Path
 ) -> tuple[PruneSource, GPT2LMHeadModel]:
     """The model and its teacher with fewer tokens and positions, and the data set in the new ids."""
@@ -223,14 +223,14 @@ def trim(
     return PruneSource(model, tokenizer, data), teacher
 
 
-def choose_shape(
+def _choose(
     source: GPT2LMHeadModel, trimmed: PruneSource, teacher: GPT2LMHeadModel, options: PruneOptions,
     clock: CostModel | None,
     work: Path, resume: bool, stopwatch: Stopwatch,
 ) -> tuple[Shape, Sequence[Candidate], Pruner, HealOptions | None]:  # fmt: skip
     """The shape, the candidates that were tried for it, the knife, and the healing that the trials left."""
     processes = Distributed()
-    full = shape_of(trimmed.model)
+    full = _shape(trimmed.model)
     healing = _healing(options) if options.heals else None
     knife = Pruner(trimmed.model, trimmed.data, options.importance, not options.no_refit, options.seed)
     choice = processes.broadcast(read_keyed(work / "choice.json", {}) if resume and processes.first else None)
@@ -238,13 +238,13 @@ def choose_shape(
         candidates = [Candidate.from_json(row, full) for row in choice["candidates"]]
     else:
         with stopwatch.paused():
-            found = _candidates(shape_of(source), full, options, clock) if processes.first else []
+            found = _candidates(_shape(source), full, options, clock) if processes.first else []
             candidates = processes.broadcast(found)
         trial = None
         if healing is not None and len(candidates) > 1:
             windows = trimmed.data.windows("train", trimmed.model.config.n_positions)
             trial = trial_of(healing, len(windows), len(candidates))
-        ends = healing_end(options)
+        ends = _ends(options)
         tried = try_candidates(
             candidates, knife, teacher, trimmed.data, trial, work / "trials", options.seed, stopwatch,
             None if ends is None else stopwatch.part(ends, SEARCH_SHARE),
@@ -282,12 +282,12 @@ def _healing(options: PruneOptions) -> HealOptions:
     )
 
 
-def healing_end(options: PruneOptions) -> float | None:
+def _ends(options: PruneOptions) -> float | None:
     """When the healing ends, in seconds on the stopwatch; None where it is not by minutes."""
     return 60 * options.heal_minutes if options.heal_minutes else None
 
 
-def shape_of(model: GPT2LMHeadModel) -> Shape:
+def _shape(model: GPT2LMHeadModel) -> Shape:
     return Shape.of(model.config.to_dict())
 
 
