@@ -116,16 +116,15 @@ class OptionField:
             return f"give {self.limits}"
         return f"{remedy_of(self.kind)} {self.limits}".rstrip()
 
-    def check(self, value: Any) -> None:
-        """Raise `BadInput` that names option, value and remedy, unless this is a value that the option takes."""
-        if value is None and self.optional:
-            return
+    def accepts(self, value: Any) -> bool:
+        """Whether the option takes the value; None where it may be left out."""
+        if value is None:
+            return self.optional
         try:
             msgspec.convert(value, self.hint)
-            good = not isinstance(value, float) or math.isfinite(value)
         except msgspec.ValidationError:
-            good = False
-        require(good, self.name, value, self.remedy)
+            return False
+        return not isinstance(value, float) or math.isfinite(value)
 
 
 def remedy_of(hint: Any) -> str:
@@ -158,7 +157,7 @@ class Options:
             if isinstance(value, os.PathLike):
                 value = os.fspath(value)
                 object.__setattr__(self, one.name, value)
-            one.check(value)
+            require(one.accepts(value), one.name, value, one.remedy)
 
 
 Given = TypeVar("Given", bound=Options)
