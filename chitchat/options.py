@@ -124,7 +124,9 @@ class OptionField:
             msgspec.convert(value, self.hint)
         except msgspec.ValidationError:
             return False
-        return not isinstance(value, float) or math.isfinite(value)
+        if isinstance(value, float):  # msgspec takes 80.0 for a whole number, and knows no bound for inf and nan
+            return math.isfinite(value) and self.kind is not int
+        return True
 
 
 def remedy_of(hint: Any) -> str:

@@ -17,6 +17,9 @@ class Result(os.PathLike[str]):
     def __fspath__(self) -> str:
         return str(self.path)
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     @property
     def lineage(self) -> list[dict[str, Any]]:
         """The records of the stages that led here, oldest first; [] for a report."""
@@ -55,10 +58,9 @@ def out_folder(out: str | os.PathLike[str] | None, source: str | os.PathLike[str
     """
     if out is not None:
         return Path(out)
-    path = Path(source)
-    there = path.expanduser()
-    name = there.resolve().name if there.exists() else path.name
-    if there.is_file():
-        name = name.split(".")[0] or name
-    folder = there.parent if there.exists() else Path()
+    path = Path(source).expanduser()
+    if not path.name or path.name == "..":
+        path = path.resolve()
+    name = path.name.split(".")[0] or path.name if path.is_file() else path.name
+    folder = path.parent if path.exists() else Path()
     return folder / f"{name.replace(':', '-')}-{stage}"

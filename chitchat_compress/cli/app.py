@@ -29,10 +29,10 @@ COMMANDS = {
 }
 
 
-def make_app() -> App:
-    """The command line as cyclopts has it."""
+def make_app(program: str = "compress") -> App:
+    """The command line as cyclopts has it; `program` is what was typed to come here."""
     app = App(
-        name=program(),
+        name=program,
         help="Conversations in, a small fast chat model on an edge box out: quality and speed measured at every step.",
         version=_version,
         default_parameter=Parameter(negative=()),
@@ -49,8 +49,7 @@ def make_app() -> App:
     return app
 
 
-def program() -> str:
-    """What was typed to come here."""
+def _program() -> str:
     return "python -m chitchat_compress" if Path(sys.argv[0]).name == "__main__.py" else "compress"
 
 
@@ -72,4 +71,5 @@ def main() -> None:
     silence()
     quiet_libraries()
     warn_on_stderr()
-    call(lambda: make_app()(sys.argv[1:]), program())
+    program = _program()
+    call(lambda: make_app(program)(sys.argv[1:]), program)
