@@ -15,6 +15,7 @@ folder `out` is then as it was before.
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,11 @@ from compress.quantize.options import QuantizeOptions
 from export.options import ExportOptions
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from bench.cost.probe import CostProbe
     from chitchat.data.dataset import ChatData
-    from compress.prune.shape import Shape
+    from serve.geometry import Geometry
 
 PathLike = str | os.PathLike[str]
 log = logging.getLogger("chitchat_compress")
@@ -55,8 +56,6 @@ def build_dataset(
     "chatterbot:<language>") or data sets of the hub ("hf:NAME[:split]"), one or several.
     """
     options = make_options(DataOptions, options, given, "build_dataset")
-    from dataclasses import asdict
-
     from chitchat.data.builder import build_dataset as build
 
     one = isinstance(corpora, str | os.PathLike)
@@ -134,14 +133,14 @@ def _cost_probe(checkpoint: str, options: PruneOptions) -> "CostProbe":
 
 
 def prune_model(
-    model: "GPT2LMHeadModel",
+    model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     data: "PathLike | ChatData",
     *,
-    shape: "Shape | Mapping[str, int] | None" = None,
+    shape: "Geometry | Mapping[str, int] | None" = None,
     options: PruneOptions | None = None,
     **given: Any,
-) -> "GPT2LMHeadModel":
+) -> "PreTrainedModel":
     """A transformers model in, a smaller transformers model out; nothing is written, and `model` stays as it is.
 
     The shape is `shape` (layers, width, ffn, context) or what the options of `prune` say, a budget `keep` among them;
@@ -150,9 +149,9 @@ def prune_model(
     """
     from chitchat.data.dataset import ChatData, open_dataset
     from chitchat.options import require
-    from compress.prune.loaded import prune_loaded
+    from compress.prune.stage import prune_loaded
 
-    axes = shape if isinstance(shape, Mapping) else {} if shape is None else shape.as_json()
+    axes = dict(shape) if isinstance(shape, Mapping) else {} if shape is None else asdict(shape)
     wanted = {name: axes[name] for name in ("layers", "width", "ffn", "context") if name in axes}
     if options is None and "heal_minutes" not in given:
         given = {"heal_epochs": 0, **given}
@@ -204,8 +203,6 @@ def export(
     `CHECKPOINT-bundle`.
     """
     options = make_options(ExportOptions, options, given, "export")
-    from dataclasses import asdict
-
     from export.stage import export as run
 
     folder, spec = out_folder(out, checkpoint, "bundle"), os.fspath(checkpoint)
@@ -305,8 +302,6 @@ def serve(bundle: PathLike, *, options: ServeOptions | None = None, as_json: boo
     With `as_json` one JSON object on stdout, url and model, says that it serves.
     """
     options = make_options(ServeOptions, options, given, "serve")
-    from dataclasses import asdict
-
     from serve.server import run_server
 
     run_server(Path(bundle), **asdict(options), as_json=as_json)

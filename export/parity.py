@@ -16,13 +16,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from tqdm import tqdm
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
 from chitchat.data.dataset import ChatData, held_out_prompts
 from chitchat.divergence import compare_logits
 from chitchat.errors import BadInput, WorkFailed
-from export.graph import GraphSpec
-from export.layers import Channels
+from export.graph.layers import Channels
+from export.graph.spec import GraphSpec
 from export.weights import GraphWeights
 from serve.engine import Engine
 
@@ -105,7 +105,7 @@ def parity_prompts(
 
 
 def check_parity(
-    engine: Engine, model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], origin: dict[str, int], grade: str
+    engine: Engine, model: PreTrainedModel, prompts: Sequence[Sequence[int]], origin: dict[str, int], grade: str
 ) -> Parity:
     """Measure the engine against a torch model with the same weights (de-quantized ones for a quantized graph).
 
@@ -134,7 +134,7 @@ def greedy_reply(engine: Engine, prompt: Sequence[int]) -> tuple[list[int], Floa
     return reply, np.stack(rows)
 
 
-def torch_logits(model: GPT2LMHeadModel, ids: Sequence[int]) -> Floats:
+def torch_logits(model: PreTrainedModel, ids: Sequence[int]) -> Floats:
     """Torch's logits after every one of `ids`, float32 [n, vocab]."""
     with torch.no_grad():
         logits: Floats = model(torch.tensor([list(ids)]), use_cache=False).logits[0].float().numpy()
@@ -152,7 +152,7 @@ def changed_weights(graph: Path, weights: GraphWeights) -> int:
 
 
 def same_tokens(
-    prompts: Iterable[Sequence[int]], model: GPT2LMHeadModel, reply_of: Callable[[Sequence[int]], list[int]]
+    prompts: Iterable[Sequence[int]], model: PreTrainedModel, reply_of: Callable[[Sequence[int]], list[int]]
 ) -> dict[str, float]:
     """Compare greedy replies of a generator without visible logits with torch: counts as in `Parity.figures`."""
     totals = _Totals()

@@ -13,7 +13,8 @@ import serve.cpu
 import serve.engine
 from chitchat.score import torch_scorer
 from export.bundle import write_graph
-from export.graph import build_graph, graph_names, graph_spec
+from export.graph.builder import build_graph, graph_spec
+from export.graph.spec import graph_names
 from export.weights import half_weights
 from serve.bundle import Bundle, Graph
 from serve.engine import MAX_CHUNK, Engine

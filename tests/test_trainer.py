@@ -15,7 +15,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerControl, TrainerSta
 
 from chitchat.data.dataset import open_dataset
 from chitchat.errors import BadInput, WorkFailed
-from chitchat.lineage import sha256
 from chitchat.score import score, torch_scorer
 from chitchat.training import trainer as trainer_module
 from chitchat.training.batches import GlobalBatches
@@ -30,6 +29,7 @@ from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.train import train
 from chitchat.training.trainer import fit, weights_sha256
 from chitchat.training.workfolder import TrainingPlan, WorkFolder
+from serve.digest import sha256
 
 TINY = {"layers": 2, "width": 32, "heads": 4, "context": 32, "batch_size": 8, "dropout": 0.1}
 RUN = "import sys, json; from pathlib import Path; from chitchat.training.options import TrainOptions; " \

@@ -47,7 +47,7 @@ class EngineBackend:
                 if event.error is not None:
                     raise event.error
                 if event.token is not None:
-                    times[id(event.conversation)].append(time.perf_counter())
+                    times[id(event.request)].append(time.perf_counter())
                     waiting -= 1
         return [as_timed_reply(started, times[id(talk)], talk.reply, new_tokens) for talk in talks]
 

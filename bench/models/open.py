@@ -69,24 +69,26 @@ class CheckpointHandle(ModelHandle):
 
     @cached_property
     def shape(self) -> Any:
-        """The `compress.prune.shape.Shape`: that in config.json, which tells the truth where we wrote it.
+        """The `serve.geometry.Geometry`: that in config.json, which tells the truth where we wrote it.
 
         Of a checkpoint from elsewhere it is that of the weights, which are read for it: its config.json may tie what is
         not. Raises `BadInput` for weights that are not there, damaged, or do not fit.
         """
-        from compress.prune.shape import Shape
+        from chitchat.architectures.registry import geometry_of
 
-        return Shape.of(self.config if self.lineage() else self.torch_model().config.to_dict())
+        return geometry_of(self.config if self.lineage() else self.torch_model())
 
     @property
     def geometry(self) -> dict[str, int]:
         shape = self.shape
         sizes = {name: getattr(shape, name) for name in ("layers", "width", "heads", "ffn", "vocab")}
-        return {**sizes, "context": shape.positions}
+        return {**sizes, "context": shape.context}
 
     @property
     def parameters(self) -> int:
-        return int(self.shape.parameters)
+        from chitchat.architectures.registry import count_parameters
+
+        return count_parameters(self.shape)
 
     @property
     def weight_bytes(self) -> int:
