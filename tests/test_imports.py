@@ -1,4 +1,4 @@
-"""The allowed import edges between the rooms, and what may not happen at import."""
+"""The allowed import edges between the packages, and what may not happen at import."""
 
 import ast
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 from support.source_tree import FILES, ROOMS, ROOT
 
-# room → rooms that it may import. chitchat_compress may import all, inside its functions.
+# package → packages that it may import. chitchat_compress may import all, inside its functions.
 ALLOWED = {
     "chitchat": {"chitchat"},
     "compress": {"compress", "chitchat"},
@@ -42,17 +42,17 @@ def imports(file: str) -> list[tuple[str, bool]]:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_room_imports_only_what_the_table_allows(file: str) -> None:
+def test_a_package_imports_only_what_the_table_allows(file: str) -> None:
     """One forgotten import made the edge runtime need torch."""
-    room = file.split("/")[0]
+    owner = file.split("/")[0]
     for name, at_top in imports(file):
         package = name.split(".")[0]
-        if package in ROOMS and room == API:
+        if package in ROOMS and owner == API:
             light = package == API or name in LIGHT or file.startswith("chitchat_compress/pipeline/")
             assert not at_top or light, f"{file}: {name} belongs inside the function"
         elif package in ROOMS:
-            assert name in FOR_ALL or package in ALLOWED[room], f"{file}: {room} may not import {package}"
-        elif room == "serve":
+            assert name in FOR_ALL or package in ALLOWED[owner], f"{file}: {owner} may not import {package}"
+        elif owner == "serve":
             assert package in SERVE_STACK | sys.stdlib_module_names, f"{file}: {package} is not on an edge box"
 
 
@@ -75,7 +75,7 @@ INITS = [file for file in FILES if file.endswith("__init__.py") and file != "chi
 
 @pytest.mark.parametrize("file", INITS)
 def test_every_init_is_a_docstring(file: str) -> None:
-    """Work or re-exports in an __init__ make every import of the room pay for all of it."""
+    """Work or re-exports in an __init__ make every import of the package pay for all of it."""
     body = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
     assert len(body) == 1
     assert isinstance(body[0], ast.Expr)

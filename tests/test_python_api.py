@@ -170,9 +170,11 @@ def test_integers_that_are_slower_are_a_warning_of_the_logger(
         (lambda: cc.build_dataset([]), cc.BadInput, "CORPUS"),
     ],
 )
-def test_a_wrong_call_is_refused_at_once(call: Any, error: type[Exception], message: str, tmp_path: Path) -> None:
+def test_a_wrong_call_is_refused_at_once(
+    call: Any, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An option that was misspelt was ignored, and an hour later the model had another shape."""
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
         call()
     assert os.listdir(tmp_path) == []
