@@ -58,8 +58,7 @@ def build_dataset(
     options = make_options(DataOptions, options, given, "build_dataset")
     from chitchat.data.builder import build_dataset as build
 
-    one = isinstance(corpora, str | os.PathLike)
-    named = [os.fspath(corpora)] if one else [os.fspath(corpus) for corpus in corpora]  # type: ignore[arg-type,union-attr]
+    named = _texts(corpora)
     folder = out_folder(out, named[0] if named else "corpus", "data")
     return Result(folder, build(named, folder, **asdict(options)))
 
@@ -255,8 +254,7 @@ def bench(
     options = make_options(BenchOptions, options, given, "bench")
     from bench.run.stage import bench as run
 
-    one = isinstance(models, str | os.PathLike)
-    specs = [os.fspath(models)] if one else [os.fspath(model) for model in models]  # type: ignore[arg-type,union-attr]
+    specs = _texts(models)
     folder = out_folder(out, specs[0] if specs else "models", "bench")
     return Report(folder, run(specs, folder, None if data is None else Path(data), options))
 
@@ -305,3 +303,8 @@ def serve(bundle: PathLike, *, options: ServeOptions | None = None, as_json: boo
     from serve.server import run_server
 
     run_server(Path(bundle), **asdict(options), as_json=as_json)
+
+
+def _texts(given: PathLike | Sequence[PathLike]) -> list[str]:
+    """One path or several, as texts."""
+    return [os.fspath(given)] if isinstance(given, str | os.PathLike) else [os.fspath(one) for one in given]
