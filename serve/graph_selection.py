@@ -15,6 +15,7 @@ from serve.errors import BadBundle, BadRequest
 from serve.quiet import load
 
 DEVICES = ("cpu", "cuda")
+ONLY = "its only graph"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -33,8 +34,9 @@ class SelectedGraph:
     warning: str = ""
 
     def announce(self) -> None:
-        """Say on stderr which graph runs and why, and the warning if there is one."""
-        print(f"Runs the {self.target} graph: {self.why}.", file=sys.stderr, flush=True)
+        """Say on stderr which graph runs and why, where there was a choice, and the warning if there is one."""
+        if self.why != ONLY:
+            print(f"Runs the {self.target} graph: {self.why}.", file=sys.stderr, flush=True)
         if self.warning:
             print(f"warning: {self.warning}", file=sys.stderr, flush=True)
 
@@ -63,7 +65,7 @@ def choose(
         target, why = "cuda", "the bundle has a cuda graph and a CUDA device is here"
     elif "cpu" in ours:
         target = "cpu"
-        why = "it has a cuda graph too, but no CUDA device can be used here" if "cuda" in ours else "its only graph"
+        why = "it has a cuda graph too, but no CUDA device can be used here" if "cuda" in ours else ONLY
     else:
         raise BadBundle(
             f"{bundle.folder}: has a cuda graph only, and no CUDA device can be used here; install onnxruntime-gpu "

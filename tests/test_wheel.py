@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked = run(folder, sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", "asked", "setuptools-scm>=8")
     if asked.returncode:
         pytest.skip(f"pip reaches no package registry: {asked.stderr.strip().splitlines()[-1]}")
-    built = run(folder, sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "wheels", ROOT)
+    sources = folder / "sources"  # a build writes into the folder that it builds from, and reads what it finds there
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]:
+        shutil.copytree(ROOT / pattern.rstrip("*"), sources / pattern.rstrip("*"), ignore=ignored)
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, sources)
+    built = run(folder, sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "wheels", sources)
     assert built.returncode == 0, built.stderr
     (path,) = (folder / "wheels").glob("chitchat_compress-*.whl")
     return path

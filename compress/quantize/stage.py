@@ -43,8 +43,8 @@ from compress.quantize.checkpoint import WEIGHTS, QuantizedTensor, save_quantize
 from compress.quantize.finetune import finetune
 from compress.quantize.methods import CALIBRATED, quantize_matrix
 from compress.quantize.model import QuantizedModel, calibrate_model, checkpoint_of, load_dequantized_, round_model
-from compress.quantize.options import QuantizeOptions
-from compress.quantize.schemes import AUTO, Grid, grids, mixed_grids
+from compress.quantize.options import AUTO, QuantizeOptions
+from compress.quantize.schemes import Grid, grids, mixed_grids
 
 MIN_SHARE = 0.95
 MIN_CONVERSATIONS, MIN_TOKENS = 16, 1024  # of the training part, for a method that calibrates
