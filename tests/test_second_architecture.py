@@ -16,7 +16,7 @@ from chitchat.architectures.protocol import last_hidden
 from chitchat.architectures.registry import ARCHITECTURES, architecture_of, count_parameters, geometry_of
 from chitchat.score import torch_scorer
 from chitchat.training.objective import LossModel, NextToken
-from compress.calibrate.calibration import divergence, mean_loss
+from compress.calibrate.measure import divergence, mean_loss
 from compress.calibrate.ranges import calibrate_kv, input_ranges
 from compress.prune.layers import keep_layers, removal_order
 from compress.prune.shape import candidate_shapes, explicit_shape, smallest_shape

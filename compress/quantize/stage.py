@@ -28,14 +28,8 @@ from chitchat.system.folder import check_output, staged_folder
 from chitchat.tokenizer import tokenizer_of
 from chitchat.training.distributed import Distributed
 from chitchat.training.stopwatch import Stopwatch
-from compress.calibrate.calibration import (
-    CALIBRATION_TOKENS,
-    KL_TOKENS,
-    calibration_batches,
-    calibration_sequences,
-    divergence,
-    measure,
-)
+from compress.calibrate.batches import CALIBRATION_TOKENS, calibration_batches, calibration_sequences
+from compress.calibrate.measure import KL_TOKENS, divergence, measure
 from compress.calibrate.ranges import input_ranges
 from compress.quantize.allocation import Allocation, Sensitivity, allocate
 from compress.quantize.blockwise import BlockTensor
