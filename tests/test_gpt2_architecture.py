@@ -3,8 +3,8 @@
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from chitchat.architectures.protocol import last_hidden
 from chitchat.architectures.registry import architecture_of, count_parameters, geometry_of
+from chitchat.architectures.states import last_hidden
 from serve.geometry import Geometry
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from chitchat.architectures.protocol import last_hidden
 from chitchat.architectures.registry import ARCHITECTURES, architecture_of, count_parameters, geometry_of
+from chitchat.architectures.states import last_hidden
 from chitchat.score import torch_scorer
 from chitchat.training.objective import LossModel, NextToken
 from compress.calibrate.measure import divergence, mean_loss
