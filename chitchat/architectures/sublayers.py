@@ -133,22 +133,9 @@ class Sublayer:
             for projection in self.in_projs
         )
 
-    def out_rows(self, units: Sequence[int]) -> list[int]:
-        """The inputs of the out-projection that belong to those units."""
-        return [unit * self.unit_size + row for unit in units for row in range(self.unit_size)]
-
     def __call__(self, stream: "Tensor") -> "Tensor":
         """What the sublayer adds to the stream, [batch, tokens, width]."""
         return self.body(self.norm(stream))
-
-    def with_inputs(self, stream: "Tensor") -> "tuple[Tensor, Tensor]":
-        """What it adds, and the inputs of its out-projection, [batch, tokens, in]."""
-        seen: list[Tensor] = []
-        hook = self.out_proj.module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-        try:
-            return self(stream), seen[0]
-        finally:
-            hook.remove()
 
     def _parts(self) -> Iterator[tuple[Role, Columns]]:
         for projection in self.in_projs:
