@@ -126,8 +126,8 @@ def greedy_reply(engine: Engine, prompt: Sequence[int]) -> tuple[list[int], Floa
     """Continue a prompt by the likeliest tokens, specials included: up to `NEW_TOKENS` ids and logits [ids, vocab]."""
     reply: list[int] = []
     logits, rows = engine.prefill(prompt), []
-    for place in range(min(NEW_TOKENS, engine.context - len(prompt))):
-        if place:
+    for index in range(min(NEW_TOKENS, engine.context - len(prompt))):
+        if index:
             logits = engine.step(reply[-1])
         rows.append(logits.copy())
         reply.append(int(logits.argmax()))
@@ -174,7 +174,8 @@ class _Totals:
         self.hits: list[npt.NDArray[np.bool_]] = []
 
     def add(self, want: Floats, whole: Floats, want_steps: Floats, steps: Floats, reply: Sequence[int]) -> None:
-        self.relative = float(np.fmax(self.relative, max(_relative(want, whole), _relative(want_steps, steps))))
+        rows = [self.relative, *_relative(want, whole), *_relative(want_steps, steps)]
+        self.relative = float(np.max(rows))  # a NaN stays one
         for reference, got in ((want, whole), (want_steps, steps)):
             centred = reference - reference.mean(axis=1, keepdims=True, dtype=np.float64)
             error = got - got.mean(axis=1, keepdims=True, dtype=np.float64) - centred
@@ -211,8 +212,10 @@ class _Totals:
         }
 
 
-def _relative(want: Floats, got: Floats) -> float:
-    return float((np.abs(want - got).max(axis=1) / np.abs(want).max(axis=1)).max())
+def _relative(want: Floats, got: Floats) -> Floats:
+    """The largest |difference| of each row of logits [n, vocab] over the row's largest |logit|: [n]."""
+    relative: Floats = np.abs(want - got).max(axis=1) / np.abs(want).max(axis=1)
+    return relative
 
 
 def _held_out(data: ChatData, count: int, longest: int) -> list[list[int]]:

@@ -33,7 +33,7 @@ from serve.worker import ReplyJob, ReplyWorker
 
 @dataclass(frozen=True)
 class Settings:
-    """What the server is told: the model's name, default sampling options, and its limits."""
+    """Settings of the server: the model's name, default sampling options, and limits."""
 
     model: str = "chitchat"
     options: SamplingOptions = field(default_factory=SamplingOptions)
@@ -109,7 +109,7 @@ def create_app(runner: Runner, codec: Codec, settings: Settings | None = None) -
 
 
 def _prompt(runner: Runner, codec: Codec, asked: ChatRequest) -> FittedPrompt:
-    """Give the ids to continue. Old turns are dropped only if the request allows it, else a long prompt is refused."""
+    """The ids to continue. Old turns are dropped only if the request allows it, else a long prompt is refused."""
     turns = [codec.encode(text) for text in asked.texts]
     if not turns[-1]:
         raise BadRequest("messages: the last one has no text; there is nothing to answer")

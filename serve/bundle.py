@@ -1,7 +1,7 @@
 """The bundle: a folder with everything that an edge box needs to run one model, and `bundle.json` that explains it.
 
 Opening one checks size and sha256 of every file before any parser sees one; the schema of `bundle.json` is
-serve/manifest.py's. Who made the bundle is not checked here: a hash in the same folder tells damage, not origin.
+serve/manifest.py's. Who made the bundle is not checked here: a hash in the same folder shows damage, not origin.
 Nothing is loaded here; that is the engine's work.
 """
 

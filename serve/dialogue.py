@@ -1,6 +1,6 @@
 """The dialogue format in token ids: what starts a conversation, what ends a turn, what is never generated.
 
-It stands in bundle.json and in a data set's data.json. It speaks ids only, and lets no special token into a turn, so
+It stands in bundle.json and in a data set's data.json. It handles ids only, and lets no special token into a turn, so
 that no text can forge the border of a turn.
 """
 

@@ -50,7 +50,7 @@ class LogprobBuffer:
         self._made += len(text)
 
     def sent(self, text: str, ended: bool = False) -> list[ScoredToken]:
-        """Give the tokens that are due now that `text` goes out; all, also those without text, if the reply ended."""
+        """The tokens that are due now that `text` goes out; all, also those without text, if the reply ended."""
         self._sent += len(text)
         due = []
         while self._waiting and (ended or self._waiting[0][0] < self._sent):

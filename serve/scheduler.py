@@ -75,7 +75,7 @@ class Runner(Protocol):
         ...
 
     def cancel(self, request: GenerationRequest) -> None:
-        """Give a request up; it has no further events. One that has ended is left alone."""
+        """Cancel a request; it has no further events. One that has ended is left alone."""
         ...
 
     def step(self) -> list[Event]:
@@ -151,7 +151,7 @@ class Scheduler:
         return request
 
     def cancel(self, request: GenerationRequest) -> None:
-        """Give a request up; its slot is free at once. One that has ended is left alone."""
+        """Cancel a request; its slot is free at once. One that has ended is left alone."""
         if request in self._active:
             self._release(request)
 

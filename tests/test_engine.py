@@ -231,7 +231,7 @@ def test_the_engine_keeps_a_float16_cache_and_binds_inputs_anew_where_a_device_c
     choice = SelectedGraph("cuda", path, graph, "CPUExecutionProvider", "a test")
     monkeypatch.setattr(serve.engine, "choose", lambda *_: choice)
     engine = Engine(bundle, 1, slots=3)
-    assert engine.kv_bytes == 3 * 2 * 2 * 64 * 32 * 2
+    assert engine._cache.nbytes == 3 * 2 * 2 * 64 * 32 * 2
     engine._runs.on_device = True
     prompt = np.random.default_rng(0).integers(3, 101, size=28).tolist()
     want = torch_continuation(model, prompt)
