@@ -192,6 +192,7 @@ def test_training_moves_its_own_weights() -> None:
     batch = batches(model)[0]
     view(input_ids=batch["input_ids"], labels=batch["labels"]).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+    assert view.state_dict().keys() == model.state_dict().keys()
 
 
 def test_it_is_scored_as_it_computes() -> None:
