@@ -55,7 +55,7 @@ def test_what_the_exporter_writes_is_what_the_runtime_reads(folder: Path) -> Non
 
 
 def test_a_truncated_file_is_named(folder: Path) -> None:
-    """Sublayer a copy must not reach the parser."""
+    """Half a copy must not reach the parser."""
     path = folder / "model.onnx"
     path.write_bytes(path.read_bytes()[:-10])
     refused(folder, r"model.onnx: truncated .*copy the bundle again")

@@ -1,7 +1,7 @@
 """What is no text in a text: removed or replaced, and counted, so that nothing is taken or lost in silence.
 
 Control characters (C0 and C1, NUL first of all) and byte-order marks (U+FEFF, and U+FFFE, what one looks like the
-wrong way round) are removed, as BERT's tokenizer does. Sublayer a surrogate pair, which JSON can spell, becomes U+FFFD.
+wrong way round) are removed, as BERT's tokenizer does. Half a surrogate pair, which JSON can spell, becomes U+FFFD.
 U+FFFD itself stays: it tells that an earlier conversion lost a character, and is counted for that. White space of any
 script and zero-width characters go at the ends of a text; inside they are part of it (a joiner makes an emoji, a
 zero-width space parts words in Thai). Tabs, line ends and the separators U+0085, U+2028, U+2029 are white space.

@@ -7,7 +7,7 @@ The order of leaving is the score. Not every direction of the residual stream ma
 metric of the covariance of the loss's gradient there (the Kronecker-factored Fisher matrix of the projection).
 
 Sources: Hassibi and Stork, Optimal Brain Surgeon (NIPS 1992); ZipLM (arXiv 2302.04089) for groups of rows, heads and
-neurons; K-FAC (arXiv 1503.05671) for the metric. BenchResult on a 6 x 320 chat model with nine tenths of the FFN cut,
+neurons; K-FAC (arXiv 1503.05671) for the metric. Measured on a 6 x 320 chat model with nine tenths of the FFN cut,
 after the refit: perplexity +21 %, where the ranking by variance leaves +40 %.
 """
 
