@@ -9,7 +9,7 @@ from support.bundles import random_gpt2, random_ids
 from support.families import tiny_family
 from support.rounded import rounded_checkpoint
 
-from bench.cost.random_bundle import MANIFEST_BYTES, bundle_bytes, random_weights, write_phantom
+from bench.cost.random_bundle import MANIFEST_BYTES, bundle_bytes, random_weights, write_random_bundle
 from chitchat.architectures.registry import count_parameters, geometry_of
 from chitchat.checkpoint import load_tokenizer, read_config
 from compress.calibrate.ranges import input_ranges
@@ -58,7 +58,7 @@ def test_the_arrays_are_those_of_a_real_export(shape: Geometry, scheme: str, tin
 @pytest.mark.parametrize("shape", SHAPES, ids=["odd", "untied"])
 def test_the_predicted_bytes_are_those_that_are_written(shape: Geometry, scheme: str, tmp_path: Path) -> None:
     """A size budget that is missed by the scales of the blocks: 3 % at 8 bits, 12 % at 4."""
-    write_phantom(shape, scheme, tmp_path)
+    write_random_bundle(shape, scheme, tmp_path)
     written = sum(path.stat().st_size for path in tmp_path.glob("model.onnx*"))
     predicted = bundle_bytes(shape, scheme, tokenizer_bytes=0) - MANIFEST_BYTES
     assert predicted == pytest.approx(written, abs=40 * shape.layers + 100)
@@ -67,7 +67,7 @@ def test_the_predicted_bytes_are_those_that_are_written(shape: Geometry, scheme:
 def test_the_prediction_holds_for_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
     """Above 50 MB the weights lie beside the graph, aligned to pages."""
     shape = Geometry(layers=2, heads=10, head_dim=64, ffn=640, vocab=17_000, context=64)
-    write_phantom(shape, "fp32", tmp_path)
+    write_random_bundle(shape, "fp32", tmp_path)
     assert (tmp_path / "model.onnx.data").is_file()
     written = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert bundle_bytes(shape, "fp32", tokenizer_bytes=2) == pytest.approx(written, rel=2e-3)
@@ -89,7 +89,7 @@ def test_the_engine_runs_what_is_written_and_its_logits_are_numbers(tmp_path: Pa
     for scheme in EVERY:
         folder = tmp_path / scheme
         folder.mkdir()
-        write_phantom(ODD, scheme, folder)
+        write_random_bundle(ODD, scheme, folder)
         bundle = Bundle.open(folder)
         logits = Engine(bundle, threads=1).logits(list(range(40)))
         assert np.isfinite(logits).all()

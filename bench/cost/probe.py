@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bench.cost.random_bundle import END_OF_TURN_ID, bundle_bytes, write_phantom
+from bench.cost.random_bundle import END_OF_TURN_ID, bundle_bytes, write_random_bundle
 from bench.models.backend import TimedReply
 from bench.models.engine import EngineBackend
 from chitchat.errors import BadInput
@@ -59,7 +59,7 @@ class CostProbe:
 
     @classmethod
     def of(cls, checkpoint: str, scheme: str, tokenizer: str | None = None) -> "CostProbe":
-        """A clock for shapes that are cut out of `checkpoint`, whose tokenizer they ship with.
+        """The costs of shapes that are cut out of `checkpoint`, whose tokenizer they ship with.
 
         `tokenizer` is --tokenizer; where there is none of either, a byte-level BPE is taken.
         """
@@ -117,14 +117,14 @@ class CostProbe:
                 self._reply(backends[-1], shape)  # warms up: memory is mapped, threads are started
                 progress.update()
             for _ in range(rounds):
-                for place, shape in enumerate(shapes):
-                    times[place] += self._reply(backends[place], shape).token_ms
+                for index, shape in enumerate(shapes):
+                    times[index] += self._reply(backends[index], shape).token_ms
                     progress.update()
         return times
 
     def _open(self, shape: Geometry) -> EngineBackend:
         with tempfile.TemporaryDirectory() as folder:
-            write_phantom(shape, self.scheme, Path(folder))
+            write_random_bundle(shape, self.scheme, Path(folder))
             return EngineBackend(folder, self._threads, "cpu")  # a mapped file lives on after its folder
 
     def _reply(self, backend: EngineBackend, shape: Geometry) -> TimedReply:

@@ -65,7 +65,7 @@ def bundle_bytes(shape: Geometry, scheme: str, tokenizer_bytes: int) -> int:
     return _weight_bytes(shape, scheme) + overhead + tokenizer_bytes + MANIFEST_BYTES
 
 
-def write_phantom(shape: Geometry, scheme: str, folder: Path, seed: int = 0) -> None:
+def write_random_bundle(shape: Geometry, scheme: str, folder: Path, seed: int = 0) -> None:
     """Write a bundle of random weights into an empty folder; its tokenizer is empty."""
     write_weights(shape, scheme, random_weights(shape, scheme, np.random.default_rng(seed)), folder)
 

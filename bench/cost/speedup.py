@@ -79,7 +79,7 @@ def measure_speedup(checkpoint: str | Path, threads: int | None = None, rounds: 
         ttft_ms=float(np.median([sample.ttft_ms for sample in ours])),
         tpot_ms=float(np.median([step for sample in ours for step in sample.token_ms])),
         ttft_speed=_ratio([sample.ttft_ms for sample in floats], [sample.ttft_ms for sample in ours]),
-        tpot_speed=_ratio(*([float(np.median(sample.token_ms)) for sample in each] for each in (floats, ours))),
+        tpot_speed=_ratio(*([float(np.median(sample.token_ms)) for sample in replies] for replies in (floats, ours))),
     )
 
 
@@ -87,11 +87,11 @@ def take_turns(backends: Sequence[Any], prompt: Sequence[int], new_tokens: int, 
     """`rounds` replies of each backend, A B A B …, after one of each that warms up."""
     samples: list[list[TimedReply]] = [[] for _ in backends]
     for number in range(rounds + 1):
-        for place, backend in enumerate(backends):
+        for index, backend in enumerate(backends):
             time.sleep(_SETTLE_S)
             sample = backend.generate(prompt, new_tokens, END_OF_TURN_ID)
             if number:
-                samples[place].append(sample)
+                samples[index].append(sample)
     return samples
 
 

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
+from chitchat.architectures.protocol import last_hidden
 from chitchat.architectures.registry import geometry_of
 from chitchat.errors import BadInput
-from chitchat.training.objective import last_hidden, next_token_loss
+from chitchat.training.objective import next_token_loss
 from compress.calibrate.calibration import Batch
 from compress.prune.elimination import unit_scores
 from compress.prune.slicing import Kept

@@ -11,8 +11,9 @@ from chitchat.checkpoint import load_model, save_checkpoint
 from chitchat.data.dataset import ChatData
 from chitchat.lineage import LINEAGE, Stage, read_lineage
 from chitchat.system.folder import staged_folder
-from chitchat.training.processes import Distributed
+from chitchat.training.distributed import Distributed
 from chitchat.training.stopwatch import Stopwatch
+from chitchat.training.workfolder import WorkFolder
 from compress.distill.options import HealOptions
 from compress.prune.options import PruneOptions
 from compress.prune.pruner import Pruner
@@ -33,18 +34,27 @@ class PruneSource:
 class PruneRun:
     """`source` is what is cut, `teacher` what it is healed from: the vocabulary and the context of both are trimmed.
 
-    `work` is the folder of what is finished, `key` what a run that is resumed must share. Under a launcher every
-    process has one.
+    `folder` holds what is finished, `key` is what a run that is resumed must share. Under a launcher every process has
+    one.
     """
 
     source: PruneSource
     teacher: PreTrainedModel
     options: PruneOptions
-    work: Path
+    folder: WorkFolder
     key: Mapping[str, Any]
     resume: bool = False
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
-    processes: Distributed = field(default_factory=Distributed)
+
+    @property
+    def work(self) -> Path:
+        """The path of the work folder."""
+        return self.folder.path
+
+    @property
+    def processes(self) -> Distributed:
+        """The processes of the run."""
+        return self.folder.distributed
 
     def pruner(self) -> Pruner:
         """What cuts the model."""
@@ -77,10 +87,12 @@ class PruneRun:
 
     def store(self, folder: Path, model: PreTrainedModel, metrics: dict[str, Any]) -> None:
         """Write a model that `stored` finds, with figures."""
-        if self.processes.first:
+
+        def write() -> None:
             with staged_folder(folder, "checkpoint") as staging:
                 save_checkpoint(staging, model, self.source.tokenizer, Stage("round", {}, 0, metrics=metrics))
-        self.processes.wait()
+
+        self.processes.run_on_main(write)
 
     def stored(self, folder: Path) -> tuple[PreTrainedModel, dict[str, Any]] | None:
         """What `store` left; all processes see the same, also when one of them comes late."""

@@ -7,14 +7,13 @@ so the worse half goes by its held-out KL after the refit, and the rest is heale
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from chitchat.system.folder import write_json
-from chitchat.training.workfolder import read_keyed
 from compress.calibrate.calibration import Batch, calibration_batches, divergence, mean_loss
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
@@ -43,32 +42,28 @@ class Choice:
         return next(candidate.shape for candidate in self.candidates if candidate.chosen)
 
 
-def stored_choice(run: PruneRun, full: Geometry) -> Choice | None:
-    """The choice of the run that is resumed, if it was made; `full` is what its shapes are cut from."""
-    stored = read_keyed(run.work / "choice.json", {}) if run.resume and run.processes.first else None
-    choice = run.processes.broadcast(stored)
-    if choice is None:
-        return None
-    return _choice(run, [Candidate.from_json(row, full) for row in choice["candidates"]])
+def choose_shape(
+    run: PruneRun, full: Geometry, candidates: Callable[[], Sequence[Candidate]], pruner: Pruner
+) -> Choice:
+    """The choice of the run that is resumed, else the best of the `candidates`, which are cut from `full`.
 
+    They are planned in the main process. Under a launcher every process calls this.
+    """
 
-def choose_shape(run: PruneRun, candidates: Sequence[Candidate], pruner: Pruner) -> Choice:
-    """Try the candidates and note the choice in the work folder. Under a launcher every process calls this."""
-    trial = None
-    if run.healing is not None and len(candidates) > 1:
-        windows = run.source.data.windows("train", run.source.model.config.max_position_embeddings)
-        trial = trial_of(run.healing, len(windows), len(candidates))
-    tried = run.processes.broadcast(try_candidates(run, candidates, pruner, trial))
-    if run.processes.first:
-        write_json(run.work / "choice.json", {"key": {}, "candidates": [row.as_json() for row in tried]})
-    return _choice(run, tried)
+    def make() -> dict[str, Any]:
+        with run.stopwatch.paused():
+            found = run.processes.run_on_main(candidates)
+        trial = None
+        if run.healing is not None and len(found) > 1:
+            windows = run.source.data.windows("train", run.source.model.config.max_position_embeddings)
+            trial = trial_of(run.healing, len(windows), len(found))
+        return {"candidates": [row.as_json() for row in try_candidates(run, found, pruner, trial)]}
 
-
-def _choice(run: PruneRun, candidates: Sequence[Candidate]) -> Choice:
-    healing = run.healing
-    if healing is not None and any(candidate.steps for candidate in candidates):
+    rows = run.folder.decide("choice.json", {}, make)["candidates"]
+    tried, healing = [Candidate.from_json(row, full) for row in rows], run.healing
+    if healing is not None and any(candidate.steps for candidate in tried):
         healing = healing.part(1 - SEARCH_SHARE)
-    return Choice(candidates, healing)
+    return Choice(tried, healing)
 
 
 def trial_of(healing: HealOptions, windows: int, candidates: int) -> HealOptions | None:

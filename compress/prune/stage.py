@@ -14,11 +14,7 @@ The result is an ordinary checkpoint.
 """
 
 import copy
-import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,18 +27,17 @@ from chitchat.checkpoint import load_model, save_checkpoint
 from chitchat.data.dataset import open_dataset
 from chitchat.errors import BadInput
 from chitchat.lineage import Stage, identity
-from chitchat.system.folder import check_output, is_disk_full, staged_folder, write_json
+from chitchat.system.folder import check_output, staged_folder
 from chitchat.tokenizer import tokenizer_of
-from chitchat.training.processes import Distributed
-from chitchat.training.stopwatch import CLOCK, Stopwatch
-from chitchat.training.workfolder import read_keyed
+from chitchat.training.stopwatch import Stopwatch
+from chitchat.training.workfolder import WorkFolder
 from compress.calibrate.calibration import measure
 from compress.prune.options import PruneOptions
 from compress.prune.plan import Candidate, CostModel, plan_candidates
 from compress.prune.retokenize import retokenize
 from compress.prune.rounds import Healed, plan_rounds, run_rounds
 from compress.prune.run import PruneRun, PruneSource
-from compress.prune.search import Choice, choose_shape, stored_choice
+from compress.prune.search import Choice, choose_shape
 from compress.prune.shape import explicit_shape, shape_figures
 from compress.prune.vocabulary import choose_vocabulary, trim_positions, trim_tokenizer, trim_vocabulary, used_ids
 from serve.geometry import Geometry
@@ -72,29 +67,32 @@ def prune(
     teacher = _open_teacher(options, source)
     parent = identity(Path(checkpoint)) if Path(checkpoint).is_dir() else None
     key = {**asdict(options), "checkpoint": parent or checkpoint, "data": source.data.identity}
-    with _work_folder(out, key, resume, stopwatch) as (work, resume):
+    folder = WorkFolder(out.parent / f".{out.name}.healing")
+
+    def resume_point(error: BaseException) -> str | None:
+        begun = "round-*/distill/*" if isinstance(error, BadInput) else "round-*"
+        return "here" if any(folder.path.glob(begun)) else None
+
+    with folder.resumable("request.json", key, resume, stopwatch, resume_point):
+        folder.decide("request.json", key, dict)
         with stopwatch.paused():
-            trimmed, teacher = _trim(source, teacher, options, work)
+            trimmed, teacher = _trim(source, teacher, options, folder)
         whole = count_parameters(geometry_of(source.model))
-        run = PruneRun(trimmed, teacher, options, work, key, resume, stopwatch)
+        run = PruneRun(trimmed, teacher, options, folder, key, resume, stopwatch)
         full, pruner = geometry_of(trimmed.model), run.pruner()
-        choice = stored_choice(run, full)
-        if choice is None:
-            with stopwatch.paused():
-                candidates = run.processes.broadcast(
-                    _candidates(whole, full, options, clock) if run.processes.first else None
-                )
-            choice = choose_shape(run, candidates, pruner)
+        choice = choose_shape(run, full, lambda: _candidates(whole, full, options, clock), pruner)
         healed = run_rounds(run, plan_rounds(full, choice.shape, choice.healing), pruner)
         healing_minutes = stopwatch.seconds / 60
         metrics = _metrics(run, source, choice, healed)
         recorded = {**asdict(options), "shape": shape_figures(choice.shape), "kept_layers": healed.layers}
         record = Stage("prune", recorded, options.seed, parent, source.data.identity, metrics)
-        if run.processes.first:
+
+        def store() -> None:
             with staged_folder(out, "checkpoint") as staging:
                 save_checkpoint(staging, healed.student, trimmed.tokenizer, record, parent=checkpoint)
-            shutil.rmtree(work, ignore_errors=True)
-        run.processes.wait()
+            folder.remove()
+
+        folder.distributed.run_on_main(store)
     figures = _figures(choice.shape, metrics, (time.monotonic() - started) / 60)
     return {**figures, "healing_minutes": healing_minutes} if choice.healing else figures
 
@@ -162,34 +160,8 @@ def _open_teacher(options: PruneOptions, source: PruneSource) -> PreTrainedModel
     return teacher
 
 
-@contextmanager
-def _work_folder(out: Path, key: Mapping[str, Any], resume: bool, stopwatch: Stopwatch) -> Iterator[tuple[Path, bool]]:
-    """The folder of what is finished, and whether there is a run in it to go on with; the stopwatch is kept in it.
-
-    After an error it stays only where a resume would save anything; a full disk is told in a line. Raises `BadInput`
-    for a run of other values.
-    """
-    work, processes = Path(os.path.abspath(out)).parent / f".{out.name}.healing", Distributed()
-    goes_on = resume and processes.first and read_keyed(work / "request.json", key) is not None
-    goes_on = processes.broadcast(goes_on)
-    try:
-        if processes.first:
-            if not goes_on:
-                shutil.rmtree(work, ignore_errors=True)
-                write_json(work / "request.json", {"key": key})
-            stopwatch.keep_in(work / CLOCK, goes_on)
-        processes.wait()
-        yield work, goes_on
-    except BaseException as error:
-        if not any(work.glob("round-*")) or (isinstance(error, BadInput) and not any(work.glob("round-*/distill/*"))):
-            shutil.rmtree(work, ignore_errors=True)
-        if is_disk_full(error) and not isinstance(error, BadInput):
-            raise BadInput(f"--out: the disk is full ({work}); free some space or choose another disk") from error
-        raise
-
-
 def _trim(
-    source: PruneSource, teacher: PreTrainedModel, options: PruneOptions, work: Path
+    source: PruneSource, teacher: PreTrainedModel, options: PruneOptions, folder: WorkFolder
 ) -> tuple[PruneSource, PreTrainedModel]:
     """The model and its teacher with fewer tokens and positions, and the data set in the new ids."""
     own = teacher is source.model
@@ -197,11 +169,11 @@ def _trim(
     if options.vocab is not None and options.vocab != model.config.vocab_size:
         keep = choose_vocabulary(tokenizer, used_ids(data), options.vocab)
         tokenizer = trim_tokenizer(tokenizer, keep)
-        processes = Distributed()
-        if processes.first and not (work / "data" / "data.json").is_file():
-            retokenize(data, tokenizer, work / "data")
-        processes.wait()
-        data = open_dataset(work / "data")
+        kept = folder.path / "data"
+        folder.distributed.run_on_main(
+            lambda: None if (kept / "data.json").is_file() else retokenize(data, tokenizer, kept)
+        )
+        data = open_dataset(kept)
         model = trim_vocabulary(model, keep)
         teacher = model if own else trim_vocabulary(teacher, keep)
     if options.context is not None:

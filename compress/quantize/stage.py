@@ -26,7 +26,7 @@ from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import Stage, identity
 from chitchat.system.folder import check_output, staged_folder
 from chitchat.tokenizer import tokenizer_of
-from chitchat.training.processes import Distributed
+from chitchat.training.distributed import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from compress.calibrate.calibration import (
     CALIBRATION_TOKENS,
@@ -83,7 +83,7 @@ def quantize(
     if options.method == "kd":
         notes |= run.finetune(rounded, stopwatch)
     done, total = count_weight_bytes(model, rounded.matrices)
-    if processes.first:
+    if processes.is_main:
         print(f"{done:,} of {total:,} weight bytes quantized")
     if done < MIN_SHARE * total:
         raise WorkFailed(f"{checkpoint}: only {done / total:.1%} of the weight bytes could be quantized, not 95 %")
@@ -97,13 +97,13 @@ def quantize(
     }
     parent = identity(Path(checkpoint)) if Path(checkpoint).is_dir() else None
     recorded = {**asdict(options), "block_size": quantized.config["quantization_config"]["block_size"]}
-    if processes.first:
+    if processes.is_main:
         with staged_folder(out, "checkpoint") as staging:
             model.generation_config.save_pretrained(staging)
             stage = Stage("quantize", recorded, options.seed, parent, opened.identity, metrics)
             save_quantized(staging, quantized, stage, parent=checkpoint)
         shutil.rmtree(work, ignore_errors=True)
-    processes.wait()
+    processes.barrier()
     minutes = (time.monotonic() - started) / 60
     figures = {"scheme": options.scheme, "method": options.method, "block_size": recorded["block_size"]}
     return {**figures, **_figures(metrics), "file_mb": (out / WEIGHTS).stat().st_size / 1e6, "minutes": minutes}
