@@ -155,6 +155,7 @@ def test_a_folder_that_is_no_bundle_says_so(tmp_path: Path) -> None:
     for name, says in {
         "config.json": r"is a checkpoint; make a bundle of it: compress export .* --out",
         "model.safetensors": "is a checkpoint",
+        "pytorch_model.bin": "is a checkpoint",
         "model-q8_0.gguf": "GGUF files, which are for llama.cpp",
         "data.json": "is a data set",
         "model.onnx": "ONNX export of another tool",

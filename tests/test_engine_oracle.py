@@ -119,7 +119,7 @@ def test_one_conversation_alone_has_the_whole_context(bundle: Bundle, oracle, le
     expected = [-log_probabilities[index, token] for index, token in enumerate(ids[1:])]
     np.testing.assert_allclose(nats, expected, atol=TOLERANCE)
     assert hits.tolist() == [int(want[index].argmax()) == token for index, token in enumerate(ids[1:])]
-    assert [(len(found), len(hit)) for found, hit in others] == [(0, 0)]
+    assert [(len(found), len(hit), hit.dtype) for found, hit in others] == [(0, 0, bool)]
 
 
 def test_scores_do_not_overflow() -> None:
