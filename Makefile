@@ -5,7 +5,7 @@ EXTRA ?= cpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: install demo test test-fast docs portable peers speed gpu-wheels gpu-check audit lint types format clean
+.PHONY: install demo test test-fast mutants docs portable peers speed gpu-wheels gpu-check audit lint types format clean
 
 install: $(STAMP)
 
@@ -37,6 +37,12 @@ docs: $(VENV)/.docs
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@
+
+# Would the fast tests notice a fault in the arithmetic? mutmut makes some (tests/mutation/run.py); hours, one process.
+MUTANTS ?=
+mutants: install
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRA),demo,dev,mutation]'
+	nice $(BIN)/python tests/mutation/run.py --out out/mutants.json $(MUTANTS)
 
 # optimum, for `compress export --target portable`, in an environment of its own: it needs transformers 4.
 PORTABLE ?= .venv-portable

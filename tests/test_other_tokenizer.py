@@ -49,6 +49,7 @@ def test_the_same_conversations_stand_in_other_ids(tiny_data: Path, other: Path,
     assert said[0] == said[1]
 
 
+@pytest.mark.slow
 def test_only_bits_per_byte_compare_between_tokenizers(
     tiny_data: Path, tiny_checkpoint: Path, other: Path, tmp_path: Path
 ) -> None:

@@ -136,6 +136,7 @@ def says_the_same(report: dict[str, Any], name: str) -> None:
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_peers_of_the_same_weights_say_the_same_and_have_their_quality(beside: dict[str, Any]) -> None:
     """Stops a loop without a cache that computes another model, and a peer's row without quality."""
     says_the_same(beside, "torch-no-cache")
@@ -156,6 +157,7 @@ def test_optimum_runs_beside_ours_from_its_own_environment(
     says_the_same(bench(model, out, tiny_data, work), "optimum")
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_not_installed_is_a_row_with_the_pip_line(beside: dict[str, Any]) -> None:
     """Stops a run that ends because one of the tools is missing."""
     row = next(row for row in beside["rows"] if row["name"] == "llama.cpp Q8_0")
