@@ -22,7 +22,8 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 class SelectedGraph:
     """The graph for `target` ("cpu" or "cuda"), onnxruntime's name of what runs it, and why it was chosen.
 
-    `why` is a phrase, or "" where there was nothing to choose from. `warning` is one line on what may differ from the recorded figures on this CPU, or "".
+    `why` is a phrase, or "" where there was nothing to choose from. `warning` is one line on what may differ from the
+    recorded figures on this CPU, or "".
     """
 
     target: str
