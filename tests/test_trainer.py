@@ -21,17 +21,18 @@ from chitchat.training.batches import GlobalBatches, training_batch
 from chitchat.training.callbacks import Schedule, patience_spent
 from chitchat.training.curve import save_curve
 from chitchat.training.objective import LossModel, NextToken, fused_gelu
-from chitchat.training.options import FitOptions
+from chitchat.training.options import FitOptions, TrainOptions
 from chitchat.training.pacer import Pacer
 from chitchat.training.rate import Decision, RateSchedule
 from chitchat.training.stopwatch import Stopwatch
-from chitchat.training.train import TrainOptions, train
+from chitchat.training.train import train
 from chitchat.training.trainer import fit, weights_sha256
 from chitchat.training.workfolder import TrainingFolder, TrainingPlan
 from serve.digest import sha256
 
 TINY = {"layers": 2, "width": 32, "heads": 4, "context": 32, "batch_size": 8, "dropout": 0.1}
-RUN = "import sys, json; from pathlib import Path; from chitchat.training.train import TrainOptions, train; " \
+RUN = "import sys, json; from pathlib import Path; from chitchat.training.options import TrainOptions; " \
+    "from chitchat.training.train import train; " \
     "train(Path(sys.argv[1]), Path(sys.argv[2]), TrainOptions(**json.loads(sys.argv[3])), resume=True)"  # fmt: skip
 
 

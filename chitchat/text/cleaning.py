@@ -35,18 +35,20 @@ class Cleaned:
 
 def clean(text: str, found: Cleaned) -> str:
     """The text without what is none and without white space around it; `found` counts. Nothing to see: empty."""
-    if _SUSPECT.search(text) is not None:
+    if (not text.isprintable() or "\ufffd" in text) and _SUSPECT.search(text) is not None:
         if _HALVES.search(text) is not None:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")  # halves that meet
-            text, sublayers = _HALVES.subn("\ufffd", text)
-            found.half_surrogates += sublayers
-            found.replacement_characters -= sublayers
+            text, halves = _HALVES.subn("\ufffd", text)
+            found.half_surrogates += halves
+            found.replacement_characters -= halves
         text, controls = _CONTROLS.subn("", text)
         text, marks = _MARKS.subn("", text)
         found.control_characters += controls
         found.byte_order_marks += marks
         found.replacement_characters += text.count("\ufffd")
     text = text.strip()
+    if text.isascii():  # white space and control characters are gone: what is left is seen
+        return text
     if text[:1] in ("\u200b", "\u2060") or text[-1:] in ("\u200b", "\u2060"):
         text = _EDGES.sub("", text)
     return "" if is_blank(text) else text
