@@ -10,7 +10,7 @@ from support.families import tiny_family
 from bench.evaluate import divergence as module
 from bench.evaluate.divergence import kl_rows, measure_divergence
 from bench.models.open import open_model
-from bench.models.runtime import TorchRuntime
+from bench.models.torch import CheckpointModel
 from chitchat.data.dataset import collate, open_dataset
 from compress.calibrate.calibration import divergence
 
@@ -38,7 +38,7 @@ def test_the_figures_are_those_of_two_torch_models(tiny_model, tiny_data: Path, 
     other = type(tiny_model)(tiny_model.config).eval()
     windows = open_dataset(tiny_data).windows("validation", 32)
     want = divergence(tiny_model, other, [collate([windows[i] for i in range(len(windows))], 0)])
-    teacher, model = TorchRuntime(tiny_model), TorchRuntime(other)
+    teacher, model = CheckpointModel(tiny_model), CheckpointModel(other)
     found = measure_divergence(teacher, model, windows, 10**9)
     assert found is not None
     figures = found.figures()

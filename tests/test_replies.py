@@ -9,7 +9,8 @@ import torch
 from support.bundles import DIALOGUE, exported, random_gpt2
 
 from bench.evaluate.replies import SAMPLING, EvalPrompt, Reply, draw_replies, health_prompts
-from bench.models.runtime import EngineRuntime, TorchRuntime
+from bench.models.engine import EngineModel
+from bench.models.torch import CheckpointModel
 from chitchat.dialogue import Dialogue
 from serve.engine import Engine
 
@@ -20,18 +21,18 @@ PROMPTS = [
 SHORT = replace(SAMPLING, max_new_tokens=20)
 
 
-class OneByOne(TorchRuntime):
+class OneByOne(CheckpointModel):
     """The torch runtime without a batch."""
 
-    def rows(self, tokens: int) -> int:
+    def batch_size(self, tokens: int) -> int:
         return 1
 
 
 def test_replies_drawn_side_by_side_are_those_drawn_alone() -> None:
     """Padding was attended to, or a reply that ended took another one's cache with it."""
     model = random_gpt2(vocab_size=40)
-    together, alone = TorchRuntime(model), OneByOne(model)
-    assert together.rows(64) >= len(PROMPTS)
+    together, alone = CheckpointModel(model), OneByOne(model)
+    assert together.batch_size(64) >= len(PROMPTS)
     flat = replace(SHORT, temperature=3.0, top_k=0, top_p=1.0)
     replies = draw_replies(together, PROMPTS * 3, TALK, flat)
     assert replies == draw_replies(alone, PROMPTS * 3, TALK, flat)
@@ -44,8 +45,8 @@ def test_the_engine_says_what_torch_says_and_what_it_streams(tmp_path: Path) -> 
     """The health of a bundle was that of another sampler, or of the checkpoint that it was made from."""
     model = random_gpt2(initializer_range=0.3)
     engine = Engine(exported(model, tmp_path), threads=1)
-    replies = draw_replies(EngineRuntime(engine), PROMPTS, TALK, SHORT)
-    assert replies == draw_replies(TorchRuntime(model), PROMPTS, TALK, SHORT)
+    replies = draw_replies(EngineModel(engine), PROMPTS, TALK, SHORT)
+    assert replies == draw_replies(CheckpointModel(model), PROMPTS, TALK, SHORT)
     for seed, reply in enumerate(replies):
         engine.reset()
         assert list(engine.stream(reply.prompt.ids, replace(SHORT, seed=seed))) == reply.ids
@@ -55,8 +56,8 @@ def test_both_runtimes_give_the_same_logits_of_a_text(tmp_path: Path) -> None:
     """KL between two forms of one model was that between two positions."""
     model = random_gpt2()
     ids = list(range(3, 60))
-    of_engine = EngineRuntime(Engine(exported(model, tmp_path), threads=1)).logits(ids)
-    of_torch = TorchRuntime(model).logits(ids)
+    of_engine = EngineModel(Engine(exported(model, tmp_path), threads=1)).logits(ids)
+    of_torch = CheckpointModel(model).logits(ids)
     assert of_engine.shape == of_torch.shape == (57, 101)
     assert np.abs(of_engine - of_torch).max() < 1e-4 * np.abs(of_torch).max()
 
@@ -64,7 +65,7 @@ def test_both_runtimes_give_the_same_logits_of_a_text(tmp_path: Path) -> None:
 def test_a_reply_ends_with_its_turn_its_length_or_the_context() -> None:
     """A reply that filled the context was taken for one that had come to its end."""
     model = random_gpt2()
-    runtime = TorchRuntime(model)
+    runtime = CheckpointModel(model)
     with torch.no_grad():
         model.transformer.wte.weight[2] = 0  # a logit of zero: the end of turn is not among the likeliest
     never = draw_replies(runtime, PROMPTS[:2], TALK, replace(SHORT, top_k=3), context=12)
@@ -102,4 +103,4 @@ def test_health_prompts_are_held_out_and_leave_room_for_a_reply(tiny_data: Path)
 @pytest.mark.parametrize("tokens", [1, 64, 100_000])
 def test_a_batch_has_at_least_one_row(tokens: int) -> None:
     """A context longer than a batch divided by zero."""
-    assert TorchRuntime(random_gpt2()).rows(tokens) >= 1
+    assert CheckpointModel(random_gpt2()).batch_size(tokens) >= 1

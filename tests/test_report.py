@@ -14,7 +14,8 @@ import pytest
 from support.families import tiny_family
 from test_cuda_graph import why_not_cuda
 
-from bench.models.runtimes import open_backend
+from bench.models.torch import CHECKPOINT, CheckpointModel
+from bench.peers.torch_fp16 import HalfModel
 from bench.report.candidates import pruning_candidates
 from bench.report.document import as_markdown, print_table, read_report
 from bench.report.notes import notes
@@ -48,7 +49,14 @@ def made(tmp_path_factory: pytest.TempPathFactory, family: dict[str, Path], tiny
 
 
 def model(name: str = "m", **changes: Any) -> Any:
-    facts = {"name": name, "spec": name, "kind": "checkpoint", "runtime": "torch fp32", "parameters": 1_500_000}
+    facts = {
+        "name": name,
+        "spec": name,
+        "kind": "checkpoint",
+        "runtime": "torch fp32",
+        "runtime_kind": CHECKPOINT,
+        "parameters": 1_500_000,
+    }
     dialogue = SimpleNamespace(start_ids=(1,), end_of_turn_id=2, banned_ids=(0, 1))
     rest = {"weight_bytes": 6e6, "file_bytes": 6.1e6, "geometry": {"vocab": 50}, "dialogue": dialogue, "context": 64}
     return SimpleNamespace(**{**facts, **rest, **changes})
@@ -56,7 +64,7 @@ def model(name: str = "m", **changes: Any) -> Any:
 
 def measurement(name: str, ms: float, error: str | None = None) -> Measurement:
     samples = [{"ttft_ms": ms, "token_ms": [ms, ms], "ids": [5, 5, 5]}] * (1 if error else 3)
-    return Measurement(BenchEntry(name, name, "checkpoint", 2), 0.5, samples=samples, peak_rss_mb=80.0, error=error)
+    return Measurement(BenchEntry(name, name, CHECKPOINT, 2), 0.5, samples=samples, peak_rss_mb=80.0, error=error)
 
 
 def test_a_row_holds_all_figures_and_all_forms_of_one_model_give_the_same_ids(made: tuple[Path, Any]) -> None:
@@ -337,8 +345,8 @@ def test_float16_is_float16_and_says_what_float32_says(tiny_checkpoint: Path) ->
     """A row of float16 that computed in float32 looked slow; its work here is the same on the CPU."""
     import torch
 
-    half, whole = (open_backend(kind)(str(tiny_checkpoint), 1, "cpu") for kind in ("torch-fp16", "checkpoint"))
+    half, full = (model.open(str(tiny_checkpoint), 1, "cpu") for model in (HalfModel, CheckpointModel))
     assert {parameter.dtype for parameter in half._model.parameters()} == {torch.float16}
-    logits = [backend.runtime().logits([5, 6, 7, 8]) for backend in (half, whole)]
+    logits = [model.logits([5, 6, 7, 8]) for model in (half, full)]
     assert logits[0].dtype == np.float32
     assert 0 < np.abs(logits[0] - logits[1]).max() < 0.01 * np.abs(logits[1]).max()

@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.models.engine import BUNDLE
+from bench.models.kind import RuntimeKind
+from bench.models.torch import CHECKPOINT
+from bench.peers.registry import PEERS
 from bench.run import controller, rounds
 from bench.run.agreement import is_tie
 from bench.run.controller import BenchEntry, BenchPlan
@@ -28,11 +32,11 @@ TIMED = Path(__file__).parent / "support" / "timed_worker.py"
 PROMPTS = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
 
-def run(folder: Path, specs: list[str], *, kinds: tuple[str, ...] = (), **options: Any) -> BenchResult:
-    kinds = kinds or ("bundle",) * len(specs)
-    jobs = [BenchEntry(spec.split()[0], spec, kind, 2) for spec, kind in zip(specs, kinds, strict=True)]
+def run(folder: Path, specs: list[str], *, kinds: tuple[RuntimeKind, ...] = (), **options: Any) -> BenchResult:
+    kinds = kinds or (BUNDLE,) * len(specs)
+    entries = [BenchEntry(spec.split()[0], spec, kind, 2) for spec, kind in zip(specs, kinds, strict=True)]
     plan = {"warmups": [[1, 1, 1]], "prompts": PROMPTS, "new_tokens": 4, "threads": 1, "context": 64, **options}
-    return measure(jobs, BenchPlan(**plan), [sys.executable, str(TIMED), str(folder / "log")])
+    return measure(entries, BenchPlan(**plan), [sys.executable, str(TIMED), str(folder / "log")])
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
@@ -43,7 +47,9 @@ def test_known_times_are_measured_within_three_percent(tmp_path: Path) -> None:
     """Stops a figure that holds the waiting between models, the protocol, or half of the first token."""
     measured = run(tmp_path, ["a 60 20 0", "b 30 10 0"], new_tokens=6)
     for row in measured.rows:
-        slept = [entry["slept"] for entry in log(tmp_path) if entry["name"] == row.job.name and entry["op"] == "sample"]
+        slept = [
+            entry["slept"] for entry in log(tmp_path) if entry["name"] == row.entry.name and entry["op"] == "sample"
+        ]
         known = slept[2:]  # the first two started and warmed up
         figures = latency_figures(row.samples)
         assert figures["ttft_ms_p50"] == pytest.approx(np.median([each[0] for each in known]), rel=0.03)
@@ -94,7 +100,7 @@ def test_gpu_memory_is_the_drivers_count_for_this_process(tmp_path: Path, monkey
 
 def test_all_scenarios_take_turns_and_leave_raw_samples(tmp_path: Path) -> None:
     """Stops a scenario that runs one model after the other, or whose samples nobody can look at."""
-    measured = run(tmp_path, ["a 1 1 0", "b 1 1 0"], kinds=("bundle", "openvino"), scenarios=list(SCENARIOS))
+    measured = run(tmp_path, ["a 1 1 0", "b 1 1 0"], kinds=(BUNDLE, PEERS["openvino"]), scenarios=list(SCENARIOS))
     a, b = measured.rows
     assert (a.error, b.error) == (None, None)
     assert len(a.extra["cold-start"]) == 1 + STARTS
@@ -133,15 +139,15 @@ def test_a_conversation_grows_by_the_reply_and_the_next_turn(tmp_path: Path) -> 
 
 def test_wrong_answers_are_found_before_anything_is_timed(tmp_path: Path) -> None:
     """Stops a peer that is fast because it computes something else, and one form's verdict on another peer."""
-    jobs = [
-        BenchEntry("judge", "judge 0 0 0", "checkpoint", 2),
-        BenchEntry("q8", "q8 0 0 0", "llama.cpp", 2, whole="wrong 0 0 0"),
-        BenchEntry("q4", "q4 0 0 0", "llama.cpp", 2, whole="wrong 0 0 0"),
-        BenchEntry("int8", "int8 0 0 0", "openvino", 2, whole="right 0 0 0"),
+    entries = [
+        BenchEntry("reference", "reference 0 0 0", CHECKPOINT, 2),
+        BenchEntry("q8", "q8 0 0 0", PEERS["llama.cpp"], 2, full_precision="wrong 0 0 0"),
+        BenchEntry("q4", "q4 0 0 0", PEERS["llama.cpp"], 2, full_precision="wrong 0 0 0"),
+        BenchEntry("int8", "int8 0 0 0", PEERS["openvino"], 2, full_precision="right 0 0 0"),
     ]
     plan = BenchPlan([[1, 1]], [[1, 2], [3, 4], [5, 6]], 4, threads=1)
-    judge, q8, q4, int8 = measure(jobs, plan, [sys.executable, str(TIMED), str(tmp_path / "log")]).rows
-    assert judge.agreement is None
+    reference, q8, q4, int8 = measure(entries, plan, [sys.executable, str(TIMED), str(tmp_path / "log")]).rows
+    assert reference.agreement is None
     assert q8.agreement is not None
     assert not q8.agreement["agrees"]
     assert "after 2 new ids it says 6 where torch says 5" in q8.agreement["why"]
@@ -191,12 +197,12 @@ def test_stopped_before_the_first_round_there_is_nothing_to_report(
 
 def test_a_job_that_cannot_be_measured_keeps_its_reason_and_is_asked_nothing(tmp_path: Path) -> None:
     """Stops a missing GPU or package from ending the run, or from a row of zeros."""
-    jobs = [
-        BenchEntry("a", "a 0 0 0", "bundle", 2),
-        BenchEntry("gpu", "gpu 0 0 0", "bundle", 2, error="skipped: no GPU"),
+    entries = [
+        BenchEntry("a", "a 0 0 0", BUNDLE, 2),
+        BenchEntry("gpu", "gpu 0 0 0", BUNDLE, 2, error="skipped: no GPU"),
     ]
     plan = BenchPlan([], PROMPTS, 4, threads=1, context=64, scenarios=["cold-start", "turns"])
-    a, gpu = measure(jobs, plan, [sys.executable, str(TIMED), str(tmp_path / "log")]).rows
+    a, gpu = measure(entries, plan, [sys.executable, str(TIMED), str(tmp_path / "log")]).rows
     assert (a.error, gpu.error) == (None, "skipped: no GPU")
     assert {entry["name"] for entry in log(tmp_path)} == {"a"}
     assert not gpu.samples

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.evaluate.bootstrap import ratio_interval
-from bench.models.runtime import Floats, Runtime
+from bench.models.loaded import Floats, LoadedModel
 
 if TYPE_CHECKING:
     from chitchat.data.dataset import Windows
@@ -51,7 +51,9 @@ class Divergence:
         }
 
 
-def measure_divergence(teacher: Runtime, model: Runtime, windows: "Windows", max_tokens: int) -> Divergence | None:
+def measure_divergence(
+    teacher: LoadedModel, model: LoadedModel, windows: "Windows", max_tokens: int
+) -> Divergence | None:
     """Compare two models of one vocabulary on the windows in order, whole windows until `max_tokens` labels.
 
     None where the windows have no label to score.
@@ -79,7 +81,7 @@ def measure_divergence(teacher: Runtime, model: Runtime, windows: "Windows", max
     )
 
 
-def _blocks(teacher: Runtime, windows: "Windows", max_tokens: int) -> Iterator[list[_Scored]]:
+def _blocks(teacher: LoadedModel, windows: "Windows", max_tokens: int) -> Iterator[list[_Scored]]:
     """Windows and the teacher's logits where there is a label, as many as are held at once."""
     block: list[_Scored] = []
     tokens = held = 0

@@ -22,8 +22,8 @@ from bench.evaluate.other_tokenizer import codec_of
 from bench.evaluate.replies import SAMPLES, EvalPrompt, draw_replies, health_prompts
 from bench.evaluate.reply_stats import Health, SaidReply
 from bench.models.handle import ModelHandle
+from bench.models.loaded import LoadedModel
 from bench.models.open import for_missing, open_model
-from bench.models.runtime import Runtime
 from chitchat.errors import BadInput
 from chitchat.formats.same_tokenizer import tokenizer_differences
 from chitchat.score import Sums, conversation_sums
@@ -109,16 +109,16 @@ def evaluate(
     tokenizer than the model's, for a teacher of another vocabulary, and for more samples than there are prompts.
     """
     model = open_model(spec, tokenizer=tokenizer)
-    opened = open_held_out(data)
-    check_vocabulary(model, opened)
+    held_out = open_held_out(data)
+    check_vocabulary(model, held_out)
     compared = None if teacher is None else open_teacher(teacher, model, tokenizer)
-    contexts = [each.context for each in (model, compared) if each is not None]
+    contexts = [opened.context for opened in (model, compared) if opened is not None]
     task = EvalTask(min(contexts if context is None else [context, *contexts]), max_tokens, samples)
-    check_samples(opened, task)
-    runtime = model.load(threads)
-    of_teacher = None if compared is None else compared.load(threads)
-    reference = None if of_teacher is None else measure_quality(of_teacher, opened, task)
-    quality = measure_quality(runtime, opened, task, of_teacher)
+    check_samples(held_out, task)
+    loaded = model.load(threads)
+    loaded_teacher = None if compared is None else compared.load(threads)
+    reference = None if loaded_teacher is None else measure_quality(loaded_teacher, held_out, task)
+    quality = measure_quality(loaded, held_out, task, loaded_teacher)
     return {
         "model": spec,
         "kind": model.kind,
@@ -131,22 +131,24 @@ def evaluate(
     }
 
 
-def measure_quality(runtime: Runtime, data: "ChatData", task: EvalTask, teacher: Runtime | None = None) -> Quality:
+def measure_quality(
+    model: LoadedModel, data: "ChatData", task: EvalTask, teacher: LoadedModel | None = None
+) -> Quality:
     """Score a loaded model on the validation split, draw its replies, and compare it with a loaded teacher."""
     windows = data.windows("validation", task.context)
     divergence = None
     if teacher is not None:
         tokens = task.kl_tokens if task.max_tokens is None else min(task.kl_tokens, task.max_tokens)
-        divergence = measure_divergence(teacher, runtime, windows, tokens)
-    sums = conversation_sums(runtime.scorer(), windows, task.max_tokens)
-    return Quality(task.context, sums, _say(runtime, data, _prompts(data, task), task.context), divergence)
+        divergence = measure_divergence(teacher, model, windows, tokens)
+    sums = conversation_sums(model.scorer(), windows, task.max_tokens)
+    return Quality(task.context, sums, _say(model, data, _prompts(data, task), task.context), divergence)
 
 
 def open_teacher(spec: str, model: ModelHandle, tokenizer: str | None = None) -> ModelHandle:
     """The teacher that `model` is compared with. Raises `BadInput` unless every id means the same to both."""
     teacher = open_model(spec, tokenizer=for_missing(spec, tokenizer))
     if not teacher.reads_like(model):
-        sizes = [each.geometry["vocab"] for each in (model, teacher)]
+        sizes = [opened.geometry["vocab"] for opened in (model, teacher)]
         raise BadInput(
             f"--teacher {spec}: has another vocabulary ({sizes[1]} ids) than {model.spec} ({sizes[0]}), so their "
             "predictions cannot be compared; give a teacher of the same tokenizer, or compare bits per byte"
@@ -154,7 +156,7 @@ def open_teacher(spec: str, model: ModelHandle, tokenizer: str | None = None) ->
     return teacher
 
 
-def open_held_out(data: Path) -> Any:
+def open_held_out(data: Path) -> "ChatData":
     """The data set in `data`. Raises `BadInput` where there is none, or nothing is held out in it."""
     from chitchat.data.dataset import open_dataset
 
@@ -164,7 +166,7 @@ def open_held_out(data: Path) -> Any:
     return opened
 
 
-def check_vocabulary(model: ModelHandle, data: Any) -> None:
+def check_vocabulary(model: ModelHandle, data: "ChatData") -> None:
     """Raise `BadInput` unless the data set's ids mean to the model what they meant to its tokenizer."""
     if found := tokenizer_differences(data.tokenizer.backend_tokenizer.to_str(), model.tokenizer_json()):
         raise BadInput(
@@ -186,10 +188,10 @@ def _prompts(data: "ChatData", task: EvalTask) -> list[EvalPrompt]:
     return health_prompts(data, SAMPLES if task.samples is None else task.samples, task.context)
 
 
-def _say(runtime: Runtime, data: "ChatData", prompts: list[EvalPrompt], context: int) -> list[SaidReply]:
+def _say(model: LoadedModel, data: "ChatData", prompts: list[EvalPrompt], context: int) -> list[SaidReply]:
     """Draw the replies and read them with the data set's tokenizer, whatever form the model has."""
     codec = codec_of(data)
-    drawn = draw_replies(runtime, prompts, data.dialogue, context=context, banned=data.banned_ids)
+    drawn = draw_replies(model, prompts, data.dialogue, context=context, banned=data.banned_ids)
     return [
         SaidReply(reply.prompt.conversation, codec.decode(reply.ids), len(reply.ids), reply.ended) for reply in drawn
     ]

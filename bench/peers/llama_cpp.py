@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from bench.models.backend import TimedReply, as_timed_reply
-from bench.models.stepping import Floats, SteppingBackend
+from bench.models.loaded import Floats, TimedReply, as_timed_reply
+from bench.models.stepping import SteppingModel
+from bench.peers.descriptor import Peer, Source
 
 _FTYPES = {"Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "Q4_K": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
 # Hugging Face's name of a module -> GGUF's (llama.cpp, src/llama-arch.cpp, LLM_ARCH_GPT2).
@@ -32,11 +33,11 @@ _OUTSIDE = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
 def convert(checkpoint: Path, out: Path, weight_format: str, threads: int) -> None:
     """Write a GPT-2 checkpoint as the folder `out` with one GGUF file: F32, or what llama.cpp makes of it."""
     out.mkdir(parents=True)
-    whole = out / "F32.gguf"
-    write_gguf(checkpoint, whole)
+    full_precision = out / "F32.gguf"
+    write_gguf(checkpoint, full_precision)
     if weight_format != "F32":
-        quantize_gguf(whole, out / f"{weight_format}.gguf", weight_format, threads)
-        whole.unlink()
+        quantize_gguf(full_precision, out / f"{weight_format}.gguf", weight_format, threads)
+        full_precision.unlink()
 
 
 def write_gguf(checkpoint: Path, path: Path) -> None:
@@ -56,10 +57,10 @@ def write_gguf(checkpoint: Path, path: Path) -> None:
     _add_tokenizer(writer, checkpoint, config["vocab_size"])
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     for name, array in load_file(checkpoint / "model.safetensors").items():
-        known = gguf_name(name)
-        if known is not None:
+        stored_name = gguf_name(name)
+        if stored_name is not None:
             flat = array.T if name.endswith(".weight") and ".c_" in name else array  # Conv1D keeps [in, out]
-            writer.add_tensor(known, np.ascontiguousarray(flat, dtype=np.float32))
+            writer.add_tensor(stored_name, np.ascontiguousarray(flat, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -129,8 +130,10 @@ def quantize_gguf(source: Path, path: Path, kind: str, threads: int) -> None:
         raise RuntimeError(f"llama.cpp could not quantize {source.name} to {kind}")
 
 
-class LlamaCppBackend(SteppingBackend):
+class LlamaCppModel(SteppingModel):
     """A GGUF file in llama.cpp, driven through `llama_decode`: no sampler, text or copies of logits in between."""
+
+    supports_concurrency: ClassVar[bool] = True
 
     def __init__(self, spec: str, threads: int, device: str, slots: int = 1) -> None:
         import llama_cpp
@@ -163,13 +166,13 @@ class LlamaCppBackend(SteppingBackend):
         if not reuse:
             return self.feed(prompt, fresh=True)
         limit = min(len(self._held), len(prompt) - 1)
-        same = next((place for place in range(limit) if self._held[place] != prompt[place]), limit)
+        same = next((index for index in range(limit) if self._held[index] != prompt[index]), limit)
         self._llama.llama_memory_seq_rm(self._memory(), 0, same, -1)
         del self._held[same:]
         return self.feed(prompt[same:], fresh=False)
 
     def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
-        """See `SteppingBackend.feed`."""
+        """See `SteppingModel.feed`."""
         if fresh:
             self._forget()
         array = (self._llama.llama_token * len(ids))(*ids)
@@ -178,25 +181,25 @@ class LlamaCppBackend(SteppingBackend):
         return self._row(-1)
 
     def logits(self, ids: Sequence[int]) -> Floats:
-        """See `SteppingBackend.logits`."""
+        """See `LoadedModel.logits`."""
         self._forget()
-        self._run([(token, place, 0, True) for place, token in enumerate(ids)])
-        found = self._llama.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(found, (len(ids), self._size)).copy()
+        self._run([(token, index, 0, True) for index, token in enumerate(ids)])
+        logits = self._llama.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(logits, (len(ids), self._size)).copy()
 
     def generate_concurrent(
         self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
     ) -> list[TimedReply]:
-        """See `bench.models.backend.ConcurrentBackend`: one batch of all prompts, then one of a token each."""
+        """See `LoadedModel.generate_concurrent`: one batch of all prompts, then one of a token each."""
         self._forget()
         times: list[float] = []
         replies: list[list[int]] = [[] for _ in prompts]
         started = time.perf_counter()
         ends = [len(prompt) - 1 for prompt in prompts]
         entries = [
-            (token, place, row, place == ends[row])
+            (token, index, row, index == ends[row])
             for row, prompt in enumerate(prompts)
-            for place, token in enumerate(prompt)
+            for index, token in enumerate(prompt)
         ]
         while True:
             self._run(entries)
@@ -213,9 +216,9 @@ class LlamaCppBackend(SteppingBackend):
     def tokenize(self, text: str) -> list[int]:
         """The ids of a text by the tokenizer in the file."""
         data = text.encode()
-        room = len(data) + 16
-        array = (self._llama.llama_token * room)()
-        count = self._llama.llama_tokenize(self._vocabulary, data, len(data), array, room, False, False)
+        capacity = len(data) + 16
+        array = (self._llama.llama_token * capacity)()
+        count = self._llama.llama_tokenize(self._vocabulary, data, len(data), array, capacity, False, False)
         if count < 0:
             raise RuntimeError("llama.cpp could not tokenize a text")
         return list(array[:count])
@@ -263,3 +266,18 @@ def _silence(llama_cpp: Any) -> None:
 
 
 _KEPT: list[Any] = []
+
+
+KINDS = (
+    Peer(
+        name="llama.cpp",
+        model=LlamaCppModel,
+        modules=("llama_cpp",),
+        weight_formats=("F32", *_FTYPES),
+        full_precision="F32",
+        source=Source.CHECKPOINT,
+        install="llama-cpp-python gguf",
+        import_name="llama_cpp",
+        convert=convert,
+    ),
+)

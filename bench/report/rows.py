@@ -29,7 +29,6 @@ _FIGURES = (
 )
 # Of a model whose ids are others than the first one's, these say nothing beside the first one's.
 _BY_TOKEN = {"perplexity", "token_accuracy", "perplexity_interval", "token_accuracy_interval"}
-_READ_OTHERWISE = {"torch-no-cache", "torch-int8", "quantized"}  # not the bytes of their files once a token
 
 
 def build_rows(names: Sequence[str], models: Sequence[ModelHandle], measured: BenchResult) -> list[dict[str, Any]]:
@@ -50,7 +49,7 @@ def build_rows(names: Sequence[str], models: Sequence[ModelHandle], measured: Be
             "spec": model.spec,
             "kind": model.kind,
             "runtime": runtime,
-            "device": result.job.device,
+            "device": result.entry.device,
             "parameters": model.parameters,
             "weight_mb": model.weight_bytes / MB,
             "file_mb": model.file_bytes / MB,
@@ -67,7 +66,7 @@ def build_rows(names: Sequence[str], models: Sequence[ModelHandle], measured: Be
         if not lost:
             row |= latency_figures(result.samples) | {"busy": is_busy(result.samples)}
             row |= scenario_figures(result.extra)
-            if model.kind not in _READ_OTHERWISE and result.job.device == "cpu":  # whose memory was measured
+            if model.runtime_kind.reads_stored_weights and result.entry.device == "cpu":  # whose memory was measured
                 row["ceiling"] = ceiling_share(result.samples, model.weight_bytes, measured.bandwidth)
             if first.error is None and not is_wrong(row):  # what computes something else is not faster
                 row["ratio"] = speed_ratio(first.samples, result.samples)
@@ -81,5 +80,5 @@ def _quality_figures(result: Measurement, reference: Quality | None) -> dict[str
     if not result.quality:
         return {}
     figures = Quality.from_json(result.quality).figures(reference)
-    own_ids = result.job.data is not None
+    own_ids = result.entry.data is not None
     return {name: value for name, value in figures.items() if not (own_ids and name in _BY_TOKEN)}
