@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 from test_compare import report as small_report
 
 from bench.report.charts import curves, distribution, tradeoff
-from bench.report.page import MEANING, as_html
+from bench.report.page import as_html
 from bench.report.pareto import front
 from bench.report.plots import LOSS, SIZE
+from bench.report.row import FIGURES, MAIN_COLUMNS, SCENARIO_COLUMNS, ReportRow, read_rows
 from bench.report.tables import main_table
 
 
@@ -36,7 +38,7 @@ def full_report() -> dict[str, Any]:
     """A report with every field that the page reads, and names that must not be taken for markup."""
     made = small_report({"teacher": 100.0, '<b>&"w8"': 40.0, "lost": 50.0})
     for place, row in enumerate(made["rows"]):
-        row |= {key: None for _, key, _ in columns_of_everything()} | {"name": row["name"]}
+        row |= dict.fromkeys(FIGURES) | {"name": row["name"]}
         row |= {"runtime": "onnx w8", "kind": "bundle", "parameters": 1e6, "file_mb": 4.0 - place, "perplexity": 20.0}
         row |= {"bits_per_byte": 2.0 + place / 10, "tokens_per_s": 100.0 * (1 + place), "ttft_ms_p50": 9.0}
         row |= {"tpot_ms_p50": 2.0, "tpot_ms_p95": 3.0, "tpot_ms_p99": 4.0, "ratio": 1.0, "ratio_interval": [0.9, 1.1]}
@@ -46,15 +48,6 @@ def full_report() -> dict[str, Any]:
     made["settings"] |= {"new_tokens": 8, "repetitions": 9}
     made["environment"] |= {"date": "2026-01-01T00:00:00+00:00", "load_average_after": [0.1, 0.1, 0.1]}
     return made
-
-
-def columns_of_everything() -> Any:
-    from bench.report.tables import _COLUMNS, _SCENARIO_COLUMNS
-
-    return [*_COLUMNS, *_SCENARIO_COLUMNS[1:]]
-
-
-LOADS = ("src", "href", "xlink:href", "action", "data")
 
 
 class Page(HTMLParser):
@@ -118,11 +111,20 @@ def test_it_holds_the_numbers_it_was_made_from() -> None:
 
 def test_every_column_is_explained() -> None:
     """Stops a number whose making nobody can look up."""
-    titles = {title for title, key, _ in columns_of_everything() if key not in ("name", "runtime", "parameters")}
-    assert titles <= MEANING.keys()
-    shown = set(main_table(full_report()["rows"]).heads)
+    assert {key for key, figure in FIGURES.items() if figure.title} == {*MAIN_COLUMNS, *SCENARIO_COLUMNS}
+    assert all(figure.meaning for figure in FIGURES.values())
+    shown = set(main_table(read_rows(full_report()["rows"])).heads) - {"model", "runtime", "parameters"}
     text = as_html(full_report())
-    assert all(f"<dt>{title}</dt>" in text for title in shown & MEANING.keys())
+    assert len(shown) > 6
+    assert all(f"<dt>{title}</dt>" in text for title in shown)
+
+
+def test_what_decides_stands_first() -> None:
+    """At 1,300 pixels tokens/s, speed and the ceiling stood to the right of a scroll."""
+    row = ReportRow(**dict.fromkeys(MAIN_COLUMNS, 1))
+    heads = main_table([row]).heads
+    assert heads[:8] == ["model", "file MB", "perplexity", "KL", "TTFT ms", "ms/token", "tokens/s", "speed"]
+    assert len(heads) == len(MAIN_COLUMNS)
 
 
 def test_a_busy_row_a_lost_row_and_a_partial_run_are_marked() -> None:
@@ -136,7 +138,7 @@ def test_a_busy_row_a_lost_row_and_a_partial_run_are_marked() -> None:
 
 def test_points_have_their_figures_as_tooltips() -> None:
     """Stops a picture that must be guessed at."""
-    rows = full_report()["rows"][:2]
+    rows = read_rows(full_report()["rows"][:2])
     svg = tradeoff(rows, SIZE)
     assert svg is not None
     assert svg.startswith("<svg")
@@ -146,7 +148,7 @@ def test_points_have_their_figures_as_tooltips() -> None:
 
 def test_nothing_is_drawn_of_nothing() -> None:
     """Stops an empty frame where a single model, or no quality, leaves nothing to compare."""
-    rows = full_report()["rows"]
+    rows = read_rows(full_report()["rows"])
     assert tradeoff(rows[:1], SIZE) is None
     assert distribution(rows, {}) is None
     assert curves(rows, {"teacher": [(1, 2)]}, "x", "y") is None
@@ -157,10 +159,8 @@ def test_nothing_is_drawn_of_nothing() -> None:
 
 def test_what_is_lost_is_drawn_over_decades_and_the_same_numbers_stand_at_the_bottom() -> None:
     """Bits per byte of 8 and 4 bits lay on one line; a KL of 0 has no place on a logarithmic axis."""
-    rows = full_report()["rows"][:1] * 4
-    rows = [
-        {**row, "name": name, "kl": kl} for row, name, kl in zip(rows, "abcd", (None, 0.0, 8e-5, 2e-3), strict=True)
-    ]
+    row, *_ = read_rows(full_report()["rows"])
+    rows = [replace(row, name=name, kl=kl) for name, kl in zip("abcd", (None, 0.0, 8e-5, 2e-3), strict=True)]
     svg = tradeoff(rows, SIZE, LOSS)
     assert svg is not None
     told = re.findall(r"<title>(\w): .*?KL from the first row, nats a token (\S+)</title>", svg)
@@ -171,8 +171,8 @@ def test_what_is_lost_is_drawn_over_decades_and_the_same_numbers_stand_at_the_bo
 
 def test_many_curves_are_told_apart_and_stand_clear_of_their_names() -> None:
     """Twenty names lay on the lines, in seven colours."""
-    rows = [{"name": f"row {number}", "kind": "bundle"} for number in range(16)]
-    points = {row["name"]: [(1.0, 1.0 + place), (2.0, 2.0 + place)] for place, row in enumerate(rows)}
+    rows = [ReportRow(name=f"row {number}", kind="bundle") for number in range(16)]
+    points = {row.name: [(1.0, 1.0 + place), (2.0, 2.0 + place)] for place, row in enumerate(rows)}
     svg = curves(rows, points, "threads", "tokens/s")
     assert svg is not None
     styles = re.findall(r'style="(fill: none; stroke(?:-dasharray)?: .*?)"', svg)

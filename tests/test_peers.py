@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -15,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import chitchat.system.interpreters
 from bench.models.kind import find_kind
 from bench.models.open import open_model
+from bench.peers import registry
 from bench.peers.builder import CannotPrepare, PeerBuilder, PeerHandle, find_python
 from bench.peers.llama_cpp import gguf_name
 from bench.peers.registry import PEERS, PeerRequest, read_peers
@@ -147,6 +149,31 @@ def test_peers_of_the_same_weights_say_the_same_and_have_their_quality(beside: d
     assert rounded["eval_tokens"] == beside["rows"][0]["eval_tokens"]
     assert 1e-7 < rounded["kl"] < 0.1
     assert any("peers were asked at full precision first" in line for line in notes(beside))
+
+
+def test_a_peer_gets_its_rows_from_one_descriptor(
+    tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new peer touched seven places. This one is converted, loaded, checked and scored, and it is wrong."""
+    from support.made_up_peer import KINDS
+
+    monkeypatch.setattr(registry, "PEERS", dict(PEERS))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    (peer,) = KINDS
+    registry.register(peer)
+    report = bench([str(tiny_checkpoint)], tmp_path / "out", tiny_data, SMALL, peers="next-id")
+    first, *rows = report["rows"]
+    assert [row["name"] for row in rows] == ["next-id big", "next-id small"]
+    for row in rows:
+        assert row["error"] is None
+        assert (row["kind"], row["file_mb"]) == ("next-id", len(str(first["parameters"] and 300)) / 1e6)
+        assert row["runtime_version"] == np.__version__
+        assert row["tokens_per_s"] > 0
+        assert row["kl"] > 0
+        assert row["agreement"]["agrees"] is False
+        assert row["ratio"] is None, "what computes something else is not faster"
+    ids = report["samples"]["next-id small"][0]["ids"]
+    assert np.all(np.diff(ids)[np.diff(ids) != 2] == 1), "each the next one, but for the end of turn"
 
 
 @pytest.mark.slow

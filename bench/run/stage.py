@@ -112,7 +112,7 @@ def _report(
     return {
         "format": FORMAT,
         "partial": measured.partial,
-        "rows": build_rows(names, models, measured),
+        "rows": [row.as_json() for row in build_rows(names, models, measured)],
         "samples": {result.entry.name: result.samples for result in measured.rows},
         "scenarios": {result.entry.name: result.extra for result in measured.rows},
         "bandwidth_gb_per_s": measured.bandwidth,
