@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chitchat.divergence import score_states
 from chitchat.errors import WorkFailed
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 TokenScorer = Callable[[Sequence[Sequence[int]]], list[tuple[np.ndarray, np.ndarray]]]
 
 _WINDOWS_AT_ONCE = 128
-_LOGITS_AT_ONCE = 2**24  # 64 MB of float32
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def conversation_sums(scorer: TokenScorer, windows: "Windows", max_tokens: int |
 
 def _by_conversation(rows: list[tuple[int, float, int, int, int]]) -> Sums:
     columns = [np.asarray(column) for column in zip(*rows, strict=True)] or [np.zeros(0)] * 5
-    conversation, place = np.unique(columns[0].astype(np.int64), return_inverse=True)
-    nll, *counts = (np.bincount(place, weights=column, minlength=len(conversation)) for column in columns[1:])
+    conversation, index = np.unique(columns[0].astype(np.int64), return_inverse=True)
+    nll, *counts = (np.bincount(index, weights=column, minlength=len(conversation)) for column in columns[1:])
     return Sums(conversation, nll, *(count.astype(np.int64) for count in counts))
 
 
@@ -137,7 +137,7 @@ def torch_scorer(model: "GPT2LMHeadModel", batch_tokens: int = 4096) -> TokenSco
 
 
 def _score_batch(model: "GPT2LMHeadModel", batch: list[Sequence[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Score right-padded sequences in one forward pass; the head runs on real positions, in pieces."""
+    """Score right-padded sequences in one forward pass; the head runs on real positions only."""
     import torch
 
     longest = max(map(len, batch))
@@ -153,11 +153,6 @@ def _score_batch(model: "GPT2LMHeadModel", batch: list[Sequence[int]]) -> list[t
     # Embeddings instead of ids, and no mask: causal attention never sees what stands to the right of a token.
     states = model.transformer(inputs_embeds=model.transformer.wte(ids), use_cache=False).last_hidden_state
     states, targets = states[:, :-1][wanted], ids[:, 1:][wanted]
-    nll, hit = [], []
-    rows = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
-    for state, target in zip(states.split(rows), targets.split(rows), strict=True):
-        logits = model.lm_head(state).float()  # [rows, vocab]
-        nll.append(torch.nn.functional.cross_entropy(logits, target, reduction="none").double().cpu())
-        hit.append((logits.argmax(-1) == target).cpu())
+    nll, hit = score_states(model.lm_head, states, targets)
     cuts = np.cumsum([len(sequence) - 1 for sequence in batch])[:-1]
-    return list(zip(np.split(torch.cat(nll).numpy(), cuts), np.split(torch.cat(hit).numpy(), cuts), strict=True))
+    return list(zip(np.split(nll.numpy(), cuts), np.split(hit.numpy(), cuts), strict=True))

@@ -147,7 +147,7 @@ def genai_config(geometry: Geometry, dialogue: Dialogue, sampling: SamplingOptio
                 "session_options": {"provider_options": []},
                 "hidden_size": geometry.width,
                 "num_attention_heads": geometry.heads,
-                "num_key_value_heads": geometry.heads,
+                "num_key_value_heads": geometry.kv_heads,
                 "num_hidden_layers": geometry.layers,
                 "head_size": geometry.kv_head_dim,
                 "inputs": {

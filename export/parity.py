@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
 from chitchat.data.dataset import ChatData, held_out_prompts
+from chitchat.divergence import compare_logits
 from chitchat.errors import BadInput, WorkFailed
 from export.graph import GraphSpec
 from export.layers import Channels
@@ -162,11 +163,6 @@ def same_tokens(
     return {"greedy_prompts": totals.prompts, "greedy_tied": totals.tied, "greedy_diverged": totals.diverged}
 
 
-def mean_kl(want: Floats, got: Floats) -> float:
-    """Mean over rows of KL(softmax(want) || softmax(got)) in nats, in double precision; logits [n, vocab]."""
-    return float(_kl(want, got).mean())
-
-
 class _Totals:
     """Running sums over prompts, so that no logits are kept."""
 
@@ -183,9 +179,10 @@ class _Totals:
             centred = reference - reference.mean(axis=1, keepdims=True, dtype=np.float64)
             error = got - got.mean(axis=1, keepdims=True, dtype=np.float64) - centred
             self.squares += np.square(error).sum(), np.square(centred).sum()
-        self.kl["prefill"].append(_kl(want, whole))
-        self.kl["decode"].append(_kl(want_steps, steps))
-        self.hits.append(want.argmax(axis=1) == whole.argmax(axis=1))
+        kl, same = compare_logits(want, whole)
+        self.kl["prefill"].append(kl)
+        self.kl["decode"].append(compare_logits(want_steps, steps)[0])
+        self.hits.append(same)
         self.add_tokens(want_steps, reply)
 
     def add_tokens(self, want: Floats, reply: Sequence[int]) -> None:
@@ -216,18 +213,6 @@ class _Totals:
 
 def _relative(want: Floats, got: Floats) -> float:
     return float((np.abs(want - got).max(axis=1) / np.abs(want).max(axis=1)).max())
-
-
-def _kl(want: Floats, got: Floats) -> Floats:
-    p, q = _log_softmax(want), _log_softmax(got)
-    divergence: Floats = (np.exp(p) * (p - q)).sum(axis=1)
-    return divergence
-
-
-def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    normed: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return normed
 
 
 def _held_out(data: ChatData, count: int, longest: int) -> list[list[int]]:

@@ -15,7 +15,8 @@ from typing import Any
 
 from serve.dialogue import Dialogue
 from serve.errors import BadBundle, BadRequest
-from serve.manifest import BUNDLE_JSON, FORMAT, Geometry, Graph, Manifest
+from serve.geometry import Geometry
+from serve.manifest import BUNDLE_JSON, FORMAT, Graph, Manifest
 from serve.options import SamplingOptions
 
 __all__ = ["BUNDLE_JSON", "FORMAT", "GRAPH", "TOKENIZER", "Bundle", "Geometry", "Graph", "Manifest", "file_record"]

@@ -35,7 +35,7 @@ class KVCache:
         self.capacity = geometry.context if slots == 1 else geometry.context - 1
         self._device = device
         self._dtype = np.dtype(dtype)
-        self._shape = (slots, geometry.heads, geometry.context, geometry.kv_head_dim)
+        self._shape = (slots, geometry.kv_heads, geometry.context, geometry.kv_head_dim)
         self._slot_bytes = int(np.prod(self._shape[1:])) * self._dtype.itemsize
         names = [f"{layer}.{part}" for layer in range(geometry.layers) for part in ("key", "value")]
         self._owners = {name: self._allocate() for name in names}

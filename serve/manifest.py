@@ -9,34 +9,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from serve.errors import BadBundle
+from serve.geometry import Geometry
 
 BUNDLE_JSON = "bundle.json"
 FORMAT = 2
 TARGETS = ("cpu", "cuda", "portable")
 KV_DTYPES = ("float32", "float16", "int8")
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Shape of a GPT-2: counts, and sizes in numbers (not bytes). `width` = `heads` * `head_dim`."""
-
-    layers: int
-    heads: int
-    head_dim: int
-    width: int
-    ffn: int
-    vocab: int
-    context: int
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of the float32 KV cache that one token takes."""
-        return 2 * 4 * self.layers * self.heads * self.kv_head_dim
-
-    @property
-    def kv_head_dim(self) -> int:
-        """Numbers a head takes in the cache: onnxruntime's attention takes multiples of 8; zeros fill up the rest."""
-        return -(-self.head_dim // 8) * 8
 
 
 @dataclass(frozen=True)
@@ -93,7 +71,7 @@ class Manifest:
 
     def as_json(self) -> dict[str, Any]:
         """The object that `bundle.json` holds, format first."""
-        return {"format": self.format, **asdict(self)}
+        return {"format": self.format, **asdict(self), "geometry": self.geometry.as_json()}
 
     @classmethod
     def from_json(cls, record: Any) -> "Manifest":
@@ -169,15 +147,7 @@ def _graphs(record: Mapping[str, Any]) -> dict[str, Graph]:
 
 
 def _geometry(record: Mapping[str, Any]) -> Geometry:
-    values = {item.name: record.get(item.name) for item in fields(Geometry)}
-    for name, value in values.items():
-        if type(value) is not int or value < 1:
-            raise BadBundle(
-                f"{BUNDLE_JSON}: geometry.{name} is {value!r}, not a positive number; export the bundle again"
-            )
-    geometry = Geometry(**values)  # type: ignore[arg-type]
-    if geometry.heads * geometry.head_dim != geometry.width:
-        raise BadBundle(
-            f"{BUNDLE_JSON}: geometry.width {geometry.width} is not heads * head_dim; export the bundle again"
-        )
-    return geometry
+    try:
+        return Geometry.from_json(record)
+    except ValueError as error:
+        raise BadBundle(f"{BUNDLE_JSON}: geometry.{error}; export the bundle again") from error

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from serve.quiet import silence
 
@@ -21,6 +22,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # Shells start background jobs with Ctrl-C ignored, and children inherit that; the tests that press it need it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A test of a property tries 25 inputs, however long each takes; where CI is set, the same ones every time.
+settings.register_profile("local", deadline=None, max_examples=25, database=None)
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+SLOW_TIMEOUT = 900  # seconds, as `timeout` in pyproject.toml is for the others
 
 WORDS = [
     "hello",
@@ -39,6 +47,13 @@ WORDS = [
     "yes",
     "no",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests more time before they count as hung."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
 
 
 @pytest.fixture(scope="session")

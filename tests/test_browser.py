@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_page import full_report
+from support.reports import full_report
 
 from bench.report.page import as_html
 

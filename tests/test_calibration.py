@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from chitchat import divergence as token_divergence
 from chitchat.data.dataset import open_dataset
-from compress.calibrate import calibration
 from compress.calibrate.calibration import calibration_batches, divergence, mean_loss
 
 
@@ -17,7 +17,7 @@ def test_the_distance_is_the_plain_formula(
     tiny_model: GPT2LMHeadModel, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     """Stops positions that are dropped where the logits are computed in pieces, and KL the wrong way round."""
-    monkeypatch.setattr(calibration, "_LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(token_divergence, "MAX_TORCH_LOGITS", at_once)
     other = copy.deepcopy(tiny_model)
     with torch.no_grad():
         other.transformer.ln_f.weight.mul_(3)

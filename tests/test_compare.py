@@ -7,40 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from support.reports import record, report
 
 from bench.report.compare import compare
 from chitchat.errors import BadInput
-
-
-def report(speeds: dict[str, float], *, day: float = 1.0, seed: int = 0, rounds: int = 9) -> dict[str, Any]:
-    """A report of rows with the given ms a reply; all rows of a round share the weather."""
-    random = np.random.default_rng(seed)
-    weather = day * random.lognormal(0, 0.1, rounds)
-    samples = {
-        name: [
-            {"ttft_ms": time / 2, "token_ms": [time / 2], "ids": [1, 2]}
-            for time in ms * weather * random.lognormal(0, 0.02, rounds)
-        ]
-        for name, ms in speeds.items()
-    }
-    rows = [{"name": name, "error": None, "file_mb": 10.0, "peak_rss_mb": 100.0} for name in speeds]
-    settings = {"data": "d", "context": 64, "max_eval_tokens": None, "prompt_tokens": 64}
-    environment = {"cpu": "c", "cores": 2, "threads": 2, "governor": None, "versions": {"onnxruntime": "1.32.0"}}
-    quality = {name: record(0) for name in speeds}
-    beside = {"settings": settings, "environment": environment, "quality": quality}
-    return {"format": 2, "rows": rows, "samples": samples, **beside}
-
-
-def record(worse: float) -> dict[str, Any]:
-    """A quality over 40 conversations, `worse` nats a token more."""
-    random = np.random.default_rng(5)
-    tokens = random.integers(20, 60, 40)
-    nll = tokens * random.normal(3, 0.2, 40) + worse * tokens
-    columns = {"conversation": np.arange(40), "nll": nll, "tokens": tokens, "hits": tokens // 3, "bytes": tokens * 4}
-    scores = {name: column.tolist() for name, column in columns.items()}
-    return {"context": 64, "scores": scores, "replies": [], "divergence": None}
 
 
 def write(folder: Path, name: str, content: Any) -> Path:

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from support.families import tiny_family
 
 from bench.evaluate import divergence as module
-from bench.evaluate.divergence import kl_rows, measure_divergence
+from bench.evaluate.divergence import measure_divergence
 from bench.models.open import open_model
 from bench.models.torch import CheckpointModel
 from chitchat.data.dataset import collate, open_dataset
@@ -18,19 +16,6 @@ from compress.calibrate.calibration import divergence
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_data: Path) -> dict[str, Path]:
     return tiny_family(tmp_path_factory, tiny_checkpoint, tiny_data)
-
-
-def test_kl_of_rows_is_torchs_and_is_nothing_between_equals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two models were exchanged, or single precision drowned a KL of 1e-6."""
-    random = np.random.default_rng(0)
-    p, q = random.normal(size=(2, 7, 50)).astype(np.float32) * 4
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 150)
-    logs = [torch.log_softmax(torch.from_numpy(each).double(), dim=-1) for each in (q, p)]
-    want = torch.nn.functional.kl_div(*logs, reduction="none", log_target=True).sum(-1)
-    assert kl_rows(p, q) == pytest.approx(want.numpy(), rel=1e-9)
-    assert np.abs(kl_rows(p, p)).max() == 0
-    near = p + random.normal(size=p.shape).astype(np.float32) * 1e-3
-    assert (kl_rows(p, near) > 0).all()
 
 
 def test_the_figures_are_those_of_two_torch_models(tiny_model, tiny_data: Path, monkeypatch) -> None:

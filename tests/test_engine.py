@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support.bundles import DIALOGUE, exported, random_gpt2, weights_of
-from test_cuda_graph import why_not_cuda
+from support.cuda import why_not_cuda
 
 import serve.cpu
 import serve.engine

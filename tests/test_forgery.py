@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_server import Scripted, running
+from support.http import Scripted, running
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

@@ -3,12 +3,10 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support.source_tree import FILES, ROOMS, ROOT
 
-ROOT = Path(__file__).parents[1]
-ROOMS = ("chitchat", "compress", "serve", "export", "bench", "chitchat_compress")
 # room → rooms that it may import. The front door (chitchat_compress/cli/app.py) may import all, inside its verbs.
 ALLOWED = {
     "chitchat": {"chitchat"},
@@ -18,12 +16,11 @@ ALLOWED = {
     "bench": {"bench", "chitchat", "compress", "serve", "export"},
 }
 # Torch-free modules without imports of their own, which every room may use.
-FOR_ALL = {"serve.quiet"}
+FOR_ALL = {"serve.quiet", "serve.geometry"}
 FRONT_DOOR = "chitchat_compress"
 # Modules without torch, numpy or a runtime, which the front door may import at once.
 LIGHT = {"chitchat.errors"}
 SERVE_STACK = {"numpy", "onnxruntime", "tokenizers", "starlette", "uvicorn"}
-FILES = sorted(str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
 def imports(file: str) -> list[tuple[str, bool]]:
@@ -55,6 +52,12 @@ def test_a_room_imports_only_what_the_table_allows(file: str) -> None:
             assert name in FOR_ALL or package in ALLOWED[room], f"{file}: {room} may not import {package}"
         elif room == "serve":
             assert package in SERVE_STACK | sys.stdlib_module_names, f"{file}: {package} is not on an edge box"
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in (ROOT / "tests").glob("test_*.py")))
+def test_a_test_file_imports_from_no_other(file: str) -> None:
+    """What two share belongs to tests/support: else one file cannot be changed, or run, without the other."""
+    assert not [name for name, _ in imports(f"tests/{file}") if name.startswith("test_")]
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.endswith("__init__.py")])

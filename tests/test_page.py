@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from test_compare import report as small_report
+from support.reports import full_report
 
 from bench.report.charts import curves, distribution, tradeoff
 from bench.report.page import as_html
@@ -32,22 +32,6 @@ from bench.report.tables import main_table
 def test_the_front_holds_what_nothing_beats(points: Any, turns: Any, wanted: list[int]) -> None:
     """Stops a front that runs through models that others beat in both."""
     assert front(points, **turns) == wanted
-
-
-def full_report() -> dict[str, Any]:
-    """A report with every field that the page reads, and names that must not be taken for markup."""
-    made = small_report({"teacher": 100.0, '<b>&"w8"': 40.0, "lost": 50.0})
-    for place, row in enumerate(made["rows"]):
-        row |= dict.fromkeys(FIGURES) | {"name": row["name"]}
-        row |= {"runtime": "onnx w8", "kind": "bundle", "parameters": 1e6, "file_mb": 4.0 - place, "perplexity": 20.0}
-        row |= {"bits_per_byte": 2.0 + place / 10, "tokens_per_s": 100.0 * (1 + place), "ttft_ms_p50": 9.0}
-        row |= {"tpot_ms_p50": 2.0, "tpot_ms_p95": 3.0, "tpot_ms_p99": 4.0, "ratio": 1.0, "ratio_interval": [0.9, 1.1]}
-        row |= {"busy": place == 1, "error": None, "eval_tokens": 500, "kl_tokens": None, "replies": None}
-        row |= {"distinct_2_interval": None}
-    made["rows"][2] |= {"error": "ended with exit code 1 </script><script>alert(1)</script>", "tokens_per_s": None}
-    made["settings"] |= {"new_tokens": 8, "repetitions": 9}
-    made["environment"] |= {"date": "2026-01-01T00:00:00+00:00", "load_average_after": [0.1, 0.1, 0.1]}
-    return made
 
 
 class Page(HTMLParser):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.timed_machine import Machine, Timed
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
@@ -23,8 +24,6 @@ from compress.prune.options import PruneOptions
 from compress.prune.pruner import Pruner
 from compress.prune.stage import plan, prune
 from compress.quantize.stage import quantize
-
-from test_pacer import Machine, Timed  # isort: skip
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -9,8 +9,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from support.source_tree import FILES, ROOT
 from support.traced import Trace, need_no_network, need_strace, trace
-from test_imports import FILES, ROOT
 
 from serve.quiet import ABSENT, LOUD, SWITCHES
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
+from support.http import CODEC, Scripted, ask, events, joined, running
 from support.tiny_codecs import SENTENCES
-from test_server import CODEC, Scripted, ask, events, joined, running
 
 from serve.app import create_app
 from serve.bundle import Bundle

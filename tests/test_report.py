@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.cuda import why_not_cuda
 from support.families import tiny_family
-from test_cuda_graph import why_not_cuda
 
 from bench.models.torch import CHECKPOINT, CheckpointModel
 from bench.peers.torch_fp16 import HalfModel

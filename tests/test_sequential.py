@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_refit import batches, make_model
+from support.small_gpt2 import batches, make_model
 from transformers import GPT2LMHeadModel
 
 from compress.calibrate.calibration import divergence

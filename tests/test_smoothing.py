@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from support.outliers import with_outliers
-from test_refit import batches, make_model
+from support.small_gpt2 import batches, make_model
 
 from compress.calibrate.calibration import divergence
 from compress.quantize.rounding import block_product, channel_product

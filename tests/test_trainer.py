@@ -3,15 +3,14 @@
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.killed_run import kill_after_checkpoint, start
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerControl, TrainerState
 
 from chitchat.data.dataset import open_dataset
@@ -35,26 +34,6 @@ from chitchat.training.workfolder import TrainingPlan, WorkFolder
 TINY = {"layers": 2, "width": 32, "heads": 4, "context": 32, "batch_size": 8, "dropout": 0.1}
 RUN = "import sys, json; from pathlib import Path; from chitchat.training.train import TrainOptions, train; " \
     "train(Path(sys.argv[1]), Path(sys.argv[2]), TrainOptions(**json.loads(sys.argv[3])), resume=True)"  # fmt: skip
-
-
-def start(code: str, *arguments: object) -> subprocess.Popen:
-    """Run Python code in a process of its own, on one thread as here."""
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here.parent), str(here)])
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": path}
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=environment)
-
-
-def kill_after_checkpoint(process: subprocess.Popen, work: WorkFolder) -> int:
-    """SIGKILL the process once a complete checkpoint is there; returns its step."""
-    while process.poll() is None:
-        steps = [int(path.name.rpartition("-")[2]) for path in work.checkpoints()]
-        if steps:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return max(steps)
-        time.sleep(0.002)
-    raise AssertionError(f"the run ended by itself with exit code {process.returncode}")
 
 
 def test_a_killed_and_resumed_run_ends_with_the_same_bits(tiny_data, tmp_path):

@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from bench.evaluate.bootstrap import ratio_interval
 from bench.models.loaded import Floats, LoadedModel
+from chitchat.divergence import compare_logits
 
 if TYPE_CHECKING:
     from chitchat.data.dataset import Windows
 
 _LOGITS_AT_ONCE = 2**24  # of the teacher, 64 MB; between blocks the threads of one runtime stall the other
-_ROWS_AT_ONCE = 2**20  # logits in double precision, 8 MB
 
 # A window: its number, its ids, bool [ids - 1] where there is a label, the teacher's logits float32 [labels, vocab].
 _Scored = tuple[int, list[int], Any, Floats]
@@ -65,8 +65,9 @@ def measure_divergence(
         for number, ids, wanted, of_teacher in block:
             of_model = model.logits(ids)[:-1][wanted]
             numbers.append(int(windows.conversation[number]))
-            kl.append(kl_rows(of_teacher, of_model))
-            same.append(of_teacher.argmax(axis=1) == of_model.argmax(axis=1))
+            of_window, same_top1 = compare_logits(of_teacher, of_model)
+            kl.append(of_window)
+            same.append(same_top1)
     if not sum(map(len, kl)):
         return None
     conversation, place = np.unique(numbers, return_inverse=True)
@@ -100,22 +101,3 @@ def _blocks(teacher: LoadedModel, windows: "Windows", max_tokens: int) -> Iterat
             yield block
             block, held = [], 0
     yield block
-
-
-def kl_rows(teacher: Floats, model: Floats) -> Floats:
-    """KL(softmax(teacher) || softmax(model)) of each row in nats, float64 [n]; logits [n, vocab].
-
-    In double precision: at 8 bits the terms nearly cancel.
-    """
-    count = max(1, _ROWS_AT_ONCE // teacher.shape[1])
-    parts = []
-    for begin in range(0, len(teacher), count):
-        p, q = (_log_softmax(logits[begin : begin + count]) for logits in (teacher, model))
-        parts.append((np.exp(p) * (p - q)).sum(axis=1))
-    return np.concatenate(parts)
-
-
-def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    normed: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return normed

@@ -1,17 +1,76 @@
-"""What the rest of the project knows of an architecture: residual sublayers with their projections, tables and names.
+"""What the rest of the project knows of a family of decoders: names, shapes, and residual sublayers with projections.
 
 A decoder is a residual stream: embeddings, then per layer a few sublayers, each of which reads the stream through a
 norm and its in-projections and adds what its out-projection gives; then a last norm and a head. Pruning, quantization,
 healing and export walk over that and name no module. `chitchat.architectures.gpt2` is the one implementation.
+
+What a second family has to bring, for example one with RMSNorm, rotary positions, gated feed-forwards, grouped keys and
+values, heads of a free size and no biases, is a subclass of `Architecture` in a file of its own, an entry in
+`chitchat.architectures.registry`, and a graph in `export.graph`. Nothing else assumes that
+
+- a sublayer has one in-projection (`in_projs` is a tuple: query, key and value; gate and up) or a bias (None);
+- there is a table of positions (`position_table` is None, and a shorter context is a number of the configuration);
+- `heads` are `kv_heads` (they are a multiple of them) or `head_dim` is `width` / `heads`;
+- the activation is a GELU, or linears are stored as [in, out] (`Projection.transposed`).
+
+docs/architectures.md tells it at length. No module of this package imports torch or transformers when it is imported.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor, nn
+from serve.geometry import Geometry
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 Kind = Literal["attention", "feed_forward"]
+Role = Literal["query", "key", "value", "inner"]
+Config = Mapping[str, Any]  # config.json
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight matrix of a model: `module` multiplies by [rows, columns] = [out, in].
+
+    `table` says that it is looked up or gives logits (tokens, positions, an untied head) and is no linear layer;
+    `transposed` that the module keeps it as [in, out].
+    """
+
+    module: str
+    rows: int
+    columns: int
+    table: bool = False
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Output columns of an in-projection that belong to units: `count` units of `size` columns each from `start` on.
+
+    `role` is "query", "key" or "value" (units are heads) or "inner" (units of a feed-forward; gate and up both).
+    """
+
+    role: Role
+    start: int
+    size: int
+    count: int
+
+    @property
+    def columns(self) -> slice:
+        """All columns of the part."""
+        return slice(self.start, self.start + self.count * self.size)
+
+    def columns_of(self, units: Sequence[int], of: int) -> list[int]:
+        """The columns of some of `of` units of the sublayer; units that share keys and values share columns."""
+        share = of // self.count
+        groups = dict.fromkeys(unit // share for unit in units)
+        return [self.start + group * self.size + column for group in groups for column in range(self.size)]
 
 
 @dataclass(frozen=True)
@@ -19,31 +78,36 @@ class Projection:
     """A linear map of a sublayer: `name` is its module's name, `module` the module.
 
     `transposed` says that the module keeps its weight as [in, out] (transformers' Conv1D) and not as [out, in]
-    (nn.Linear). `weight` is always seen as [in, out]; `bias` is [out], or None where the module has none.
+    (nn.Linear). `weight` is always seen as [in, out]; `bias` is [out], or None where the module has none. `parts` say
+    which output columns of an in-projection belong to which units; an out-projection has none.
     """
 
     name: str
-    module: nn.Module
+    module: "nn.Module"
     transposed: bool
+    parts: tuple[Part, ...] = ()
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> "Tensor":
         """The weight as a view [in, out]."""
         weight: Tensor = self.module.weight
         return weight if self.transposed else weight.T
 
     @property
-    def bias(self) -> Tensor | None:
+    def bias(self) -> "Tensor | None":
         """The bias [out], or None."""
         return getattr(self.module, "bias", None)
 
-    def __call__(self, inputs: Tensor) -> Tensor:
+    def __call__(self, inputs: "Tensor") -> "Tensor":
         """[..., in] to [..., out]."""
         output: Tensor = self.module(inputs)
         return output
 
-    def store(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        """Put a weight [in, out] into the module and, where it has one, a bias [out]."""
+    def store(self, weight: "Tensor", bias: "Tensor | None" = None) -> None:
+        """Put a weight [in, out] into the module and, where it has one, a bias [out].
+
+        Raises ValueError for a bias that the module has no place for.
+        """
         self.weight.copy_(weight)
         if bias is not None:
             if self.bias is None:
@@ -64,25 +128,58 @@ class Sublayer:
     """Half a layer. `body` maps the normed stream [batch, tokens, width] to what is added to the stream.
 
     `in_projs` read the normed stream (one fused matrix, or query, key and value; gate and up), `out_proj` writes to the
-    stream. `linear_value` are the output columns that reach `out_proj` linearly, head by head (the values of an
-    attention), None where a nonlinearity stands between. `kv_heads` divide `heads`; both are 0 in a feed-forward.
+    stream. `units` are what pruning takes out, attention heads or feed-forward units, each `unit_size` inputs of
+    `out_proj` in a row. `kv_heads` divide `heads`; both are 0 in a feed-forward.
     """
 
     name: str
     kind: Kind
-    norm: nn.Module
-    body: Callable[[Tensor], Tensor]
+    norm: "nn.Module"
+    body: "Callable[[Tensor], Tensor]"
     in_projs: tuple[Projection, ...]
     out_proj: Projection
-    linear_value: Columns | None = None
     heads: int = 0
     kv_heads: int = 0
 
-    def __call__(self, stream: Tensor) -> Tensor:
+    @property
+    def unit_size(self) -> int:
+        """Inputs of `out_proj` that belong to a unit: the head's size, or 1."""
+        return self.out_proj.weight.shape[0] // self.heads if self.heads else 1
+
+    @property
+    def units(self) -> int:
+        """Attention heads, or units of the feed-forward."""
+        return self.heads or int(self.out_proj.weight.shape[0])
+
+    @property
+    def linear_value(self) -> Columns | None:
+        """The output columns that reach `out_proj` linearly, head by head: an attention's values; None elsewhere."""
+        found = [columns for role, columns in self._parts() if role == "value"]
+        return found[0] if found else None
+
+    def part(self, role: Role) -> Columns:
+        """The columns of a role that only one in-projection has: query, key or value. Raises KeyError for none."""
+        found = [columns for known, columns in self._parts() if known == role]
+        if len(found) != 1:
+            raise KeyError(f"{self.name}: {role}")
+        return found[0]
+
+    def in_columns(self, units: Sequence[int]) -> "tuple[list[int], ...]":
+        """The output columns of each in-projection that belong to those units (for a head: query, key and value)."""
+        return tuple(
+            [column for part in projection.parts for column in part.columns_of(units, self.units)]
+            for projection in self.in_projs
+        )
+
+    def out_rows(self, units: Sequence[int]) -> list[int]:
+        """The inputs of the out-projection that belong to those units."""
+        return [unit * self.unit_size + row for unit in units for row in range(self.unit_size)]
+
+    def __call__(self, stream: "Tensor") -> "Tensor":
         """What the sublayer adds to the stream, [batch, tokens, width]."""
         return self.body(self.norm(stream))
 
-    def with_inputs(self, stream: Tensor) -> tuple[Tensor, Tensor]:
+    def with_inputs(self, stream: "Tensor") -> "tuple[Tensor, Tensor]":
         """What it adds, and the inputs of its out-projection, [batch, tokens, in]."""
         seen: list[Tensor] = []
         hook = self.out_proj.module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
@@ -91,35 +188,249 @@ class Sublayer:
         finally:
             hook.remove()
 
+    def _parts(self) -> Iterator[tuple[Role, Columns]]:
+        for projection in self.in_projs:
+            for part in projection.parts:
+                yield part.role, Columns(projection, part.columns)
 
-class Architecture(Protocol):
-    """One family of decoders. Models, configurations and weights are those of transformers."""
+
+@dataclass(frozen=True)
+class LinearView:
+    """A copy of a model whose layers are made of nn.Linear, for torch-pruning to follow its widths through.
+
+    `model` maps `input_ids` to logits; `table` has the channels of the stream as its columns; `head_inputs` of each
+    layer is the linear whose inputs are heads side by side, `inner_outputs` the linear whose outputs are the units of
+    the feed-forward.
+    """
+
+    model: "nn.Module"
+    table: "nn.Module"
+    head_inputs: "tuple[nn.Module, ...]"
+    inner_outputs: "tuple[nn.Module, ...]"
+
+
+class Architecture(ABC):
+    """One family of decoders. Models, configurations and weights are those of transformers.
+
+    model_type, class_name  what config.json says under `model_type` and `architectures`
+    title                   the family in a sentence
+    telltale                fields of config.json by which one that names no model_type is recognised
+    gguf_type               its name in GGUF
+    table_name, head_name   modules of the token table and of the head
+    wrapper_prefixes        what may stand before all names of a file of weights
+
+    `config` is a `config.json` as `read_config` gives it, or a configuration of transformers.
+    """
 
     model_type: str
+    class_name: str
+    title: str
+    telltale: tuple[str, ...] = ()
+    gguf_type: str
+    table_name: str
+    head_name: str = "lm_head"
+    wrapper_prefixes: tuple[str, ...] = ()
 
-    def layers(self, model: Any) -> Sequence[nn.Module]:
+    # Configuration; no torch.
+
+    @abstractmethod
+    def claims(self, record: Config) -> bool:
+        """Whether a config.json that names no model_type is of this family."""
+
+    @abstractmethod
+    def read_config(self, record: Config, where: str | Path) -> dict[str, Any]:
+        """The fields that describe the model, with their defaults, from a config.json of any age.
+
+        Raises `BadInput` that names `where` and the field for a value that no model of the family has.
+        """
+
+    @abstractmethod
+    def geometry(self, config: "Config | PretrainedConfig") -> Geometry:
+        """The geometry that a config.json or a configuration describes."""
+
+    @abstractmethod
+    def config_fields(self, geometry: Geometry) -> dict[str, Any]:
+        """The fields of config.json that a geometry decides. Raises ValueError for one that the family cannot be."""
+
+    @abstractmethod
+    def dropout_fields(self, share: float) -> dict[str, float]:
+        """The fields of config.json that say how much is dropped in training."""
+
+    @abstractmethod
+    def norm_epsilon(self, config: Config) -> float:
+        """What the norms add to the variance."""
+
+    def refuses_layer_cut(self, config: "PretrainedConfig") -> str:
+        """Why no layer can be taken out of this model, as a phrase that names the field; "" where one can."""
+        return ""
+
+    # Weights by name; no torch.
+
+    @abstractmethod
+    def matrices(self, geometry: Geometry) -> Iterator[Matrix]:
+        """Every weight matrix and table, in the model's order; a tied head is its table."""
+
+    @abstractmethod
+    def vectors(self, geometry: Geometry) -> Iterator[tuple[str, int]]:
+        """`(parameter, length)` of every bias and norm."""
+
+    def parameters(self, geometry: Geometry) -> int:
+        """Numbers in the model, a tied table counted once."""
+        matrices = sum(matrix.rows * matrix.columns for matrix in self.matrices(geometry))
+        return matrices + sum(length for _, length in self.vectors(geometry))
+
+    @abstractmethod
+    def is_transposed(self, module: str) -> bool:
+        """Whether transformers keeps the weight of this module as [in, out]."""
+
+    @abstractmethod
+    def layer_prefix(self, layer: int) -> str:
+        """What the names of a layer's weights begin with, the dot included."""
+
+    @abstractmethod
+    def rename(self, name: str) -> str:
+        """Today's name of a tensor of a checkpoint of any age, wrappers' prefixes gone."""
+
+    @abstractmethod
+    def is_weight(self, name: str) -> bool:
+        """Whether a tensor of this name, as `rename` gives it, is a weight of the model."""
+
+    def is_buffer(self, name: str) -> bool:
+        """Whether older versions stored a tensor of this name that is computed, such as a causal mask."""
+        return False
+
+    @abstractmethod
+    def gguf_tensor(self, name: str) -> str | None:
+        """GGUF's name of a weight; None for one that is not stored there (a tied head)."""
+
+    # Models.
+
+    @abstractmethod
+    def model_class(self) -> "type[PreTrainedModel]":
+        """The class of transformers that computes it."""
+
+    @abstractmethod
+    def config_class(self) -> "type[PretrainedConfig]":
+        """The class of transformers that describes it."""
+
+    def to_config(self, fields: Config) -> "PretrainedConfig":
+        """The configuration that the fields of a config.json describe."""
+        others = ("model_type", "quantization_config")
+        return self.config_class().from_dict({name: value for name, value in fields.items() if name not in others})
+
+    def configure(self, config: "PretrainedConfig", geometry: Geometry) -> "PretrainedConfig":
+        """A copy of a configuration with another geometry. Raises ValueError for one that the family cannot be."""
+        import copy
+
+        changed = copy.deepcopy(config)
+        for name, value in self.config_fields(geometry).items():
+            setattr(changed, name, value)
+        return changed
+
+    def new_config(self, geometry: Geometry, dropout: float = 0.0, **token_ids: int | None) -> "PretrainedConfig":
+        """The configuration of a model from scratch; `token_ids` are bos_token_id, eos_token_id and pad_token_id."""
+        return self.config_class()(**self.config_fields(geometry), **self.dropout_fields(dropout), **token_ids)
+
+    def new_model(self, config: "PretrainedConfig") -> "PreTrainedModel":
+        """A model with random weights, drawn from torch's generator."""
+        return self.model_class()(config)
+
+    def build(
+        self, config: "PretrainedConfig", weights: "Mapping[str, Tensor]", generation: "GenerationConfig | None" = None
+    ) -> "PreTrainedModel":
+        """A model in eval mode with exactly these weights, its head tied as `config` says.
+
+        `weights` is its state dict; the head's may be left out where it is tied. Raises `RuntimeError` when a weight is
+        missing, unknown or of another shape than `config` gives it.
+        """
+        import copy
+
+        model = self.new_model(config).eval()
+        if config.tie_word_embeddings:
+            weights = {**weights, f"{self.head_name}.weight": weights[f"{self.table_name}.weight"]}
+        model.load_state_dict(weights, strict=True)
+        model.tie_weights()
+        if generation is not None:
+            model.generation_config = copy.deepcopy(generation)
+        return model
+
+    @abstractmethod
+    def layers(self, model: Any) -> "nn.ModuleList":
         """The layers, in order."""
 
+    @abstractmethod
+    def set_layers(self, model: Any, layers: "nn.ModuleList") -> None:
+        """Put these layers in the place of the model's; its configuration stays."""
+
+    @contextmanager
+    def only_layers(self, model: Any, layers: Sequence[int]) -> Iterator[None]:
+        """Run `model` with some of its layers; all are back after the block."""
+        whole = self.layers(model)
+        self.set_layers(model, type(whole)([whole[index] for index in layers]))
+        try:
+            yield
+        finally:
+            self.set_layers(model, whole)
+
+    @abstractmethod
     def sublayers(self, model: Any, layer: int) -> tuple[Sublayer, ...]:
         """The sublayers of a layer, in the order in which they run."""
 
-    def token_table(self, model: Any) -> tuple[str, nn.Module]:
+    def all_sublayers(self, model: Any) -> list[Sublayer]:
+        """The sublayers of all layers, in the order in which they run."""
+        return [sublayer for layer in range(len(self.layers(model))) for sublayer in self.sublayers(model, layer)]
+
+    def projections(self, model: Any) -> list[Projection]:
+        """The projections of all sublayers, each sublayer's in-projections before its out-projection."""
+        found = self.all_sublayers(model)
+        return [projection for sublayer in found for projection in (*sublayer.in_projs, sublayer.out_proj)]
+
+    def norms(self, model: Any) -> "list[nn.Module]":
+        """Every norm that reads the stream, in order, the last one included."""
+        return [*(sublayer.norm for sublayer in self.all_sublayers(model)), self.final_norm(model)[1]]
+
+    def token_table(self, model: Any) -> "tuple[str, nn.Module]":
         """Name and module of the token embedding, [vocab, width]; a tied head is this table."""
+        return self.table_name, model.get_input_embeddings()
 
-    def position_table(self, model: Any) -> tuple[str, nn.Module] | None:
+    def position_table(self, model: Any) -> "tuple[str, nn.Module] | None":
         """Name and module of learned positions, [positions, width]; None where positions are rotary."""
+        return None
 
-    def final_norm(self, model: Any) -> tuple[str, nn.Module]:
+    def tables(self, model: Any) -> "list[tuple[str, nn.Module]]":
+        """The tables that the stream begins with."""
+        positions = self.position_table(model)
+        return [self.token_table(model), *([] if positions is None else [positions])]
+
+    @abstractmethod
+    def final_norm(self, model: Any) -> "tuple[str, nn.Module]":
         """Name and module of the norm before the head."""
 
-    def head(self, model: Any) -> tuple[str, nn.Module]:
+    def head(self, model: Any) -> "tuple[str, nn.Module]":
         """Name and module of the head, weight [vocab, width]."""
+        return self.head_name, model.get_output_embeddings()
 
-    def embed(self, model: Any, ids: Tensor) -> Tensor:
+    def embed(self, model: Any, ids: "Tensor") -> "Tensor":
         """Where the residual stream begins: ids int64 [batch, tokens] to [batch, tokens, width]."""
+        stream: Tensor = self.token_table(model)[1](ids)
+        positions = self.position_table(model)
+        return stream if positions is None else stream + positions[1].weight[: ids.shape[1]]
 
-    def matrix_shapes(self, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
-        """`(module, (out, in))` of every weight matrix and table of a `config.json`, in the model's order."""
+    @abstractmethod
+    def linear_view(self, model: Any) -> LinearView:
+        """A copy of a model in eval mode that is made of nn.Linear; the model is not touched."""
 
-    def is_transposed(self, module: str) -> bool:
-        """Whether transformers keeps the weight of this module as [in, out]."""
+    @abstractmethod
+    def linear_view_weights(self, view: LinearView) -> "dict[str, Tensor]":
+        """The state dict of the ordinary model with the weights of a view; `build` takes it."""
+
+
+def last_hidden(model: Any, ids: "Tensor") -> "Tensor":
+    """The final hidden states [batch, tokens, width], after the last norm, of a right-padded batch of any family.
+
+    No attention mask: attention is causal, so what stands right of a token cannot reach it, and without a mask the
+    fast attention kernels apply. Embeddings are passed, since transformers warns of padded ids without a mask.
+    """
+    embedded = model.get_input_embeddings()(ids)
+    states: Tensor = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    return states

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from chitchat.data.dataset import ChatData, Windows, collate
+from chitchat.divergence import compare_states, score_states
 from chitchat.errors import BadInput
 from chitchat.score import score, torch_scorer
 from chitchat.training.objective import label_positions, last_hidden
@@ -23,7 +24,6 @@ Batch = dict[str, Tensor]
 # Held-out tokens that the figures in a lineage are taken on.
 SCORE_TOKENS, KL_TOKENS = 20_000, 4_096
 CALIBRATION_TOKENS = 16_384  # training tokens that ranges and scales are read from
-_LOGITS_AT_ONCE = 2**22  # 32 MB of float64
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,10 @@ def divergence(reference: GPT2LMHeadModel, model: GPT2LMHeadModel, batches: Sequ
     """Compare two models of one vocabulary at every position whose next token is scored. Raises `BadInput` when there
     is no such position."""
     kl, same, tokens = 0.0, 0, 0
-    rows = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
     for batch in batches:
-        pairs = zip(*(_scored_states(each, batch).split(rows) for each in (reference, model)), strict=True)
-        for of_reference, of_model in pairs:
-            p = torch.log_softmax(reference.lm_head(of_reference).double(), dim=-1).cpu()
-            q = torch.log_softmax(model.lm_head(of_model).double(), dim=-1).cpu()
-            # float64: at 8 bits the terms nearly cancel, and float32 sums would drown what is measured.
-            kl += float((p.exp() * (p - q)).sum())
-            same += int((p.argmax(-1) == q.argmax(-1)).sum())
-            tokens += len(p)
+        (reference_states, targets), (states, _) = (_scored_states(one, batch) for one in (reference, model))
+        found = compare_states(reference.lm_head, reference_states, model.lm_head, states, targets)
+        kl, same, tokens = kl + float(found.kl.sum()), same + int(found.same.sum()), tokens + len(targets)
     if not tokens:
         raise BadInput("--data: the windows hold no position to score; make the data set from more conversations")
     return Divergence(kl / tokens, same / tokens, tokens)
@@ -98,22 +92,18 @@ def divergence(reference: GPT2LMHeadModel, model: GPT2LMHeadModel, batches: Sequ
 def mean_loss(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> float:
     """Mean negative log likelihood in nats per scored token (the logarithm of perplexity)."""
     loss, tokens = 0.0, 0
-    rows = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
     for batch in batches:
-        _, targets = label_positions(batch["labels"])
-        for states, target in zip(_scored_states(model, batch).split(rows), targets.split(rows), strict=True):
-            logits = model.lm_head(states).float()
-            loss += float(nn.functional.cross_entropy(logits, target.to(logits.device), reduction="sum"))
+        states, targets = _scored_states(model, batch)
+        loss += float(score_states(model.lm_head, states, targets).nll.sum())
         tokens += len(targets)
     return loss / max(1, tokens)
 
 
-def _scored_states(model: GPT2LMHeadModel, batch: Batch) -> Tensor:
-    """The final hidden states [positions, width] at every position whose next token is scored."""
+def _scored_states(model: GPT2LMHeadModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Final hidden states [positions, width] and targets int64 [positions] where the next token is scored."""
     model.eval()
-    wanted, _ = label_positions(batch["labels"])
-    states = last_hidden(model, batch["input_ids"].to(model.device))[:, :-1]
-    return states[wanted.to(model.device)]
+    wanted, targets = label_positions(batch["labels"].to(model.device))
+    return last_hidden(model, batch["input_ids"].to(model.device))[:, :-1][wanted], targets
 
 
 def measure(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, data: ChatData) -> dict[str, Any]:

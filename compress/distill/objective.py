@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from chitchat.data.windows import Windows, collate
+from chitchat.divergence import compare_states, kl_divergence
 from chitchat.errors import WorkFailed
 from chitchat.training.objective import NextToken, label_positions, last_hidden, sum_by_parts
 
@@ -96,23 +97,16 @@ def next_token(teacher: GPT2LMHeadModel, held_out: Windows) -> NextToken:
     return NextToken(evaluate)
 
 
-def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(teacher || student) in nats of each row of float32 logits [rows, vocab]; float32 [rows]."""
-    target, log_student = teacher.log_softmax(-1), student.log_softmax(-1)
-    return nn.functional.kl_div(log_student, target, reduction="none", log_target=True).sum(-1)
-
-
 def skewed_kl(teacher: Tensor, student: Tensor, skew: float) -> Tensor:
     """KL(p || skew p + (1 - skew) q) in nats, p the teacher's and q the student's distribution of each row.
 
     float32 logits [rows, vocab] to float32 [rows]. DistiLLM (arXiv 2402.03898, equation 3) with skew 0.1: a token that
     the student gives no chance costs -log(skew) at most, so that odd text of its own making does not drown the rest.
     """
-    if skew == 0:
-        return forward_kl(teacher, student)
     log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
-    mixture = torch.logaddexp(log_p + math.log(skew), log_q + math.log1p(-skew))
-    return nn.functional.kl_div(mixture, log_p, reduction="none", log_target=True).sum(-1)
+    if skew > 0:
+        log_q = torch.logaddexp(log_p + math.log(skew), log_q + math.log1p(-skew))
+    return kl_divergence(log_p, log_q)
 
 
 def held_out_figures(
@@ -126,33 +120,26 @@ def held_out_figures(
     teacher.to(device)
     training = model.training
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64)  # KL, student's nats, teacher's nats, labels
+    sums = torch.zeros(3, dtype=torch.float64)  # of the KL, the student's NLL, the teacher's NLL
+    tokens = 0
     try:
         with torch.inference_mode():
             for batch in _batches(held_out, max_tokens):
-                sums += _held_out_sums(model, teacher, batch["input_ids"].to(device), batch["labels"].to(device))
+                wanted, targets = label_positions(batch["labels"].to(device))
+                states = [last_hidden(one, batch["input_ids"].to(device))[:, :-1][wanted] for one in (teacher, model)]
+                found = compare_states(teacher.lm_head, states[0], model.lm_head, states[1], targets)
+                sums += torch.stack([found.kl.sum(), found.nll.sum(), found.reference_nll.sum()])
+                tokens += len(targets)
     finally:
         model.train(training)
-    kl, of_student, of_teacher, tokens = sums.tolist()
     if not tokens:
         raise WorkFailed("there is no held-out token to heal against")
+    kl, nll, teacher_nll = (sums / tokens).tolist()
     return {
-        "kl": kl / tokens,
-        "perplexity": math.exp(min(of_student / tokens, 700.0)),
-        "teacher_perplexity": math.exp(min(of_teacher / tokens, 700.0)),
+        "kl": kl,
+        "perplexity": math.exp(min(nll, 700.0)),
+        "teacher_perplexity": math.exp(min(teacher_nll, 700.0)),
     }
-
-
-def _held_out_sums(model: GPT2LMHeadModel, teacher: GPT2LMHeadModel, input_ids: Tensor, labels: Tensor) -> Tensor:
-    wanted, targets = label_positions(labels)
-    states = [last_hidden(one, input_ids)[:, :-1][wanted] for one in (model, teacher)]
-
-    def part(of_student: Tensor, of_teacher: Tensor, targets: Tensor) -> Tensor:
-        ours, theirs = model.lm_head(of_student).float(), teacher.lm_head(of_teacher).float()
-        nats = [nn.functional.cross_entropy(logits, targets, reduction="sum") for logits in (ours, theirs)]
-        return torch.stack([forward_kl(theirs, ours).sum(), *nats, nats[0].new_tensor(len(targets))])
-
-    return sum_by_parts(part, model.config.vocab_size, *states, targets).double().cpu()
 
 
 def _batches(windows: Windows, max_tokens: int) -> list[dict[str, Tensor]]:

@@ -1,0 +1,109 @@
+"""GPT-2 behind the protocol of architectures: names, shapes, sublayers and the columns of their units."""
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from chitchat.architectures.protocol import last_hidden
+from chitchat.architectures.registry import architecture_of, count_parameters, geometry_of
+from serve.geometry import Geometry
+
+
+def small(**fields: object) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    shape = {"n_layer": 3, "n_embd": 24, "n_head": 4, "n_inner": 40, "vocab_size": 50, "n_positions": 16}
+    return GPT2LMHeadModel(GPT2Config(**shape | fields)).eval()
+
+
+def test_every_parameter_of_a_model_is_named_with_its_shape() -> None:
+    """A matrix that the protocol forgets would be neither counted nor quantized."""
+    for tied in (True, False):
+        model = small(tie_word_embeddings=tied)
+        known, geometry = architecture_of(model), geometry_of(model)
+        shapes = {
+            f"{matrix.module}.weight": (
+                (matrix.columns, matrix.rows) if known.is_transposed(matrix.module) else (matrix.rows, matrix.columns)
+            )
+            for matrix in known.matrices(geometry)
+        }
+        shapes |= {name: (length,) for name, length in known.vectors(geometry)}
+        assert shapes == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        assert count_parameters(geometry) == model.num_parameters()
+
+
+def test_the_sublayers_add_up_to_the_model() -> None:
+    """Walking the stream is the forward pass, or everything that walks measures another model."""
+    model = small()
+    known, ids = architecture_of(model), torch.randint(50, (2, 9))
+    with torch.no_grad():
+        stream = known.embed(model, ids)
+        for sublayer in known.all_sublayers(model):
+            stream = stream + sublayer(stream)
+        torch.testing.assert_close(known.final_norm(model)[1](stream), last_hidden(model, ids))
+        torch.testing.assert_close(known.head(model)[1](last_hidden(model, ids)), model(ids).logits)
+
+
+def test_a_units_columns_are_all_that_its_output_hangs_on() -> None:
+    """With every other column at zero a head's context is what it was; with its own at zero it is nothing."""
+    model = small()
+    known, ids = architecture_of(model), torch.randint(50, (1, 9))
+    for index, units in ((0, [3, 1]), (1, [30, 2])):
+        sublayer = known.sublayers(model, 1)[index]
+        rows, (columns,) = sublayer.out_rows(units), sublayer.in_columns(units)
+        with torch.no_grad():
+            stream = known.embed(model, ids)
+            before = sublayer.with_inputs(stream)[1][..., rows]
+            projection = sublayer.in_projs[0]
+            others = torch.ones(projection.weight.shape[1], dtype=torch.bool)
+            others[columns] = False
+            projection.weight[:, others] = 0
+            projection.bias[others] = 0
+            torch.testing.assert_close(sublayer.with_inputs(stream)[1][..., rows], before)
+            projection.weight.zero_()
+            projection.bias.zero_()
+            assert not sublayer.with_inputs(stream)[1].any()
+
+
+def test_the_value_columns_reach_the_out_projection_linearly() -> None:
+    """Smoothing rescales them by what it finds in the out-projection's inputs."""
+    model = small()
+    known, ids = architecture_of(model), torch.randint(50, (1, 9))
+    attention, feed_forward = known.sublayers(model, 2)
+    assert feed_forward.linear_value is None
+    value = attention.linear_value
+    assert value is not None
+    with torch.no_grad():
+        stream = known.embed(model, ids)
+        before = attention.with_inputs(stream)[1]
+        scale = torch.rand(24) + 0.5
+        value.projection.weight[:, value.columns] *= scale
+        value.projection.bias[value.columns] *= scale
+        torch.testing.assert_close(attention.with_inputs(stream)[1], before * scale)
+    assert [attention.part(role).columns for role in ("query", "key", "value")] == [
+        slice(0, 24), slice(24, 48), slice(48, 72)
+    ]  # fmt: skip
+
+
+def test_a_configuration_is_made_of_a_geometry_and_read_back() -> None:
+    """Every axis arrives under its name, or a pruned model is another one."""
+    known = architecture_of(Geometry(1, 1, 8, 8, 8, 8))
+    geometry = Geometry(layers=2, heads=3, head_dim=8, ffn=20, vocab=31, context=17, tied=False)
+    assert geometry_of(known.new_config(geometry)) == geometry
+    config = GPT2Config(n_layer=7, n_embd=64, n_head=2, vocab_size=99, layer_norm_epsilon=1e-3)
+    changed = known.configure(config, geometry)
+    assert geometry_of(changed) == geometry
+    assert (changed.layer_norm_epsilon, config.n_layer) == (1e-3, 7)
+
+
+def test_some_layers_run_and_all_are_back_afterwards() -> None:
+    """Trying a layer's removal must leave the model as it was, also when the trial fails."""
+    model = small()
+    known, ids = architecture_of(model), torch.randint(50, (1, 9))
+    layers = list(known.layers(model))
+    with torch.no_grad(), known.only_layers(model, [0, 2]):
+        stream = known.embed(model, ids)
+        for layer in (0, 1):
+            for sublayer in known.sublayers(model, layer):
+                stream = stream + sublayer(stream)
+        torch.testing.assert_close(known.final_norm(model)[1](stream), last_hidden(model, ids))
+        assert list(known.layers(model)) == [layers[0], layers[2]]
+    assert list(known.layers(model)) == layers
