@@ -18,6 +18,7 @@ def main(address: str, weight_format: str, source: str, out: str, threads: str) 
     assert peer.convert is not None, f"{peer.name} loads its source as it is"
     partial = Path(f"{out}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
     peer.convert(Path(source), partial, weight_format, int(threads))
     partial.rename(out)
 
