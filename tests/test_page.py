@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.reports import full_report
 
 from bench.report.charts import curves, distribution, tradeoff
@@ -15,6 +17,24 @@ from bench.report.pareto import front
 from bench.report.plots import LOSS, SIZE
 from bench.report.row import FIGURES, MAIN_COLUMNS, SCENARIO_COLUMNS, ReportRow, read_rows
 from bench.report.tables import main_table
+
+SMALL = st.integers(0, 6).map(float)
+
+
+@given(points=st.lists(st.tuples(SMALL, SMALL), max_size=25), higher_x=st.booleans(), higher_y=st.booleans())
+def test_the_front_is_that_of_comparing_every_pair(points: list[tuple[float, float]], higher_x, higher_y) -> None:
+    """Ties at the end of a run of equal x let a beaten model onto the front."""
+
+    def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+        gains = [(a - b) * (1 if higher else -1) for a, b, higher in zip(one, other, (higher_x, higher_y), strict=True)]
+        return min(gains) >= 0 and max(gains) > 0
+
+    wanted = {index for index, point in enumerate(points) if not any(beats(other, point) for other in points)}
+    found = front(points, higher_x=higher_x, higher_y=higher_y)
+    assert set(found) == wanted
+    assert len(found) == len(wanted)
+    xs = [points[index][0] for index in found]
+    assert xs == sorted(xs, reverse=higher_x), "from the best x on"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.bundles import DIALOGUE, exported, random_gpt2
 
-from bench.evaluate.replies import SAMPLING, EvalPrompt, Reply, draw_replies, health_prompts
+from bench.evaluate.replies import SAMPLING, EvalPrompt, Reply, draw_replies, reply_prompts
 from bench.models.engine import EngineModel
 from bench.models.torch import CheckpointModel
 from chitchat.dialogue import Dialogue
@@ -86,18 +86,18 @@ def test_a_model_that_ends_every_turn_at_once_has_empty_replies() -> None:
     assert replies == [Reply(prompt, [], True) for prompt in PROMPTS]
 
 
-def test_health_prompts_are_held_out_and_leave_room_for_a_reply(tiny_data: Path) -> None:
+def test_prompts_of_replies_are_held_out_and_leave_room_for_a_reply(tiny_data: Path) -> None:
     """A prompt as long as a small context left no room, and every reply was cut to nothing."""
     from chitchat.data.dataset import held_out_prompts, open_dataset
 
     data = open_dataset(tiny_data)
-    prompts = health_prompts(data, 10, context=40)
+    prompts = reply_prompts(data, 10, context=40)
     assert [prompt.ids for prompt in prompts] == held_out_prompts(data, 10, 20)
     rows = data.validation["input_ids"]
     for prompt in prompts:
         turns = " ".join(map(str, prompt.ids[1:]))
         assert turns in " ".join(map(str, rows[prompt.conversation])), "the number is that of its conversation"
-    assert 0 < len(health_prompts(data, 100_000, context=40)) < 1_000, "as many as there are"
+    assert 0 < len(reply_prompts(data, 100_000, context=40)) < 1_000, "as many as there are"
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 100_000])

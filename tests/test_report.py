@@ -99,7 +99,7 @@ def test_every_row_is_compared_with_the_first_one(made: tuple[Path, Any]) -> Non
     replies = {name: [reply["text"] for reply in kept["replies"]] for name, kept in made[1]["quality"].items()}
     assert replies["bundle-fp32"] == replies[teacher["name"]]
     page = as_markdown(made[1])
-    assert "| KL | top-1 | distinct-2 | repeated |" in page
+    assert "| top-1 | distinct-2 | repeated |" in page
     assert f"KL and top-1 against the predictions of {teacher['name']}" in page
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.models.engine import BUNDLE
 from bench.models.kind import RuntimeKind
@@ -22,6 +24,7 @@ from bench.run.scenarios import (
     SCENARIOS,
     STARTS,
     TURNS,
+    _turn_sizes,
     prompt_lengths,
     scenario_figures,
     thread_counts,
@@ -154,6 +157,54 @@ def test_wrong_answers_are_found_before_anything_is_timed(tmp_path: Path) -> Non
     assert q4.agreement is q8.agreement, "the form was asked once"
     assert int8.agreement == {"agrees": True, "compared": 12, "ties": 0, "why": None}
     assert [entry["name"] for entry in log(tmp_path)].count("wrong") == 2  # loaded, and one answer was enough
+
+
+def test_a_tie_is_no_wrong_answer_and_ends_the_comparison_of_its_reply(tmp_path: Path) -> None:
+    """Where two ids are as good as equal the rest is another text, and every peer was wrong sooner or later."""
+    entries = [
+        BenchEntry("undecided", "undecided 0 0 0", CHECKPOINT, 2),
+        BenchEntry("q8", "q8 0 0 0", PEERS["llama.cpp"], 2, full_precision="wrong 0 0 0"),
+    ]
+    plan = BenchPlan([[1, 1]], [[1, 2], [3, 4], [5, 6]], 4, threads=1)
+    _, q8 = measure(entries, plan, [sys.executable, str(TIMED), str(tmp_path / "log")]).rows
+    assert q8.agreement == {"agrees": True, "compared": 6, "ties": 3, "why": None}, "two ids of each of three replies"
+
+
+@given(context=st.integers(4 * 3, 4096))
+def test_all_turns_fit_the_context(context: int) -> None:
+    """The last turn of a small context was refused, and the row with it."""
+    fresh, new_tokens = _turn_sizes(context)
+    assert fresh >= 1
+    assert 2 <= new_tokens <= 32
+    assert TURNS * (fresh + new_tokens) <= context
+    assert all(length + 2 <= context for length in prompt_lengths(context))
+    assert prompt_lengths(context) == sorted(set(prompt_lengths(context)))
+
+
+def test_figures_of_scenarios_are_those_counted_by_hand() -> None:
+    """A rate was the mean of rates, and the tail that of the slowest conversation."""
+    sample = {"ttft_ms": 4.0, "token_ms": [1.0, 2.0], "ids": [1, 2, 3]}
+    other = {"ttft_ms": 9.0, "token_ms": [5.0, 6.0], "ids": [1, 2, 3]}
+    replies = [{"ms": 10.0, "first_ms": 3.0, "tokens": 4}, {"ms": 30.0, "first_ms": 5.0, "tokens": 36}]
+    raw = {
+        "cold-start": [3.0, 1.0, 2.0],
+        "replies": replies,
+        "turns": [[sample] * TURNS, [sample] * (TURNS - 1) + [other], [sample]],
+        "together": {"2": [{"samples": [sample, other], "ms": 20.0}, {"samples": [sample, sample], "ms": 10.0}]},
+        "prompts": {"16": [1.0]},
+    }
+    steps = sorted([1, 2, 5, 6, 1, 2, 1, 2])
+    assert scenario_figures(raw) == {
+        "cold_start_s": 2.0,
+        "reply_first_ms_p50": 4.0,
+        "reply_ms_p50": 20.0,
+        "reply_ms_p95": pytest.approx(29.0),
+        "reply_tokens_per_s": pytest.approx(1000.0),
+        "turns_last_ttft_ms": 6.5,
+        "turns_ms": pytest.approx((7 * TURNS + 7 * (TURNS - 1) + 20) / 2),
+        "together_2_tokens_per_s": pytest.approx((300 + 600) / 2),
+        "together_2_tpot_ms_p99": pytest.approx(steps[6] + 0.93 * (steps[7] - steps[6])),
+    }
 
 
 def test_two_ids_as_good_as_equal_are_a_tie() -> None:

@@ -62,21 +62,20 @@ def measure_divergence(
     kl: list[Floats] = []
     same: list[npt.NDArray[np.bool_]] = []
     for block in _blocks(teacher, windows, max_tokens):
-        for number, ids, wanted, of_teacher in block:
-            of_model = model.logits(ids)[:-1][wanted]
+        for number, ids, labelled, teacher_logits in block:
+            window_kl, window_same = compare_logits(teacher_logits, model.logits(ids)[:-1][labelled])
             numbers.append(int(windows.conversation[number]))
-            of_window, same_top1 = compare_logits(of_teacher, of_model)
-            kl.append(of_window)
-            same.append(same_top1)
+            kl.append(window_kl)
+            same.append(window_same)
     if not sum(map(len, kl)):
         return None
-    conversation, place = np.unique(numbers, return_inverse=True)
+    conversation, index = np.unique(numbers, return_inverse=True)
     columns = [[part.sum() for part in kl], [part.sum() for part in same], [len(part) for part in kl]]
-    of_kl, of_same, tokens = (np.bincount(place, weights=np.asarray(column)) for column in columns)
+    kl_sums, same_sums, tokens = (np.bincount(index, weights=np.asarray(column)) for column in columns)
     return Divergence(
         conversation.tolist(),
-        of_kl.tolist(),
-        of_same.astype(np.int64).tolist(),
+        kl_sums.tolist(),
+        same_sums.astype(np.int64).tolist(),
         tokens.astype(np.int64).tolist(),
         float(np.percentile(np.concatenate(kl), 99)),
     )
@@ -90,11 +89,11 @@ def _blocks(teacher: LoadedModel, windows: "Windows", max_tokens: int) -> Iterat
         if tokens >= max_tokens:
             break
         window = windows[number]
-        wanted = np.asarray(window["labels"][1:]) != -100
-        if not wanted.any():
+        labelled = np.asarray(window["labels"][1:]) != -100
+        if not labelled.any():
             continue
-        logits = teacher.logits(window["input_ids"])[:-1][wanted]
-        block.append((number, window["input_ids"], wanted, logits))
+        logits = teacher.logits(window["input_ids"])[:-1][labelled]
+        block.append((number, window["input_ids"], labelled, logits))
         tokens += len(logits)
         held += logits.size
         if held >= _LOGITS_AT_ONCE:

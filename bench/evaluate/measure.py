@@ -1,7 +1,7 @@
 """Quality on held-out conversations, through the runtime that ships.
 
 Perplexity, bits per byte and token accuracy of the validation split, every token scored once, in windows of whole
-turns; the health of replies that are drawn to fixed held-out prompts (`bench.evaluate.reply_stats`); against a teacher,
+turns; statistics of replies that are drawn to fixed held-out prompts (`bench.evaluate.reply_stats`); against a teacher,
 KL and top-1 agreement (`bench.evaluate.divergence`) and paired ratios. A bundle is computed by the engine on its graph,
 not by torch. Models are comparable when they score the same tokens, so the bench gives one context to all. Bits per
 byte, unlike perplexity, compares across tokenizers. Intervals are those of `bench.evaluate.bootstrap`, over
@@ -19,8 +19,8 @@ import numpy as np
 from bench.evaluate.bootstrap import percentiles, ratio_interval, resampled
 from bench.evaluate.divergence import Divergence, measure_divergence
 from bench.evaluate.other_tokenizer import codec_of
-from bench.evaluate.replies import SAMPLES, EvalPrompt, draw_replies, health_prompts
-from bench.evaluate.reply_stats import Health, SaidReply
+from bench.evaluate.replies import SAMPLES, EvalPrompt, draw_replies, reply_prompts
+from bench.evaluate.reply_stats import ReplyStats, TextReply
 from bench.models.handle import ModelHandle
 from bench.models.loaded import LoadedModel
 from bench.models.open import for_missing, open_model
@@ -54,7 +54,7 @@ class Quality:
 
     context: int
     sums: Sums
-    replies: list[SaidReply]
+    replies: list[TextReply]
     divergence: Divergence | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Quality:
         return cls(
             record["context"],
             Sums(**{name: np.asarray(column) for name, column in record["scores"].items()}),
-            [SaidReply(**reply) for reply in record["replies"]],
+            [TextReply(**reply) for reply in record["replies"]],
             None if record["divergence"] is None else Divergence(**record["divergence"]),
         )
 
@@ -84,10 +84,10 @@ class Quality:
         if teacher is not None:
             found |= _perplexity_ratio(self.sums, teacher.sums)
         if self.replies:
-            health = Health(self.replies)
-            found |= health.figures()
+            stats = ReplyStats(self.replies)
+            found |= stats.figures()
             if teacher is not None and teacher.replies:
-                found |= health.against(Health(teacher.replies))
+                found |= stats.against(ReplyStats(teacher.replies))
         return found
 
 
@@ -141,7 +141,7 @@ def measure_quality(
         tokens = task.kl_tokens if task.max_tokens is None else min(task.kl_tokens, task.max_tokens)
         divergence = measure_divergence(teacher, model, windows, tokens)
     sums = conversation_sums(model.scorer(), windows, task.max_tokens)
-    return Quality(task.context, sums, _say(model, data, _prompts(data, task), task.context), divergence)
+    return Quality(task.context, sums, _draw_texts(model, data, _prompts(data, task), task.context), divergence)
 
 
 def open_teacher(spec: str, model: ModelHandle, tokenizer: str | None = None) -> ModelHandle:
@@ -185,15 +185,15 @@ def check_samples(data: "ChatData", task: EvalTask) -> None:
 
 
 def _prompts(data: "ChatData", task: EvalTask) -> list[EvalPrompt]:
-    return health_prompts(data, SAMPLES if task.samples is None else task.samples, task.context)
+    return reply_prompts(data, SAMPLES if task.samples is None else task.samples, task.context)
 
 
-def _say(model: LoadedModel, data: "ChatData", prompts: list[EvalPrompt], context: int) -> list[SaidReply]:
+def _draw_texts(model: LoadedModel, data: "ChatData", prompts: list[EvalPrompt], context: int) -> list[TextReply]:
     """Draw the replies and read them with the data set's tokenizer, whatever form the model has."""
     codec = codec_of(data)
     drawn = draw_replies(model, prompts, data.dialogue, context=context, banned=data.banned_ids)
     return [
-        SaidReply(reply.prompt.conversation, codec.decode(reply.ids), len(reply.ids), reply.ended) for reply in drawn
+        TextReply(reply.prompt.conversation, codec.decode(reply.ids), len(reply.ids), reply.ended) for reply in drawn
     ]
 
 

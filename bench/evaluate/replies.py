@@ -2,7 +2,7 @@
 
 The edge runtime's sampler (`serve.sampler`) draws for torch as for the engine, and reply i has the seed i, so two forms
 of one model give the same replies as far as their logits agree. The options are those that `serve` has by default, but
-for two: nothing is penalised and an empty reply may be drawn, since what is measured is the model's own health.
+for two: nothing is penalised and an empty reply may be drawn, since what is measured is the model itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +41,7 @@ class Reply:
     ended: bool
 
 
-def health_prompts(data: "ChatData", count: int, context: int) -> list[EvalPrompt]:
+def reply_prompts(data: "ChatData", count: int, context: int) -> list[EvalPrompt]:
     """Up to `count` held-out prompts, which leave half of a small context for the reply."""
     from chitchat.data.dataset import numbered_prompts
 

@@ -66,7 +66,7 @@ class BundleHandle(ModelHandle):
         return Engine(self.bundle, threads=threads, device=device)
 
     def announce(self, device: str | None = None) -> None:
-        with contextlib.suppress(BadBundle):  # nothing of it runs here: that is said where it is asked to run
+        with contextlib.suppress(BadBundle):  # nothing of it runs here: an error says so where it is asked to run
             choose(self.bundle, device, find_providers()).announce()
 
     def figures(self) -> dict[str, Any]:

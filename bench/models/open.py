@@ -1,4 +1,4 @@
-"""Any model that is measured, told, or talked to: a checkpoint, a quantized checkpoint, a bundle, or a hub id.
+"""Any model that is measured, described, or talked to: a checkpoint, a quantized checkpoint, a bundle, or a hub id.
 
 `open_model` recognises which and reads the cheap facts: shape, parameters, bytes, vocabulary, dialogue. Weights are
 loaded only by `load()` and `generator()`, which for a bundle is the runtime that ships. Nothing is timed here.

@@ -10,6 +10,9 @@ from bench.models.kind import RuntimeKind
 from bench.models.loaded import Floats, LoadedModel, TimedReply, as_timed_reply
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import GPT2LMHeadModel
+
     from chitchat.padded import PaddedRows
     from chitchat.score import TokenScorer
 
@@ -25,7 +28,7 @@ class _Stamps:
         self.ids: list[list[int]] = []
         self._prompt_seen = False
 
-    def put(self, value: Any) -> None:
+    def put(self, value: "Tensor") -> None:
         if not self._prompt_seen:
             self._prompt_seen = True
             return
@@ -90,7 +93,7 @@ class TorchModel(TransformersModel):
 
     @classmethod
     @abstractmethod
-    def read(cls, spec: str) -> Any:
+    def read(cls, spec: str) -> "GPT2LMHeadModel":
         """The torch model of `spec`, in the precision in which it is measured."""
 
     @cached_property
@@ -111,7 +114,7 @@ class TorchModel(TransformersModel):
 
         with torch.inference_mode():
             logits = self._model(torch.tensor([list(ids)], device=self._model.device), use_cache=False).logits[0]
-        return _as_float32(logits)
+        return as_float32(logits)
 
     def batch_size(self, tokens: int) -> int:
         """See `LoadedModel.batch_size`."""
@@ -119,16 +122,17 @@ class TorchModel(TransformersModel):
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Floats:
         """See `LoadedModel.start`."""
-        return _as_float32(self._rows.start(prompts))
+        return as_float32(self._rows.start(prompts))
 
     def step(self, rows: Sequence[int], tokens: Sequence[int]) -> Floats:
         """See `LoadedModel.step`."""
         if len(rows) < len(self._rows):
             self._rows.keep(rows)
-        return _as_float32(self._rows.step(tokens))
+        return as_float32(self._rows.step(tokens))
 
 
-def _as_float32(tensor: Any) -> Floats:
+def as_float32(tensor: "Tensor") -> Floats:
+    """The numbers of a tensor on any device."""
     array: Floats = tensor.float().cpu().numpy()
     return array
 
@@ -139,7 +143,7 @@ class CheckpointModel(TorchModel):
     supports_concurrency: ClassVar[bool] = True
 
     @classmethod
-    def read(cls, spec: str) -> Any:
+    def read(cls, spec: str) -> "GPT2LMHeadModel":
         """See `TorchModel.read`."""
         from chitchat.checkpoint import load_model
 
@@ -156,7 +160,7 @@ class DequantizedModel(TorchModel):
     """A quantized checkpoint de-quantized to float32: its quality is the shipped one, its speed is not."""
 
     @classmethod
-    def read(cls, spec: str) -> Any:
+    def read(cls, spec: str) -> "GPT2LMHeadModel":
         """See `TorchModel.read`."""
         from compress.quantize.checkpoint import load_quantized
 

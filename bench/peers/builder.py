@@ -9,7 +9,7 @@ import subprocess
 import sys
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from bench.models.handle import ModelHandle
 from bench.models.open import CheckpointHandle
@@ -20,6 +20,10 @@ from chitchat.lineage import Stage, read_lineage
 from chitchat.system.child import child_environment
 from chitchat.system.folder import staged_folder
 from chitchat.system.interpreters import PORTABLE, find_interpreter
+
+if TYPE_CHECKING:
+    from chitchat.dialogue import Dialogue as TrainingDialogue
+    from serve.dialogue import Dialogue as ServeDialogue
 
 
 class CannotPrepare(Exception):
@@ -79,7 +83,7 @@ class PeerHandle(ModelHandle):
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     @property
-    def dialogue(self) -> Any:
+    def dialogue(self) -> "TrainingDialogue | ServeDialogue":
         return self._base.dialogue
 
     def tokenizer_json(self) -> str:

@@ -7,7 +7,6 @@ pull another transformers in.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -71,7 +70,7 @@ class OpenVinoModel(SteppingModel):
         """See `LoadedModel.logits`."""
         return self._run(ids, fresh=True).copy()
 
-    def _run(self, ids: Sequence[int], *, fresh: bool) -> Any:
+    def _run(self, ids: Sequence[int], *, fresh: bool) -> Floats:
         """Logits [n, vocab] of further ids; they hold until the next call."""
         if fresh:
             self._request.reset_state()
@@ -84,7 +83,8 @@ class OpenVinoModel(SteppingModel):
         }
         self._seen = total
         self._request.infer({name: value for name, value in inputs.items() if name in self._names})
-        return self._request.get_tensor("logits").data[0]
+        logits: Floats = self._request.get_tensor("logits").data[0]
+        return logits
 
 
 KINDS = (

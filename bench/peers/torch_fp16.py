@@ -1,9 +1,12 @@
 """transformers' own `generate` in float16: what GPU users run. A CPU has no fast products of that size."""
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from bench.models.torch import TORCH_MODULES, CheckpointModel
 from bench.peers.descriptor import Peer, Source
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
 
 
 class HalfModel(CheckpointModel):
@@ -12,7 +15,7 @@ class HalfModel(CheckpointModel):
     supports_concurrency: ClassVar[bool] = False
 
     @classmethod
-    def read(cls, spec: str) -> Any:
+    def read(cls, spec: str) -> "GPT2LMHeadModel":
         """See `TorchModel.read`."""
         return super().read(spec).half()
 

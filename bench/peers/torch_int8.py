@@ -1,9 +1,12 @@
 """torch's dynamic int8: linear layers with integer products, activations rounded as they come."""
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from bench.models.torch import TORCH_MODULES, CheckpointModel
 from bench.peers.descriptor import Peer, Source
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
 
 
 class DynamicInt8Model(CheckpointModel):
@@ -12,15 +15,16 @@ class DynamicInt8Model(CheckpointModel):
     supports_concurrency: ClassVar[bool] = False
 
     @classmethod
-    def read(cls, spec: str) -> Any:
+    def read(cls, spec: str) -> "GPT2LMHeadModel":
         """See `TorchModel.read`."""
         import torch
 
         model = _with_linear_layers(super().read(spec))
-        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+        quantized: GPT2LMHeadModel = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+        return quantized
 
 
-def _with_linear_layers(model: Any) -> Any:
+def _with_linear_layers(model: "GPT2LMHeadModel") -> "GPT2LMHeadModel":
     """The same model with nn.Linear for transformers' Conv1D, in place: what dynamic quantization knows."""
     import torch
     from transformers.pytorch_utils import Conv1D

@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from bench.models.loaded import TimedReply, as_timed_reply
-from bench.models.torch import TORCH_MODULES, CheckpointModel
+from bench.models.loaded import Floats, TimedReply, as_timed_reply
+from bench.models.torch import TORCH_MODULES, CheckpointModel, as_float32
 from bench.peers.descriptor import Peer, Source
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from serve.dialogue import Dialogue
     from serve.options import SamplingOptions
 
@@ -40,21 +42,23 @@ class NoCacheModel(CheckpointModel):
 
         ids = list(prompt)
 
-        def step(token: int) -> Any:
+        def step(token: int) -> Floats:
             ids.append(token)
-            return self._last_logits(ids).cpu().numpy()
+            return as_float32(self._last_logits(ids))
 
         end = dialogue.end_of_turn_id
         sample = build_sampler(options, dialogue.banned_ids, end)
         most = min(options.max_new_tokens, self.context - len(prompt))
-        return draw(sample, end, most, self._last_logits(ids).cpu().numpy(), step)
+        return draw(sample, end, most, as_float32(self._last_logits(ids)), step)
 
-    def _last_logits(self, ids: Sequence[int]) -> Any:
+    def _last_logits(self, ids: Sequence[int]) -> "Tensor":
         """Logits [vocab] after the whole text."""
         import torch
 
         with torch.no_grad():
-            return self._model(input_ids=torch.tensor([ids], device=self._model.device), use_cache=False).logits[0, -1]
+            output = self._model(input_ids=torch.tensor([ids], device=self._model.device), use_cache=False)
+        logits: Tensor = output.logits[0, -1]
+        return logits
 
 
 KINDS = (

@@ -147,10 +147,10 @@ def _scenarios(table: Table, rows: Sequence[ReportRow], scenarios: Mapping[str, 
 
 def _machine(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = {name: value for name, value in environment.items() if name != "versions" and value not in (None, [], "")}
-    told = [
+    pairs = [
         (name.replace("_", " "), ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for name, v in facts.items()
     ]
-    return [*told, ("versions", ", ".join(f"{name} {found}" for name, found in environment["versions"].items()))]
+    return [*pairs, ("versions", ", ".join(f"{name} {found}" for name, found in environment["versions"].items()))]
 
 
 def _definitions(pairs: Iterable[tuple[str, str]]) -> str:

@@ -163,9 +163,9 @@ class Panel:
 
     def label(self, line: Sequence[Point] = ()) -> None:
         """Write each row's name where it touches neither a point, nor `line`, nor another label, nor the border."""
-        place = self.axes.transData.transform
-        taken = [Bbox.from_bounds(x - 11, y - 11, 22, 22) for x, y in map(place, self.points.values())]
-        for before, after in pairwise(map(place, line)):
+        to_pixels = self.axes.transData.transform
+        taken = [Bbox.from_bounds(x - 11, y - 11, 22, 22) for x, y in map(to_pixels, self.points.values())]
+        for before, after in pairwise(map(to_pixels, line)):
             steps = np.linspace(before, after, 2 + int(np.hypot(*(after - before)) // 4))
             taken += [Bbox.from_bounds(x - 2, y - 2, 4, 4) for x, y in steps]
         for name, point in self.points.items():

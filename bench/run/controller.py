@@ -161,7 +161,9 @@ def _ask_load(worker: WorkerProcess, row: Measurement, plan: BenchPlan, **option
     return worker.ask(request | {"threads": plan.threads} | options)
 
 
-def ask_sample(worker: WorkerProcess, row: Measurement, prompt: Sequence[int], new_tokens: int, **options: Any) -> Any:
+def ask_sample(
+    worker: WorkerProcess, row: Measurement, prompt: Sequence[int], new_tokens: int, **options: Any
+) -> dict[str, Any]:
     """One reply of a row's model."""
     request = {"op": "sample", "prompt": [int(token) for token in prompt], "new_tokens": new_tokens}
     return worker.ask(request | {"end_of_turn_id": row.entry.end_of_turn_id} | options)

@@ -56,9 +56,9 @@ class TimedModel(LoadedModel):
         return [self.generate(prompt, new_tokens, end_of_turn_id) for prompt in prompts]
 
     def logits(self, ids: Sequence[int]) -> Floats:
-        """One peak: the id that `generate` says after another one of its own."""
+        """One peak: the id that `generate` says after another one of its own; "undecided" finds all ids equal."""
         rows = np.zeros((len(ids), 50))
-        rows[-1, (ids[-1] + 1) % 50] = 1.0
+        rows[-1, (ids[-1] + 1) % 50] = self._name != "undecided"
         return rows
 
     def scorer(self) -> Any:
