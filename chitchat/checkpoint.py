@@ -1,9 +1,9 @@
-"""Reading and writing GPT-2 checkpoints: ordinary Hugging Face folders with safetensors and a lineage.
+"""Reading and writing checkpoints: ordinary Hugging Face folders with safetensors and a lineage.
 
 A checkpoint is a local folder, a file of weights with its `config.json` beside it, or a hub id. It may be of any age
 and from any tool (`chitchat.formats`). What is read can be saved again, so no stage fails at its last step for what its
-first one read. What is not a GPT-2, or would have to run code to be read, is refused. What is repaired or assumed on
-the way is told on stderr.
+first one read. What is of an architecture that `chitchat.architectures` does not know, or would have to run code to be
+read, is refused. What is repaired or assumed on the way is told on stderr.
 """
 
 from collections.abc import Iterator
@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chitchat.architectures.registry import architecture_of
 from chitchat.dialogue import dialogue_of, set_chat_template
 from chitchat.errors import BadInput
-from chitchat.formats.config import gpt2_config, read_json
+from chitchat.formats.config import model_config, read_json
 from chitchat.formats.generation import savable_generation
 from chitchat.formats.hub import fetch_model, looks_like_hub_id
 from chitchat.formats.kinds import refuse_other_kinds
@@ -22,7 +23,7 @@ from chitchat.lineage import Stage, verify_lineage, write_lineage
 from chitchat.system.notices import announce_once
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 def locate(source: str | Path, weights: bool = True) -> Path:
@@ -41,30 +42,30 @@ def locate(source: str | Path, weights: bool = True) -> Path:
 
 
 def read_config(source: str | Path) -> dict[str, Any]:
-    """What `config.json` says of the model, with the defaults of GPT2Config, after the lineage is verified.
+    """What `config.json` says of the model, with its defaults, after the lineage is verified.
 
     `quantization_config` is passed on where there is one. Raises `BadInput` for a folder that is no checkpoint, was
     altered, or is of another architecture.
     """
-    place = locate(source, weights=False)
-    folder = place if place.is_dir() else place.parent
+    path = locate(source, weights=False)
+    folder = path if path.is_dir() else path.parent
     if not (folder / "config.json").is_file():
         raise BadInput(
-            f"{place}: is not a checkpoint (no config.json); give a folder that compress or transformers saved"
-            if place.is_dir()
-            else f"{place}: there is no config.json beside it; put the model's there"
+            f"{path}: is not a checkpoint (no config.json); give a folder that compress or transformers saved"
+            if path.is_dir()
+            else f"{path}: there is no config.json beside it; put the model's there"
         )
     verify_lineage(folder)
     record = read_json(folder / "config.json")
-    config = gpt2_config(record, source)
+    config = model_config(record, source)
     if "model_type" not in record:
-        announce_once(
-            f"{source}: config.json names no model_type; by its sizes (n_embd, n_layer, n_head) it is a GPT-2"
-        )
+        found = architecture_of(config)
+        sizes = ", ".join(found.telltale)
+        announce_once(f"{source}: config.json names no model_type; by its sizes ({sizes}) it is a {found.title}")
     return config
 
 
-def load_model(source: str | Path) -> "GPT2LMHeadModel":
+def load_model(source: str | Path) -> "PreTrainedModel":
     """The model of a checkpoint in float32 on the CPU, in eval mode; it can be saved whatever was read.
 
     Its head is tied as config.json says, unless the weights have a head that is not the table. Raises `BadInput` for
@@ -74,18 +75,18 @@ def load_model(source: str | Path) -> "GPT2LMHeadModel":
     config = read_config(source)
     if "quantization_config" in config:
         raise _quantized(source, config["quantization_config"])
-    place = locate(source)
-    files = [place] if place.is_file() else weight_files(place)
+    path = locate(source)
+    files = [path] if path.is_file() else weight_files(path)
     if not files:
         raise BadInput(
             f"{source}: holds no weights (model.safetensors or pytorch_model.bin); fetch the checkpoint again"
         )
-    if files[0].name not in ("model.safetensors", "pytorch_model.bin") and len(files) == 1 and place.is_dir():
+    if files[0].name not in ("model.safetensors", "pytorch_model.bin") and len(files) == 1 and path.is_dir():
         announce_once(f"{source}: its weights are read from {files[0].name}")
-    weights, tied, notes = read_weights(files, config["tie_word_embeddings"])
-    folder = place if place.is_dir() else place.parent
-    generation, said = savable_generation(folder)
-    for note in (*notes, *said):
+    weights, tied, notes = read_weights(files, config["tie_word_embeddings"], architecture_of(config))
+    folder = path if path.is_dir() else path.parent
+    generation, more = savable_generation(folder)
+    for note in (*notes, *more):
         announce_once(note)
     return _assembled(source, {**config, "tie_word_embeddings": tied}, weights, generation)
 
@@ -101,18 +102,16 @@ def _quantized(source: str | Path, quantization: Any) -> BadInput:
 
 def _assembled(
     source: str | Path, config: dict[str, Any], weights: dict[str, Any], generation: Any
-) -> "GPT2LMHeadModel":
+) -> "PreTrainedModel":
     """The model, after the weights are known to be exactly those that the configuration describes."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
 
-    from chitchat.assemble import build_gpt2
-
-    described = GPT2Config.from_dict({name: value for name, value in config.items() if name != "model_type"})
+    architecture = architecture_of(config)
+    described = architecture.to_config(config)
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in GPT2LMHeadModel(described).state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in architecture.new_model(described).state_dict().items()}
     if described.tie_word_embeddings:
-        del shapes["lm_head.weight"]
+        del shapes[f"{architecture.head_name}.weight"]
     missing = [name for name in shapes if name not in weights]
     left_over = [name for name in weights if name not in shapes]
     others = [
@@ -122,10 +121,10 @@ def _assembled(
     ]
     if missing or left_over or others:
         found = (("missing", missing), ("left over", left_over), ("of another shape", others))
-        said = "; ".join(f"{what} {', '.join(names[:2])}" for what, names in found if names)
-        raise BadInput(f"{source}: the weights do not fit config.json ({said}); fetch the checkpoint again")
+        reason = "; ".join(f"{what} {', '.join(names[:2])}" for what, names in found if names)
+        raise BadInput(f"{source}: the weights do not fit config.json ({reason}); fetch the checkpoint again")
     with torch.random.fork_rng(devices=[]):
-        return build_gpt2(described, weights, generation)
+        return architecture.build(described, weights, generation)
 
 
 def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
@@ -136,8 +135,8 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
     """
     from chitchat.formats.tokenizer_files import read_tokenizer
 
-    place = tokenizer_folder(source)
-    return fit_tokenizer(read_tokenizer(place), place, str(source))
+    folder = tokenizer_folder(source)
+    return fit_tokenizer(read_tokenizer(folder), folder, str(source))
 
 
 def tokenizer_folder(source: str | Path) -> Path:
@@ -159,7 +158,7 @@ def fit_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path, where: str
 
     if not (folder / "config.json").is_file():
         return tokenizer
-    rows = gpt2_config(read_json(folder / "config.json"), folder)["vocab_size"]
+    rows = model_config(read_json(folder / "config.json"), folder)["vocab_size"]
     past = sorted(token for token, index in tokenizer.get_vocab().items() if index >= rows)
     if not past:
         return tokenizer
@@ -175,7 +174,7 @@ def fit_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path, where: str
 
 def save_checkpoint(
     folder: Path,
-    model: "GPT2LMHeadModel",
+    model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     stage: Stage,
     parent: str | Path | None = None,
@@ -188,14 +187,14 @@ def save_checkpoint(
 
     if tokenizer.chat_template is None:
         set_chat_template(tokenizer, dialogue_of(tokenizer).family)
-    model.config.architectures = ["GPT2LMHeadModel"]
+    model.config.architectures = [architecture_of(model).class_name]
     save_model(model, folder)
     save_tokenizer(tokenizer, folder)
     known = Path(parent) if parent is not None and Path(parent).is_dir() else None
     write_lineage(folder, stage, parent=known)
 
 
-def save_model(model: "GPT2LMHeadModel", folder: Path) -> None:
+def save_model(model: "PreTrainedModel", folder: Path) -> None:
     """Write weights and configuration into `folder`, without the bar that transformers draws in any file."""
     with _no_progress_bar():
         model.save_pretrained(folder)

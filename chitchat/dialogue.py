@@ -6,13 +6,13 @@ Text never becomes a special token here: what looks like one is encoded as the c
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from chitchat.errors import BadInput
 from chitchat.system.notices import announce_once
+from serve.dialogue import Dialogue
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -22,52 +22,6 @@ FAMILIES = ("chitchat", "dialogpt")
 # a template that puts it into `[SEP]` of a user's text keeps that text from being parsed as a special token.
 WORD_JOINER = "\u2060"
 _MARK = re.compile(r"\{#-? dialogue: (\w+) -?#\}")
-
-
-@dataclass(frozen=True)
-class Dialogue:
-    """How conversations are written in token ids.
-
-    `start_ids` opens a conversation, `end_of_turn_id` closes every turn, `unconditional_prompt_ids` is the prompt of
-    unconditional generation, `banned_ids` (sorted) are never to be generated: all special ids but the end of turn and,
-    in a model's dialogue, the rows of its table that are no token.
-    """
-
-    family: str
-    start_ids: tuple[int, ...]
-    end_of_turn_id: int
-    pad_id: int
-    unk_id: int | None
-    unconditional_prompt_ids: tuple[int, ...]
-    banned_ids: tuple[int, ...]
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Dialogue":
-        """The dialogue that `as_json` wrote."""
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-        }
-        return cls(**values)
-
-    def encode(self, turns: Sequence[Sequence[int]]) -> list[int]:
-        """The ids of a conversation whose turns are given as ids; special ones in a turn are left out.
-
-        `encode_text` makes none, but for a tokenizer whose special tokens are not declared as such. The unknown token
-        stays.
-        """
-        ids = list(self.start_ids)
-        for turn in turns:
-            ids.extend(turn if self._reserved.isdisjoint(turn) else (i for i in turn if i not in self._reserved))
-            ids.append(self.end_of_turn_id)
-        return ids
-
-    @cached_property
-    def _reserved(self) -> frozenset[int]:
-        return frozenset({*self.start_ids, self.end_of_turn_id, *self.banned_ids} - {self.unk_id})
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields as JSON takes them, for bundle.json and data.json."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def dialogue_of(tokenizer: "PreTrainedTokenizerFast", override: str | None = None) -> Dialogue:

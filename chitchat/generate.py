@@ -27,7 +27,7 @@ from chitchat.dialogue import Dialogue
 from chitchat.errors import BadInput
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
+    from transformers import PreTrainedModel
 
 # What an option is when it is not given: no choice is made for the caller but greedy search and a short reply.
 _DEFAULTS: dict[str, Any] = {
@@ -46,15 +46,15 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class TorchGenerator:
-    """Replies of a torch GPT-2. `context` is how many ids prompt and reply have together."""
+    """Replies of a torch model. `context` is how many ids prompt and reply have together."""
 
-    def __init__(self, model: "GPT2LMHeadModel", dialogue: Dialogue, threads: int | None = None) -> None:
+    def __init__(self, model: "PreTrainedModel", dialogue: Dialogue, threads: int | None = None) -> None:
         """`threads` sets torch's thread count, which is one for the whole process."""
         if threads is not None:
             torch.set_num_threads(threads)
         self.model = model.eval()
         self.dialogue = dialogue
-        self.context: int = model.config.n_positions
+        self.context: int = model.config.max_position_embeddings
 
     def stream(self, prompt_ids: list[int], options: Any = None) -> Iterator[int]:
         """Yield the ids of a reply as they are generated; the end of turn ends it and is not yielded.
@@ -151,7 +151,7 @@ class TorchGenerator:
 
 
 @contextmanager
-def no_defaults(model: "GPT2LMHeadModel") -> Iterator[None]:
+def no_defaults(model: "PreTrainedModel") -> Iterator[None]:
     """While it lasts, `generate` does what it is told and nothing that the checkpoint's generation settings add.
 
     transformers 5 fills every setting that is not given from those, a repetition penalty for example.

@@ -4,7 +4,6 @@ Every data set and every checkpoint that we write carries one: a table of its fi
 first. It is written last. A checkpoint from elsewhere has none: it is accepted and becomes the root of a lineage.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from chitchat.errors import BadInput
+from serve.digest import file_record, sha256
+from serve.digest import identity as identity_of
 
 LINEAGE = "lineage.json"
 _PACKAGES = ("chitchat-compress", "torch", "transformers", "tokenizers", "datasets", "onnxruntime")
@@ -81,21 +82,13 @@ def verify_lineage(folder: Path) -> None:
 def identity(folder: Path) -> str:
     """A sha256 that stands for the content of a folder: over the names and hashes of its files, lineage excluded."""
     record = _read(folder)
-    files = record["files"] if record else hash_files(folder)
-    lines = "".join(f"{name}\0{files[name]['sha256']}\n" for name in sorted(files))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return identity_of(record["files"] if record else hash_files(folder))
 
 
 def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     """`{relative name: {"size": bytes, "sha256": hex}}` of every file below `folder` but its lineage."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LINEAGE)
-    return {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in paths}
-
-
-def sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {str(path.relative_to(folder)): file_record(path) for path in paths}
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Several conversations at once through one torch GPT-2 and one KV cache, padded on the left.
+"""Several conversations at once through one torch model and one KV cache, padded on the left.
 
 Who draws the ids decides what follows: this only computes the logits, so every sampler may use it. transformers'
 `generate` does the like, but fills what it is not told from the checkpoint's generation settings.
@@ -8,18 +8,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GPT2LMHeadModel
+from transformers import DynamicCache, PreTrainedModel
 
 
 class PaddedRows:
-    """Rows of ids that are gone on with together, on the device of `model`, in its precision and mode.
+    """Rows of ids that are continued side by side, on the device of `model`, in its precision and mode.
 
-    A row that is full may be gone on with beside others: its logits mean nothing then.
+    A row that has filled the context may be continued beside others: its logits mean nothing then.
     """
 
-    def __init__(self, model: GPT2LMHeadModel) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._last = model.config.n_positions - 1
+        self._last = model.config.max_position_embeddings - 1
         self._cache = DynamicCache()
         self._mask = torch.zeros(0, 0)  # int64 [rows, ids so far], 0 where a prompt is padded
 
@@ -38,7 +38,7 @@ class PaddedRows:
         return self._run(ids)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Forget all rows but these, which take the places 0, 1, …"""
+        """Forget all rows but these, which become the rows 0, 1, …"""
         chosen = torch.tensor(rows, device=self._mask.device)
         self._cache.batch_select_indices(chosen)
         self._mask = self._mask[chosen]
@@ -53,7 +53,7 @@ class PaddedRows:
         with torch.inference_mode():
             logits: Tensor = self._model(
                 ids.to(self._mask.device),
-                self._cache,  # by place: transformers 5.24 renamed it from past_key_values to cache
+                self._cache,  # by position: transformers 5.24 renamed it from past_key_values to cache
                 attention_mask=self._mask,
                 position_ids=positions,
                 use_cache=True,

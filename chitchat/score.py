@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chitchat.architectures.protocol import last_hidden
 from chitchat.divergence import score_states
 from chitchat.errors import WorkFailed
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
+    from transformers import PreTrainedModel
 
     from chitchat.data.dataset import Windows
 
@@ -109,8 +110,8 @@ def _by_conversation(rows: list[tuple[int, float, int, int, int]]) -> Sums:
     return Sums(conversation, nll, *(count.astype(np.int64) for count in counts))
 
 
-def torch_scorer(model: "GPT2LMHeadModel", batch_tokens: int = 4096) -> TokenScorer:
-    """A scorer of a torch GPT-2, on the device where the model is, in the model's precision with float32 logits.
+def torch_scorer(model: "PreTrainedModel", batch_tokens: int = 4096) -> TokenScorer:
+    """A scorer of a torch model, on the device where the model is, in the model's precision with float32 logits.
 
     Sequences of like length go together, at most about `batch_tokens` ids at once. The model is put in eval mode for
     the call and back into the mode that it had.
@@ -136,23 +137,21 @@ def torch_scorer(model: "GPT2LMHeadModel", batch_tokens: int = 4096) -> TokenSco
     return scorer
 
 
-def _score_batch(model: "GPT2LMHeadModel", batch: list[Sequence[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+def _score_batch(model: "PreTrainedModel", batch: list[Sequence[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Score right-padded sequences in one forward pass; the head runs on real positions only."""
     import torch
 
     longest = max(map(len, batch))
-    if longest > model.config.n_positions:
-        raise ValueError(f"a sequence of {longest} ids does not fit the context of {model.config.n_positions}")
-    device = model.transformer.wte.weight.device
+    context = model.config.max_position_embeddings
+    if longest > context:
+        raise ValueError(f"a sequence of {longest} ids does not fit the context of {context}")
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     for row, sequence in enumerate(batch):
         ids[row, : len(sequence)] = torch.as_tensor(sequence)
     lengths = torch.tensor([len(sequence) for sequence in batch])
-    wanted = (torch.arange(longest - 1)[None] < (lengths - 1)[:, None]).to(device)  # [batch, longest - 1]
-    ids = ids.to(device)
-    # Embeddings instead of ids, and no mask: causal attention never sees what stands to the right of a token.
-    states = model.transformer(inputs_embeds=model.transformer.wte(ids), use_cache=False).last_hidden_state
-    states, targets = states[:, :-1][wanted], ids[:, 1:][wanted]
+    wanted = (torch.arange(longest - 1)[None] < (lengths - 1)[:, None]).to(model.device)  # [batch, longest - 1]
+    ids = ids.to(model.device)
+    states, targets = last_hidden(model, ids)[:, :-1][wanted], ids[:, 1:][wanted]
     nll, hit = score_states(model.lm_head, states, targets)
     cuts = np.cumsum([len(sequence) - 1 for sequence in batch])[:-1]
     return list(zip(np.split(nll.numpy(), cuts), np.split(hit.numpy(), cuts), strict=True))

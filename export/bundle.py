@@ -7,7 +7,8 @@ import onnx
 import onnx_ir as ir
 from transformers import PreTrainedTokenizerFast
 
-from serve.bundle import BUNDLE_JSON, GRAPH, TOKENIZER, Manifest, file_record
+from serve.bundle import BUNDLE_JSON, GRAPH, TOKENIZER, Manifest
+from serve.digest import file_record
 
 # Above this many bytes the weights go into a file of their own. A protobuf file ends at 2 GB, but smaller models gain
 # too: onnxruntime maps that file instead of reading it into memory (a 108 MB graph: 197 MB resident, not 248).

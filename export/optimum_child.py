@@ -36,11 +36,12 @@ def load(module: str) -> Any:
 
 def export(checkpoint: Path, out: Path) -> None:
     """Write the graph, the configuration and the tokenizer."""
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     onnx_export_from_model = load("optimum.exporters.onnx").onnx_export_from_model
-    model = GPT2LMHeadModel.from_pretrained(checkpoint).eval()
-    if not model.config.scale_attn_weights or model.config.scale_attn_by_inverse_layer_idx:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    scaled = getattr(model.config, "scale_attn_weights", True)
+    if not scaled or getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
         model.set_attn_implementation("eager")  # the fused attentions ignore both
     onnx_export_from_model(model, out, task="text-generation-with-past", do_validation=False)
     # This class takes tokenizer.json as it is; those of the old models would put normalizers of their own into it.

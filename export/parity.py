@@ -16,13 +16,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from tqdm import tqdm
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
 from chitchat.data.dataset import ChatData, held_out_prompts
 from chitchat.divergence import compare_logits
 from chitchat.errors import BadInput, WorkFailed
-from export.graph import GraphSpec
-from export.layers import Channels
+from export.graph.layers import Channels
+from export.graph.spec import GraphSpec
 from export.weights import GraphWeights
 from serve.engine import Engine
 
@@ -105,7 +105,7 @@ def parity_prompts(
 
 
 def check_parity(
-    engine: Engine, model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], origin: dict[str, int], grade: str
+    engine: Engine, model: PreTrainedModel, prompts: Sequence[Sequence[int]], origin: dict[str, int], grade: str
 ) -> Parity:
     """Measure the engine against a torch model with the same weights (de-quantized ones for a quantized graph).
 
@@ -126,15 +126,15 @@ def greedy_reply(engine: Engine, prompt: Sequence[int]) -> tuple[list[int], Floa
     """Continue a prompt by the likeliest tokens, specials included: up to `NEW_TOKENS` ids and logits [ids, vocab]."""
     reply: list[int] = []
     logits, rows = engine.prefill(prompt), []
-    for place in range(min(NEW_TOKENS, engine.context - len(prompt))):
-        if place:
+    for index in range(min(NEW_TOKENS, engine.context - len(prompt))):
+        if index:
             logits = engine.step(reply[-1])
         rows.append(logits.copy())
         reply.append(int(logits.argmax()))
     return reply, np.stack(rows)
 
 
-def torch_logits(model: GPT2LMHeadModel, ids: Sequence[int]) -> Floats:
+def torch_logits(model: PreTrainedModel, ids: Sequence[int]) -> Floats:
     """Torch's logits after every one of `ids`, float32 [n, vocab]."""
     with torch.no_grad():
         logits: Floats = model(torch.tensor([list(ids)]), use_cache=False).logits[0].float().numpy()
@@ -152,7 +152,7 @@ def changed_weights(graph: Path, weights: GraphWeights) -> int:
 
 
 def same_tokens(
-    prompts: Iterable[Sequence[int]], model: GPT2LMHeadModel, reply_of: Callable[[Sequence[int]], list[int]]
+    prompts: Iterable[Sequence[int]], model: PreTrainedModel, reply_of: Callable[[Sequence[int]], list[int]]
 ) -> dict[str, float]:
     """Compare greedy replies of a generator without visible logits with torch: counts as in `Parity.figures`."""
     totals = _Totals()
@@ -174,7 +174,8 @@ class _Totals:
         self.hits: list[npt.NDArray[np.bool_]] = []
 
     def add(self, want: Floats, whole: Floats, want_steps: Floats, steps: Floats, reply: Sequence[int]) -> None:
-        self.relative = float(np.fmax(self.relative, max(_relative(want, whole), _relative(want_steps, steps))))
+        rows = [self.relative, *_relative(want, whole), *_relative(want_steps, steps)]
+        self.relative = float(np.max(rows))  # a NaN stays one
         for reference, got in ((want, whole), (want_steps, steps)):
             centred = reference - reference.mean(axis=1, keepdims=True, dtype=np.float64)
             error = got - got.mean(axis=1, keepdims=True, dtype=np.float64) - centred
@@ -211,8 +212,10 @@ class _Totals:
         }
 
 
-def _relative(want: Floats, got: Floats) -> float:
-    return float((np.abs(want - got).max(axis=1) / np.abs(want).max(axis=1)).max())
+def _relative(want: Floats, got: Floats) -> Floats:
+    """The largest |difference| of each row of logits [n, vocab] over the row's largest |logit|: [n]."""
+    relative: Floats = np.abs(want - got).max(axis=1) / np.abs(want).max(axis=1)
+    return relative
 
 
 def _held_out(data: ChatData, count: int, longest: int) -> list[list[int]]:

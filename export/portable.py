@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from chitchat.checkpoint import save_model
 from chitchat.errors import BadInput, WorkFailed
@@ -50,7 +50,7 @@ def find_optimum(given: str | None) -> str:
 
 
 def export_portable(
-    model: GPT2LMHeadModel,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     prompts: Sequence[Sequence[int]],
@@ -64,14 +64,18 @@ def export_portable(
         save_model(model, Path(scratch))
         save_tokenizer(tokenizer, Path(scratch))
         request = Path(scratch) / "request.json"
-        work = {"prompts": list(map(list, prompts)), "new_tokens": NEW_TOKENS, "context": model.config.n_positions}
+        work = {
+            "prompts": list(map(list, prompts)),
+            "new_tokens": NEW_TOKENS,
+            "context": model.config.max_position_embeddings,
+        }
         request.write_text(json.dumps(work), encoding="utf-8")
         figures, replies = _run([python, "-I", str(_CHILD), scratch, str(folder), str(request)], len(prompts))
     return Exported(tuple(figures["inputs"]), tuple(figures["outputs"]), figures["versions"], replies)
 
 
 def check_portable(
-    exported: Exported, model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], origin: dict[str, int]
+    exported: Exported, model: PreTrainedModel, prompts: Sequence[Sequence[int]], origin: dict[str, int]
 ) -> Parity:
     """Measure that ORTModelForCausalLM generated torch's greedy tokens."""
     parity = Parity(origin, {"greedy_diverged": 0})

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from chitchat.checkpoint import load_model, read_config
 from chitchat.data.dataset import ChatData
@@ -20,7 +20,7 @@ class Source:
     """
 
     name: str
-    model: GPT2LMHeadModel
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     dialogue: Dialogue
     scheme: str

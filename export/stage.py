@@ -9,15 +9,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from chitchat.architectures.registry import geometry_of
 from chitchat.data.dataset import open_dataset
 from chitchat.errors import BadInput
 from chitchat.lineage import Stage, identity, read_lineage
 from chitchat.system.folder import check_output, staged_folder
 from export.bundle import write_manifest, write_tokenizer
 from export.genai import check_genai, write_genai
-from export.graph import geometry_of
 from export.parity import parity_prompts
-from export.portable import find_optimum
 from export.source import Source, open_source
 from export.variants import CUDA_GRAPH, ExportContext, Variant, manifest_of, write_cpu, write_cuda, write_portable
 from serve.bundle import GRAPH, Bundle, Manifest
@@ -48,13 +47,14 @@ def export(
     """
     started = time.monotonic()
     _check_options(target, kv, genai, data)
+    out = Path(out)
     check_output(out, "bundle")
-    optimum = find_optimum(portable_python) if target == "portable" else ""
+    optimum = _find_optimum(portable_python) if target == "portable" else ""
     chat = open_dataset(data) if data is not None else None
     source = open_source(checkpoint, chat, dialogue, tokenizer)
     _check_scheme(target, source)
     with staged_folder(out, "bundle") as staging:
-        geometry = geometry_of(source.model.config)
+        geometry = geometry_of(source.model)
         prompts, origin = parity_prompts(chat, geometry.vocab, geometry.context, seed=seed)
         work = ExportContext(source, staging, chat, prompts, origin, seed, kv, shared_weights=genai, optimum=optimum)
         manifest = _written(work, TARGETS[target])
@@ -73,6 +73,12 @@ def export(
         write_manifest(replace(manifest, lineage=(*earlier, asdict(stage))), staging)
         bundle = Bundle.open(staging)
     return _figures(bundle, time.monotonic() - started)
+
+
+def _find_optimum(python: str | None) -> str:
+    from export.portable import find_optimum
+
+    return find_optimum(python)
 
 
 def _check_options(target: str, kv: str, genai: bool, data: Path | None) -> None:

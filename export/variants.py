@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from chitchat.architectures.registry import geometry_of
 from chitchat.data.dataset import ChatData
 from chitchat.score import score
 from compress.calibrate.calibration import calibration_sequences
 from compress.calibrate.ranges import calibrate_kv
 from export.bundle import EXTERNAL_DATA_BYTES, write_graph
-from export.graph import GraphSpec, build_graph, geometry_of, graph_names, graph_spec
+from export.graph.builder import build_graph, graph_spec
+from export.graph.spec import GraphSpec, graph_names
 from export.parity import Parity, changed_weights, check_parity, grade_of
-from export.portable import check_portable, export_portable
 from export.source import Source
 from export.weights import GraphWeights, half_weights, with_kv_scales
 from serve.bundle import GRAPH, Bundle, Graph, Manifest
@@ -73,7 +74,9 @@ def write_cpu(work: ExportContext) -> Variant:
         with tempfile.TemporaryDirectory() as folder:
             plain = _write(replace(work, folder=Path(folder), kv="float32"), weights, "cpu", GRAPH)
             compared = _prefixed(quality_of(plain.engine(), work), "float32_kv")
-        sequences = calibration_sequences(work.chat.windows("train", source.model.config.n_positions), seed=work.seed)
+        sequences = calibration_sequences(
+            work.chat.windows("train", source.model.config.max_position_embeddings), seed=work.seed
+        )
         weights = with_kv_scales(weights, calibrate_kv(source.model, sequences))
     written = _write(work, weights, "cpu", GRAPH)
     parity = _prove(written, work)
@@ -100,6 +103,8 @@ def write_cuda(work: ExportContext, file: str = GRAPH) -> Variant:
 
 def write_portable(work: ExportContext) -> Variant:
     """Write optimum's graph and prove it through optimum's runtime."""
+    from export.portable import check_portable, export_portable
+
     source = work.source
     exported = export_portable(source.model, source.tokenizer, work.folder, work.prompts, work.optimum)
     parity = check_portable(exported, source.model, work.prompts, work.origin)
@@ -152,7 +157,7 @@ def manifest_of(source: Source, graphs: Mapping[str, Graph]) -> Manifest:
     return Manifest(
         graphs=graphs,
         scheme=source.scheme,
-        geometry=geometry_of(source.model.config),
+        geometry=geometry_of(source.model),
         parameters=source.parameters,
         dialogue=source.dialogue.as_json(),
         sampling=asdict(SamplingOptions()),
@@ -192,8 +197,8 @@ def measure_latency(engine: Engine) -> dict[str, Any]:
         marks = [time.perf_counter()]
         engine.prefill(prompt)
         marks.append(time.perf_counter())
-        for place in range(steps):
-            engine.step(prompt[place % len(prompt)])
+        for index in range(steps):
+            engine.step(prompt[index % len(prompt)])
             marks.append(time.perf_counter())
         if repeat:
             first.append(marks[1] - marks[0])

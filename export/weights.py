@@ -1,14 +1,14 @@
 """From a checkpoint's tensors to the graph's parameters.
 
-The modules of the graph carry the names and layouts of Hugging Face, so the table is nearly the identity:
+The modules of the graph carry the names of Hugging Face, so the table is nearly the identity:
 
     checkpoint                          graph
-    <linear>.weight  [in, out]          the same (Conv1D's layout is MatMul's)
+    <linear>.weight                     [in, out], MatMul's layout, whichever way the model keeps it
     <table>.weight   [rows, width]      the same
-    *.bias, ln_*.weight                 the same
+    biases, norms                       the same
     <module>.qweight, .scales, …        the same (a quantized checkpoint stores the layouts of the kernels)
-    lm_head.weight, when tied           nothing: the head reads transformer.wte
-    –                                   <attn>.k_scale, .v_scale [1, heads, 1, kv_head_dim], calibrated at export
+    the head's weight, when tied        nothing: the head reads the token table
+    –                                   <attention>.k_scale, .v_scale [1, kv_heads, 1, kv_head_dim], from calibration
 
 Nothing is converted but the float type, to float32 or float16; no integer changes.
 """
@@ -19,13 +19,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
+from chitchat.architectures.protocol import Architecture
+from chitchat.architectures.registry import architecture_of, geometry_of
 from chitchat.errors import BadInput
 from compress.calibrate.ranges import KVScales
 from compress.quantize.blockwise import BlockTensor
 from compress.quantize.checkpoint import QuantizedTensor, named_arrays
-from export.layers import Blocks, Channels, Format
+from export.graph.layers import Blocks, Channels, Format
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -47,11 +49,14 @@ class GraphWeights:
         return {name: ir.tensor(array, name=name) for name, array in self.arrays.items()}
 
 
-def float_weights(model: GPT2LMHeadModel) -> GraphWeights:
+def float_weights(model: PreTrainedModel) -> GraphWeights:
     """The weights of a float model, as float32."""
-    state = model.state_dict()
+    architecture, state = architecture_of(model), model.state_dict()
     if model.config.tie_word_embeddings:
-        state.pop("lm_head.weight")
+        state.pop(f"{architecture.head_name}.weight")
+    for matrix in architecture.matrices(geometry_of(model)):
+        if not (matrix.table or matrix.transposed):
+            state[f"{matrix.module}.weight"] = state[f"{matrix.module}.weight"].T
     arrays = {name: value.detach().float().contiguous().cpu().numpy() for name, value in state.items()}
     return GraphWeights(arrays, {})
 
@@ -64,7 +69,7 @@ def quantized_weights(
     for name, tensor in matrices.items():
         arrays |= named_arrays(name, tensor)
     for name, array in floats.items():
-        if not (tied and name == "lm_head.weight"):
+        if not (tied and name == f"{Architecture.head_name}.weight"):
             arrays[name] = np.ascontiguousarray(array, dtype=np.float32)
     return GraphWeights(arrays, {name: format_of(tensor) for name, tensor in matrices.items()})
 
@@ -77,10 +82,10 @@ def format_of(tensor: QuantizedTensor) -> Format:
 def with_kv_scales(weights: GraphWeights, scales: Sequence[KVScales]) -> GraphWeights:
     """Add the scales of an int8 cache (`calibrate_kv`), one of each layer; zeros behind a head are of scale 1."""
     arrays = dict(weights.arrays)
-    for layer, found in enumerate(scales):
+    for found in scales:
         for name, scale in (("k_scale", found.key), ("v_scale", found.value)):
             padding = ((0, 0), (0, 0), (0, 0), (0, -scale.shape[-1] % 8))
-            arrays[f"transformer.h.{layer}.attn.{name}"] = np.pad(scale, padding, constant_values=1)
+            arrays[f"{found.attention}.{name}"] = np.pad(scale, padding, constant_values=1)
     return replace(weights, arrays=arrays)
 
 

@@ -1,4 +1,4 @@
-"""`python -m serve BUNDLE`: the HTTP server (or `--chat`: a terminal chat) where the front door is not installed."""
+"""`python -m serve BUNDLE`: the HTTP server (or `--chat`: a terminal chat) where the command line is not installed."""
 
 import argparse
 import sys

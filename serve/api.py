@@ -47,7 +47,7 @@ _READ = {*_SAMPLING, *_INERT, *_OTHERS}
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A checked request. `texts` are the turns, oldest first; roles alternate freely, and tell what the bot said."""
+    """A checked request. `texts` are the turns, oldest first, `from_bot` their roles, which need not alternate."""
 
     texts: tuple[str, ...]
     from_bot: tuple[bool, ...]
@@ -106,11 +106,11 @@ def _turns(messages: Any, max_messages: int) -> list[tuple[str, str]]:
         raise BadRequest('messages: not a list with a message in it; send [{"role": "user", "content": "..."}]')
     if len(messages) > max_messages:
         raise BadRequest(f"messages: {len(messages)} of them, at most {max_messages} are taken; leave out the oldest")
-    return [_turn(f"messages[{place}]", message) for place, message in enumerate(messages)]
+    return [_turn(f"messages[{index}]", message) for index, message in enumerate(messages)]
 
 
 def _turn(where: str, message: Any) -> tuple[str, str]:
-    """Give role and text of a message."""
+    """Role and text of a message."""
     if not isinstance(message, dict):
         raise BadRequest(f"{where}: not an object with role and content")
     role, content = message.get("role"), message.get("content")

@@ -1,4 +1,4 @@
-"""The HTTP application: OpenAI's chat completions over one engine, for a loopback address.
+"""The HTTP application: OpenAI's chat completions over one model, for a loopback address.
 
     POST /v1/chat/completions   plain or streamed (server-sent events)
     GET  /v1/models             the one model
@@ -25,14 +25,15 @@ from serve.api import ChatRequest, ResponseBuilder, error_body, error_shape, par
 from serve.errors import BadRequest, BodyTooLarge, Overloaded, ServeError, UnknownModel, UnsupportedEncoding
 from serve.history import FittedPrompt, check_length, fit, ids_of_bot
 from serve.options import SamplingOptions
+from serve.protocols import Codec
 from serve.reply import ChatReply, json_response
-from serve.terminal import Codec, Generator
+from serve.scheduler import Runner
 from serve.worker import ReplyJob, ReplyWorker
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the server is told: the model's name, default sampling options, and its limits."""
+    """Settings of the server: the model's name, default sampling options, and limits."""
 
     model: str = "chitchat"
     options: SamplingOptions = field(default_factory=SamplingOptions)
@@ -45,13 +46,13 @@ class Settings:
             raise BadRequest(f"--queue {self.queue}: give a whole number from 0 to 100000")
 
 
-def create_app(generator: Generator, codec: Codec, settings: Settings | None = None) -> Starlette:
-    """Build the ASGI application over a loaded generator; its lifespan starts and stops the engine thread.
+def create_app(runner: Runner, codec: Codec, settings: Settings | None = None) -> Starlette:
+    """Build the ASGI application over a loaded model; its lifespan starts and stops the thread that runs it.
 
     `app.state.worker` is the ReplyWorker, for tests and for what watches over the process.
     """
     settings = settings or Settings()
-    worker = ReplyWorker(generator, settings.queue)
+    worker = ReplyWorker(runner, settings.queue)
     started = int(time.time())
 
     @asynccontextmanager
@@ -80,7 +81,7 @@ def create_app(generator: Generator, codec: Codec, settings: Settings | None = N
     async def chat(request: Request) -> ChatReply:
         body = await _read_body(request, settings.body_bytes)
         asked = await run_in_threadpool(parse_chat, body, settings.options, settings.messages)
-        prompt = await run_in_threadpool(_prompt, generator, codec, asked)
+        prompt = await run_in_threadpool(_prompt, runner, codec, asked)
         job = ReplyJob(prompt.ids, asked.options.for_reply(prompt.max_new_tokens, prompt.bot_ids))
         worker.submit(job)
         shapes = ResponseBuilder(f"chatcmpl-{uuid.uuid4().hex}", settings.model, prompt.dropped)
@@ -107,18 +108,18 @@ def create_app(generator: Generator, codec: Codec, settings: Settings | None = N
     return app
 
 
-def _prompt(generator: Generator, codec: Codec, asked: ChatRequest) -> FittedPrompt:
-    """Give the ids to continue. Old turns are dropped only if the request allows it, else a long prompt is refused."""
+def _prompt(runner: Runner, codec: Codec, asked: ChatRequest) -> FittedPrompt:
+    """The ids to continue. Old turns are dropped only if the request allows it, else a long prompt is refused."""
     turns = [codec.encode(text) for text in asked.texts]
     if not turns[-1]:
         raise BadRequest("messages: the last one has no text; there is nothing to answer")
     limit = asked.options.max_new_tokens
     if asked.truncate:
-        return fit(generator.dialogue, turns, generator.context, limit, asked.from_bot)
-    ids = generator.dialogue.encode(turns)
+        return fit(runner.dialogue, turns, runner.context, limit, asked.from_bot)
+    ids = runner.dialogue.encode(turns)
     remedy = 'shorten it, or send "truncate": true to drop its oldest turns'
-    check_length(len(ids), generator.context, "the conversation", remedy)
-    return FittedPrompt(ids, min(limit, generator.context - len(ids)), 0, ids_of_bot(turns, asked.from_bot))
+    check_length(len(ids), runner.context, "the conversation", remedy)
+    return FittedPrompt(ids, min(limit, runner.context - len(ids)), 0, ids_of_bot(turns, asked.from_bot))
 
 
 async def _read_body(request: Request, limit: int) -> bytes:

@@ -1,11 +1,10 @@
 """The bundle: a folder with everything that an edge box needs to run one model, and `bundle.json` that explains it.
 
 Opening one checks size and sha256 of every file before any parser sees one; the schema of `bundle.json` is
-serve/manifest.py's. Who made the bundle is not checked here: a hash in the same folder tells damage, not origin.
+serve/manifest.py's. Who made the bundle is not checked here: a hash in the same folder shows damage, not origin.
 Nothing is loaded here; that is the engine's work.
 """
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, fields
@@ -14,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from serve.dialogue import Dialogue
+from serve.digest import identity, sha256
 from serve.errors import BadBundle, BadRequest
 from serve.geometry import Geometry
 from serve.manifest import BUNDLE_JSON, FORMAT, Graph, Manifest
 from serve.options import SamplingOptions
 
-__all__ = ["BUNDLE_JSON", "FORMAT", "GRAPH", "TOKENIZER", "Bundle", "Geometry", "Graph", "Manifest", "file_record"]
+__all__ = ["BUNDLE_JSON", "FORMAT", "GRAPH", "TOKENIZER", "Bundle", "Geometry", "Graph", "Manifest"]
 
 GRAPH = "model.onnx"
 TOKENIZER = "tokenizer.json"
@@ -64,8 +64,11 @@ class Bundle:
 
     @cached_property
     def dialogue(self) -> Dialogue:
-        """The dialogue format, its ids checked against the vocabulary."""
-        dialogue = Dialogue.from_json(self.manifest.dialogue)
+        """The dialogue format, its ids checked against the vocabulary. Raises BadBundle that names the field."""
+        try:
+            dialogue = Dialogue.from_json(self.manifest.dialogue)
+        except ValueError as error:
+            raise BadBundle(f"{self.folder / BUNDLE_JSON}: {error}; export the bundle again") from error
         used = (dialogue.end_of_turn_id, *dialogue.start_ids, *dialogue.unconditional_prompt_ids, *dialogue.banned_ids)
         if max(used) >= self.geometry.vocab:
             raise BadBundle(
@@ -91,15 +94,7 @@ class Bundle:
     @cached_property
     def identity(self) -> str:
         """A sha256 that stands for the content: over the names and hashes of the files, bundle.json excluded."""
-        files = self.manifest.files
-        lines = "".join(f"{name}\0{files[name]['sha256']}\n" for name in sorted(files))
-        return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def file_record(path: Path) -> dict[str, Any]:
-    """Give the `files` entry of one file."""
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return identity(self.manifest.files)
 
 
 def _read_json(folder: Path) -> Any:
@@ -151,7 +146,7 @@ def _verify(folder: Path, name: str, known: Any) -> None:
         what = "truncated" if size < known["size"] else "altered"
         raise BadBundle(f"{path}: {what} ({size} bytes, {BUNDLE_JSON} says {known['size']}); copy the bundle again")
     try:
-        actual = file_record(path)["sha256"]
+        actual = sha256(path)
     except OSError as error:
         raise BadBundle(f"{path}: cannot be read ({error.strerror})") from error
     if actual != known["sha256"]:

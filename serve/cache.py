@@ -2,8 +2,8 @@
 
 One key and one value buffer a layer, [slots, heads, context, head_dim]. A range of slots is bound to a run as past
 *and* as present, by pointer: onnxruntime's GroupQueryAttention sees equal pointers and appends instead of copying. Rows
-at and after a slot's length are never read, so forgetting is setting a number, and a row that only rides along in a
-run over its neighbours may write there. For that, slots that share a cache keep their last row free.
+at and after a slot's length are never read, so forgetting is setting a number, and a run over a slot's neighbours may
+write there. For that, slots that share a cache keep their last row free.
 """
 
 from collections.abc import Sequence
@@ -87,10 +87,10 @@ class KVCache:
         self.trim(0, slot)
 
     def match(self, ids: Sequence[int], slot: int = 0, *, prefilled: bool) -> int:
-        """How many leading ids of `ids` are those of the slot; with `prefilled`, among those of a prefill."""
+        """How many leading ids of `ids` are those in the slot; with `prefilled`, of those that prefill computed."""
         held = self._ids[slot]
         limit = min(len(ids), self._prefilled[slot] if prefilled else len(held))
-        return next((place for place in range(limit) if ids[place] != held[place]), limit)
+        return next((index for index in range(limit) if ids[index] != held[index]), limit)
 
     def bind(self, binding: "onnxruntime.IOBinding", first: int = 0, count: int | None = None) -> None:
         """Bind the slots `first` to `first + count - 1` (None: all) as past and as present of a run over them."""

@@ -41,7 +41,7 @@ def cpu_features() -> tuple[str, ...]:
 def lost_features(recorded: Collection[str], present: Collection[str]) -> str:
     """Tell in one phrase what a CPU lacks of the features that figures were recorded with; "" when it has them all.
 
-    `present` empty: nothing is known of this CPU, and nothing is said.
+    `present` empty: nothing is known of this CPU, and the phrase is empty.
     """
     lost = sorted(set(recorded) - set(present))
     if not present or not lost:

@@ -1,37 +1,40 @@
-"""The dialogue format of a bundle: what starts a conversation, what ends a turn, what is never generated.
+"""The dialogue format in token ids: what starts a conversation, what ends a turn, what is never generated.
 
-Read from the `dialogue` object of bundle.json, which the exporter wrote. It speaks ids only, and lets no special token
-into a turn, so that no text can forge the border of a turn.
+It stands in bundle.json and in a data set's data.json. It handles ids only, and lets no special token into a turn, so
+that no text can forge the border of a turn.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
-
-from serve.errors import BadBundle
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Special ids of one dialogue family: `[CLS]turn[SEP]turn[SEP]` (chitchat) or `turn<eos>turn<eos>` (dialogpt)."""
+    """How conversations are written in ids: `[CLS]turn[SEP]turn[SEP]` (chitchat) or `turn<eos>turn<eos>` (dialogpt).
+
+    `start_ids` opens a conversation, `end_of_turn_id` closes every turn, `unconditional_prompt_ids` is the prompt of
+    unconditional generation, `banned_ids` (sorted) are never to be generated: all special ids but the end of turn and,
+    in a model's dialogue, the rows of its table that are no token.
+    """
 
     family: str
     start_ids: tuple[int, ...]
     end_of_turn_id: int
     pad_id: int
     unk_id: int | None
-    unconditional_prompt_ids: tuple[int, ...]  # the prompt of an unconditional sample
-    banned_ids: tuple[int, ...]  # never to be generated
+    unconditional_prompt_ids: tuple[int, ...]
+    banned_ids: tuple[int, ...]
 
     @classmethod
     def from_json(cls, value: Any) -> "Dialogue":
-        """Read the `dialogue` object of bundle.json. Raises BadBundle that names the field."""
+        """The dialogue that `as_json` wrote. Raises ValueError that names the field."""
         if not isinstance(value, Mapping):
-            raise BadBundle("bundle.json: dialogue is not an object; export the bundle again")
+            raise ValueError("dialogue is not an object")
         family = value.get("family")
         if not isinstance(family, str):
-            raise BadBundle(f"bundle.json: dialogue.family is {family!r}, not a string; export the bundle again")
+            raise ValueError(f"dialogue.family is {family!r}, not a string")
         unk_id = value.get("unk_id")
         return cls(
             family=family,
@@ -39,12 +42,17 @@ class Dialogue:
             end_of_turn_id=_id("end_of_turn_id", value.get("end_of_turn_id")),
             pad_id=_id("pad_id", value.get("pad_id")),
             unk_id=None if unk_id is None else _id("unk_id", unk_id),
-            unconditional_prompt_ids=_ids(value, "unconditional_prompt_ids"),
+            unconditional_prompt_ids=_ids(value, "blank_ids"),
             banned_ids=_ids(value, "banned_ids"),
         )
 
+    def as_json(self) -> dict[str, Any]:
+        """The fields as bundle.json and data.json have them; `unconditional_prompt_ids` is "blank_ids" there."""
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {"blank_ids" if name == "unconditional_prompt_ids" else name: fields[name] for name in fields}
+
     def encode(self, turns: Sequence[Sequence[int]]) -> list[int]:
-        """Give the ids of a conversation: start, then each turn followed by its end of turn.
+        """The ids of a conversation whose turns are given as ids: start, then each turn followed by its end of turn.
 
         A turn's own special ids, the unknown token excepted, are left out. Tokenizers are told to make none of text,
         but one whose special tokens are not declared as such does.
@@ -55,6 +63,30 @@ class Dialogue:
             ids.append(self.end_of_turn_id)
         return ids
 
+    def frame(self, turn: int) -> tuple[int, int]:
+        """How many ids stand before and behind the text of turn number `turn`: a role's header, and the end of turn.
+
+        Neither family has headers. Everything that counts ids of a turn or takes its text out of them asks here.
+        """
+        return 0, 1
+
+    def turn_lengths(self, turns: Sequence[Sequence[int]]) -> list[int]:
+        """How many ids each of a conversation's turns takes in `encode`, given as the ids of its text."""
+        return [len(text) + sum(self.frame(turn)) for turn, text in enumerate(turns)]
+
+    def text_lengths(self, turn_lengths: Sequence[int]) -> list[int]:
+        """How many of the ids of each of a conversation's turns are text, the inverse of `turn_lengths`."""
+        return [length - sum(self.frame(turn)) for turn, length in enumerate(turn_lengths)]
+
+    def turn_texts(self, ids: Any, turn_lengths: Sequence[int]) -> list[Any]:
+        """The text of each turn out of the ids of a conversation (a sequence or an array), the inverse of `encode`."""
+        texts, begin = [], len(self.start_ids)
+        for turn, length in enumerate(turn_lengths):
+            before, behind = self.frame(turn)
+            texts.append(ids[begin + before : begin + length - behind])
+            begin += length
+        return texts
+
     @cached_property
     def _reserved(self) -> frozenset[int]:
         return frozenset({*self.start_ids, self.end_of_turn_id, *self.banned_ids} - {self.unk_id})
@@ -62,12 +94,12 @@ class Dialogue:
 
 def _id(field: str, value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise BadBundle(f"bundle.json: dialogue.{field} is {value!r}, not a token id; export the bundle again")
+        raise ValueError(f"dialogue.{field} is {value!r}, not a token id")
     return value
 
 
 def _ids(record: Mapping[str, Any], field: str) -> tuple[int, ...]:
     values = record.get(field)
     if not isinstance(values, list | tuple):
-        raise BadBundle(f"bundle.json: dialogue.{field} is {values!r}, not a list of ids; export the bundle again")
+        raise ValueError(f"dialogue.{field} is {values!r}, not a list of ids")
     return tuple(_id(field, value) for value in values)

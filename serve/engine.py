@@ -1,13 +1,13 @@
-"""The engine: a bundle's graph on onnxruntime, with a slot of the cache for each conversation. It speaks ids only.
+"""The engine: a bundle's graph on onnxruntime, with a slot of the KV cache for each conversation. Token ids only.
 
-There are two kinds of runs. A *feed* computes a chunk of one slot's tokens; a *decode* computes one token of each of
-several slots, in one run over the range from the lowest to the highest of them. Slots in between ride along: what is
-written for them lies after their last token, where nobody reads. Who runs when is the scheduler's work
+There are two kinds of runs. A *feed* prefills a chunk of one slot's tokens; a *decode* computes one token in each of
+several slots, in one run over the range from the lowest to the highest of them. Slots in between are computed too, and
+their keys and values written after their last token, where nothing reads. Which runs come when is the scheduler's
 (serve/scheduler.py); for one conversation alone there are `prefill`, `step` and `stream`, on slot 0.
 
 The engine is exact: a conversation's logits have the same bits alone, beside others, after others, and for any chunks
-of its prompt. What changes bits, as measured for float32 and MatMulNBits graphs, is a product of one row, which has
-kernels of its own; the remedies are these.
+of its prompt. What changes bits, as measured for float32 and MatMulNBits graphs, is a matrix product with one row, for
+which other kernels are used. Therefore:
 - MatMulNBits: a decode runs at least two slots, and a chunk has at least two tokens.
 - Attention over a chunk works on blocks of 2 * head_dim queries (fewer where the level-2 cache is small), and the last
   one can have one row: a chunk is padded to an even number of tokens, and is not longer than MAX_CHUNK.
@@ -70,19 +70,14 @@ class Engine:
         if self.exact and slots > 1:
             self.threads = min(self.threads, 2 * self.geometry.heads)
         session = open_session(self.choice, self.threads)
-        place = "cuda" if self.choice.provider == PROVIDERS["cuda"] else "cpu"
-        self._cache = KVCache(self.geometry, slots, kv_dtype(session), place)
-        self._runs = Runs(session, self._cache, self.geometry.vocab, on_device=place != "cpu")
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of the KV cache."""
-        return self._cache.nbytes
+        device_type = "cuda" if self.choice.provider == PROVIDERS["cuda"] else "cpu"
+        self._cache = KVCache(self.geometry, slots, kv_dtype(session), device_type)
+        self._runs = Runs(session, self._cache, self.geometry.vocab, on_device=device_type != "cpu")
 
     # --- slots: for the scheduler
 
     def match(self, slot: int, ids: Sequence[int]) -> int:
-        """How many tokens a slot would spare a conversation that starts with `ids`: at most all but the last."""
+        """How many leading tokens of `ids` a slot already holds and may be reused: at most all but the last."""
         return min(self._cache.match(ids, slot, prefilled=self.exact), len(ids) - 1)
 
     def held(self, slot: int) -> int:
@@ -90,7 +85,7 @@ class Engine:
         return self._cache.prefilled(slot) if self.exact else self._cache.length(slot)
 
     def begin(self, slot: int, ids: Sequence[int]) -> int:
-        """Give a slot to a conversation that starts with `ids`; give how many of them it already holds."""
+        """Assign a slot to a conversation that starts with `ids`; returns how many of them it already holds."""
         kept = self.match(slot, ids)
         self._cache.trim(kept, slot)
         return kept
@@ -123,7 +118,7 @@ class Engine:
         first, count = self._range(min(slots), max(slots))
         run, past = self._runs.get(first, count, 1), self._cache.lengths[first : first + count]
         if count > len(slots):
-            run.ids[:] = 0  # a row that rides along needs some token
+            run.ids[:] = 0  # rows of slots in between need some token
         for slot, token in zip(slots, tokens, strict=True):
             run.ids[slot - first, 0] = token
         run.positions[:, 0] = past
@@ -191,7 +186,7 @@ class Engine:
         return np.concatenate(chunks)
 
     def scorer(self) -> Scorer:
-        """Give the function that scores held-out text through this runtime.
+        """The function that scores held-out text through this runtime.
 
         For each sequence of n ids: the nats of ids[1:] (float64 [n - 1]), and whether each was the likeliest (bool
         [n - 1]).
@@ -233,7 +228,7 @@ class Engine:
     def _feed(self, slot: int, ids: Sequence[int], rows: int) -> Logits:
         """Append ids, at most MAX_CHUNK, to a slot; give the logits of the last `rows` of them, [rows, vocab]."""
         past, count = self._cache.length(slot), len(ids)
-        # The token that makes the number even is written after the slot's last one, where nobody reads.
+        # The token that makes the number even is written after the slot's last one, where nothing reads.
         padded = count % 2 and self.exact and past + count < self.context
         tokens = count + 1 if padded else count
         run = self._runs.get(slot, 1, tokens, rows)
@@ -256,7 +251,7 @@ class Engine:
             return low, 2
         if above == high:
             return below, 2
-        # The neighbour that rides along attends to what it holds: the shorter one costs less.
+        # The neighbour is computed as well, over what it holds: the shorter one costs less.
         return (below, 2) if self._cache.length(below) <= self._cache.length(above) else (low, 2)
 
     def _check_slot(self, slot: int) -> None:

@@ -1,6 +1,6 @@
 """The exceptions that the edge runtime raises on purpose.
 
-One tree, so that each border maps it once: the front door reads `exit_code`, the HTTP server `status` and `code`.
+One tree, mapped once by the command line (`exit_code`) and once by the HTTP server (`status`, `code`).
 `serve` imports nothing of ours, hence this tree beside `chitchat.errors`. Errors of onnxruntime, tokenizers and the
 socket layer are mapped to it where they occur, with `from`.
 """

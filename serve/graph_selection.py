@@ -1,6 +1,6 @@
 """Which of a bundle's graphs runs: by what the bundle has, what the runtime finds, and what was asked for.
 
-Nothing is loaded here. What was chosen is said with its reason, so that nobody wonders why the GPU is idle.
+Nothing is loaded here. The choice is announced with its reason, so that nobody wonders why the GPU is idle.
 """
 
 import ctypes
@@ -82,7 +82,7 @@ def find_providers() -> list[str]:
 
     A build with CUDA lists CUDAExecutionProvider on any machine, so the driver is asked for devices.
     """
-    listed: list[str] = load("onnxruntime").get_available_providers()  # heavy: not for who only names a bundle
+    listed: list[str] = load("onnxruntime").get_available_providers()  # heavy: only once a bundle is to run
     return [name for name in listed if name != PROVIDERS["cuda"] or count_cuda_devices() > 0]
 
 

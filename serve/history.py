@@ -14,7 +14,7 @@ class DialogueFormat(Protocol):
     """The part of a dialogue format that is needed here: serve's Dialogue has it, and so has the training side's."""
 
     def encode(self, turns: list[list[int]]) -> list[int]:
-        """Give the ids of a conversation."""
+        """The ids of a conversation."""
         ...
 
 
@@ -57,7 +57,7 @@ def fit(
 
 
 def ids_of_bot(turns: Sequence[Sequence[int]], from_bot: Sequence[bool]) -> tuple[int, ...]:
-    """Give the ids of the turns that the bot said, in order."""
+    """The ids of the turns that the bot said, in order."""
     return tuple(i for turn, by_bot in zip(turns, from_bot, strict=True) if by_bot for i in turn)
 
 

@@ -22,7 +22,7 @@ class Graph:
     """One graph of a bundle.
 
     file           its name in the folder; weights that lie apart are in `<file>.data`
-    inputs,        names, in order (their meaning: export/graph.py)
+    inputs,        names, in order (their meaning: export/graph/spec.py)
       outputs
     weight_bytes   what the weights take in the graph, a tied table counted once
     kv_dtype       type of the cache's numbers: "float32", "float16" or "int8"

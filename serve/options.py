@@ -53,7 +53,7 @@ class SamplingOptions:
                 check_option(field.name, value)
 
     def for_reply(self, max_new_tokens: int, earlier_ids: Sequence[int]) -> "SamplingOptions":
-        """Give the options of one reply: the room it has, and what the bot said earlier in the conversation."""
+        """The options of one reply: the room it has, and what the bot said earlier in the conversation."""
         if not earlier_ids:
             return replace(self, max_new_tokens=max_new_tokens)
         values = asdict(self) | {"max_new_tokens": max_new_tokens, "earlier_ids": tuple(earlier_ids)}

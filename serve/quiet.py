@@ -2,10 +2,10 @@
 
 onnxruntime looks an events host up, and writes a device id and a database under `~/.cache/Microsoft`, from its import
 on (its `Privacy.md`, "Disabling Telemetry"); onnxruntime-genai does the same, and OpenVINO and NNCF report to an
-analytics host. By the time that one of them is imported it is too late, and a variable that the parent sets does not
-reach a process that somebody else starts. So each process of ours silences itself at the one place that it cannot
-avoid: where it imports the library. `load` is that place for every room (`tests/test_quiet.py` reads the imports), and
-it stands in `serve`, which imports nothing of ours and whose modules every room that needs a runtime may import.
+analytics host. Once one of them is imported it is too late, and a variable that the parent sets does not reach a
+process that somebody else starts. So each process of ours turns reporting off where it imports the library: `load` is
+that place for every package (`tests/test_quiet.py` reads the imports). It stands in `serve`, which imports nothing of
+ours, so that all may use it.
 
 A variable that the user has set stays as it is. A library that the user's own program has imported before is theirs.
 """
@@ -15,7 +15,7 @@ import os
 import sys
 from typing import Any
 
-# What they are told; each is read no earlier than when its library is imported.
+# Each is read no earlier than when its library is imported.
 SWITCHES = {
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime, onnxruntime-genai: no device id, no uploader, no events
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub: no list fetched to describe the caller, a plain user agent

@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from serve.api import ChatRequest, ResponseBuilder, as_json, error_body, logprobs_of
 from serve.errors import ServeError
+from serve.protocols import Codec
 from serve.sampler import ScoredToken
-from serve.terminal import Codec
 from serve.text import StopFilter
 from serve.worker import ReplyJob, ReplyWorker
 
@@ -50,7 +50,7 @@ class LogprobBuffer:
         self._made += len(text)
 
     def sent(self, text: str, ended: bool = False) -> list[ScoredToken]:
-        """Give the tokens that are due now that `text` goes out; all, also those without text, if the reply ended."""
+        """The tokens that are due now that `text` goes out; all, also those without text, if the reply ended."""
         self._sent += len(text)
         due = []
         while self._waiting and (ended or self._waiting[0][0] < self._sent):

@@ -5,9 +5,9 @@ banned ids, temperature, top-k, top-p, min-p) and give the same distribution; on
 sampler is a closure with a random generator of its own, so a request with a seed gives the same tokens whatever else
 runs. It knows nothing of text.
 
-A token is chosen in a few percent of a decode step. After a step nothing of this is in the processor's caches, so what
-counts is the number of calls into numpy: the vocabulary is copied once and read a few times, and the few ids that can
-then still be drawn are weighed in plain Python.
+Choosing a token takes a few percent of a decode step. After a step none of these arrays is in the CPU's caches, so the
+number of numpy calls is what counts: the vocabulary is copied once and read a few times, and the few ids that can still
+be drawn are weighed in plain Python.
 """
 
 import math
@@ -50,7 +50,7 @@ def build_sampler(options: SamplingOptions, banned_ids: Sequence[int], end_of_tu
 
     `bot_ids` are the ids of the reply so far. They are penalised together with the `earlier_ids` of ReplyOptions; the
     no-repeat n-gram looks at the reply alone, or a bot could say nothing twice in a conversation. The end of turn is
-    never penalised: it is no word, and replies would grow with the talk. Each call counts as one new token for
+    never penalised: replies would grow longer with the conversation. Each call counts as one new token for
     `min_new_tokens`, so a sampler serves one reply. With `logprobs` the id is a ScoredToken. Greedy search takes the
     smallest id of equals. Raises ServeError for logits that are not numbers, BadRequest when the options ban every id.
     """
@@ -74,8 +74,8 @@ def build_sampler(options: SamplingOptions, banned_ids: Sequence[int], end_of_tu
         if greedy:
             return token
         choice, edges = candidates(scores, options)
-        place = bisect_right(edges, random.random() * edges[-1])
-        return int(choice[min(place, len(choice) - 1)])
+        index = bisect_right(edges, random.random() * edges[-1])
+        return int(choice[min(index, len(choice) - 1)])
 
     def sample(logits: Floats, bot_ids: Sequence[int]) -> int:
         nonlocal drawn
@@ -114,7 +114,7 @@ def _nothing_to_choose(logits: Floats, token: int) -> ServeError:
 def _build_processors(
     options: SamplingOptions, banned_ids: Sequence[int], end_of_turn_id: int
 ) -> Callable[[Floats, Sequence[int], int], Floats]:
-    """Build what comes before the warpers: `process(logits, bot_ids, tokens so far) -> scores`, one buffer for all."""
+    """Build the processors before the warpers: `process(logits, bot_ids, tokens so far) -> scores`, one buffer."""
     banned = np.unique(np.fromiter(banned_ids, dtype=np.intp))
     unfinished = np.append(banned, end_of_turn_id)
     earlier = np.unique(np.asarray(getattr(options, "earlier_ids", ()), dtype=np.intp))
@@ -142,7 +142,7 @@ def _build_processors(
 def penalise(scores: Floats, logits: Floats, ids: Sequence[int] | Ids, penalty: float) -> None:
     """Make ids less likely: positive logits are divided, negative ones multiplied (CTRL, arXiv 1909.05858).
 
-    Written into `scores` [vocab], computed from `logits` [vocab], so that an id that occurs twice counts once.
+    Reads `logits` [vocab] and writes `scores` [vocab], so an id that occurs twice is penalised once.
     """
     by = np.float32(penalty)
     if len(ids) > _FEW:
@@ -156,13 +156,13 @@ def penalise(scores: Floats, logits: Floats, ids: Sequence[int] | Ids, penalty: 
 
 
 def repeating(ids: Ids, size: int) -> Ids:
-    """Give the ids that, put after `ids`, would make an n-gram of `size` ids that is there already."""
+    """The ids that would repeat, after `ids`, an n-gram of `size` ids that occurs in them."""
     count = len(ids) - size + 1  # n-grams in `ids`; the last size - 1 ids begin the next one
     if count < 1:
         return ids[:0]
     same = np.ones(count, dtype=np.bool_)
-    for place in range(size - 1):
-        same &= ids[place : place + count] == ids[count + place]
+    for index in range(size - 1):
+        same &= ids[index : index + count] == ids[count + index]
     return ids[size - 1 :][same]
 
 
@@ -199,7 +199,7 @@ def candidates(scores: Floats, options: SamplingOptions) -> tuple[Sequence[int],
 def _weigh_few(ids: list[int], scores: list[float], options: SamplingOptions) -> tuple[list[int], list[float]]:
     """`candidates` for a few ids, which hold at least the `top_k` largest; from the likeliest on, so all are cuts."""
     order = sorted(range(len(ids)), key=scores.__getitem__, reverse=True)  # stable: of equals the smaller id first
-    falling = [scores[place] for place in order]
+    falling = [scores[index] for index in order]
     count = len(falling)
     if 0 < options.top_k < count:
         count = options.top_k
@@ -213,11 +213,11 @@ def _weigh_few(ids: list[int], scores: list[float], options: SamplingOptions) ->
         least = best + temperature * math.log(options.min_p)
         while falling[count - 1] < least:
             count -= 1
-    return [ids[place] for place in order[:count]], edges[:count]
+    return [ids[index] for index in order[:count]], edges[:count]
 
 
 def _nucleus(weights: npt.NDArray[np.floating[Any]], top_p: float) -> Ids:
-    """Give the places of the fewest largest weights that hold the share `top_p`, in rising order, at least one."""
+    """The indices of the fewest largest weights that hold the share `top_p`, in rising order, at least one."""
     wanted = top_p * weights.sum(dtype=np.float64)
     head = weights
     if len(weights) > _WIDE:
@@ -227,25 +227,25 @@ def _nucleus(weights: npt.NDArray[np.floating[Any]], top_p: float) -> Ids:
     falling = np.sort(head)[::-1]
     # A weight stays when the larger ones do not reach the share: all up to the first that does.
     count = min(int(falling.cumsum(dtype=np.float64).searchsorted(wanted)) + 1, len(falling))
-    places = (weights >= falling[count - 1]).nonzero()[0]
-    if len(places) > count:
-        ties = (weights[places] == falling[count - 1]).nonzero()[0]
-        places = np.delete(places, ties[count - len(places) :])
-    return places
+    indices = (weights >= falling[count - 1]).nonzero()[0]
+    if len(indices) > count:
+        ties = (weights[indices] == falling[count - 1]).nonzero()[0]
+        indices = np.delete(indices, ties[count - len(indices) :])
+    return indices
 
 
 def largest(values: npt.NDArray[np.floating[Any]], count: int) -> Ids:
-    """Give the places of the `count` (above 0) largest values and of ties with the last, rising; none of -inf."""
-    places = _at_least(values, _bound(values, count))
-    if len(places) <= count:
-        return places
-    chosen = values[places]
+    """The indices of the `count` (above 0) largest values and of ties with the last, rising; none of -inf."""
+    indices = _at_least(values, _bound(values, count))
+    if len(indices) <= count:
+        return indices
+    chosen = values[indices]
     floor = np.partition(chosen, len(chosen) - count)[len(chosen) - count]
-    return places[chosen >= floor]
+    return indices[chosen >= floor]
 
 
 def _bound(values: npt.NDArray[np.floating[Any]], count: int) -> float:
-    """Give a value that the `count` largest (0 for all) reach, and few others, and -inf does not.
+    """A value that the `count` largest (0: all) reach, few others do, and -inf does not.
 
     The `count`-th largest of the maxima of groups is no larger than the `count`-th largest of all.
     """
@@ -263,12 +263,12 @@ def _at_least(values: npt.NDArray[np.floating[Any]], bound: float) -> Ids:
 
 
 def score(logits: Floats, token: int, count: int) -> ScoredToken:
-    """Give the token with its log-probability and those of the `count` likeliest ids; of equals the smaller id."""
+    """The token with its log-probability and those of the `count` likeliest ids; the smaller id first among equals."""
     best = logits.max()
     norm = float(best) + math.log(np.exp(logits - best).sum(dtype=np.float64))
     scored = ScoredToken(token)
     scored.logprob = float(logits[token]) - norm
-    places = largest(logits, count) if count else np.empty(0, dtype=np.intp)
-    order = (-logits[places]).argsort(kind="stable")[:count]
-    scored.likeliest = tuple((int(i), float(logits[i]) - norm) for i in places[order])
+    indices = largest(logits, count) if count else np.empty(0, dtype=np.intp)
+    order = (-logits[indices]).argsort(kind="stable")[:count]
+    scored.likeliest = tuple((int(i), float(logits[i]) - norm) for i in indices[order])
     return scored

@@ -1,30 +1,31 @@
-"""Who runs when: conversations of several slots, a step at a time. Ids only; no text, no HTTP, no threads.
+"""Continuous batching: which requests the engine computes next, a step at a time. Ids only; no text, HTTP or threads.
 
-A step of the scheduler is at most two runs of the engine: one chunk of a prompt, then one token of every conversation
-that speaks. So a long prompt costs the others a chunk a token, never the whole of itself, and a short prompt does not
-wait behind it.
+A step is at most two runs of the engine: prefill of one chunk of one prompt, then decode of one token of every request
+whose prompt is done. So a long prompt delays the others by a chunk per token, never by the whole of itself, and a short
+prompt does not wait behind it.
 
-A conversation is given the slot that holds most of its prompt, from an earlier turn; what that slot holds is not
-computed again. No slot ever reads another. What a reply decoded cannot be used again exactly (serve/engine.py), so
-when nothing else is to be done the scheduler feeds finished replies once more, chunk by chunk: then the next turn finds
-all but its own tokens computed. This changes no result, only when it is there.
+A request gets the free slot that holds most of its prompt from an earlier turn; those tokens are not computed again. No
+slot ever reads another. Keys and values that decode computed cannot be reused exactly (serve/engine.py), so while there
+are no requests the scheduler prefills finished conversations again, chunk by chunk: the next turn then finds all but
+its own tokens computed. This changes no result, only when it is there.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from serve.dialogue import Dialogue
 from serve.engine import MAX_CHUNK, Engine
 from serve.errors import BadRequest
 from serve.options import SamplingOptions
 from serve.sampler import Sampler, build_sampler
 from serve.session import Logits
 
-CHUNK = 16  # tokens of a prompt between two tokens of the others
+CHUNK = 16  # tokens of a prompt that are computed between two tokens of the other requests
 
 
 class GenerationRequest:
-    """One reply that is being made. `reply` are its ids so far, without an end of turn."""
+    """One reply in the making: `prompt_ids`, `options`, and `reply`, its ids so far without an end of turn."""
 
     def __init__(self, prompt_ids: Sequence[int], options: Any) -> None:
         self.prompt_ids = list(prompt_ids)
@@ -34,24 +35,34 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Event:
-    """What a step did for one conversation: a token; or its end, with an error if it failed."""
+    """What a step did for one request: a token; or, with `token` None, its end, with an error if it failed."""
 
-    conversation: GenerationRequest
+    request: GenerationRequest
     token: int | None = None
     error: Exception | None = None
 
 
 class Runner(Protocol):
-    """What a worker drives. `start` takes a conversation while `free` is not 0; `step` does a small piece of work."""
+    """What the server's worker drives: `start` takes a request while `free` is not 0, `step` does a piece of work."""
+
+    @property
+    def context(self) -> int:
+        """The most tokens that a prompt and its reply may have together."""
+        ...
+
+    @property
+    def dialogue(self) -> Any:
+        """The dialogue format (serve.dialogue.Dialogue)."""
+        ...
 
     @property
     def slots(self) -> int:
-        """How many conversations can run at once."""
+        """How many requests can run at once."""
         ...
 
     @property
     def free(self) -> int:
-        """How many more conversations can be started now."""
+        """How many more requests can be started now."""
         ...
 
     @property
@@ -60,21 +71,21 @@ class Runner(Protocol):
         ...
 
     def start(self, prompt_ids: Sequence[int], options: Any) -> GenerationRequest:
-        """Give a conversation its place. Raises BadRequest for a prompt that cannot be run."""
+        """Begin a request. Raises BadRequest for a prompt that cannot be run."""
         ...
 
-    def cancel(self, conversation: GenerationRequest) -> None:
-        """Give a conversation up; it has no further events. One that has ended is left alone."""
+    def cancel(self, request: GenerationRequest) -> None:
+        """Cancel a request; it has no further events. One that has ended is left alone."""
         ...
 
     def step(self) -> list[Event]:
-        """Work for about the time of one token; give what came of it."""
+        """Work for about the time of one token; returns what happened."""
         ...
 
 
 @dataclass
 class _ActiveRequest:
-    """The place of a running conversation: its slot, its sampler, and what of its prompt is not computed yet."""
+    """A running request's slot, its sampler, and the ids of its prompt that are not computed yet."""
 
     slot: int
     sample: Sampler
@@ -82,9 +93,9 @@ class _ActiveRequest:
 
 
 class Scheduler:
-    """Runs up to `engine.slots` conversations at once. Not for use by two threads at once.
+    """Runs up to `engine.slots` requests at once. Not for use by two threads at once.
 
-    `chunk` is how many tokens of a prompt are computed between two tokens of the others.
+    `chunk` (at least 2) is how many tokens of a prompt are computed between two tokens of the other requests.
     """
 
     def __init__(self, engine: Engine, chunk: int = CHUNK) -> None:
@@ -92,143 +103,153 @@ class Scheduler:
             raise BadRequest(f"chunk {chunk}: give at least 2 tokens")
         self._engine = engine
         self.chunk = chunk
-        self._free = list(range(engine.slots))  # the one that was used longest ago first
-        self._seats: dict[GenerationRequest, _ActiveRequest] = {}
+        self._free = list(range(engine.slots))  # least recently used first
+        self._active: dict[GenerationRequest, _ActiveRequest] = {}
         self._prefilling: list[GenerationRequest] = []  # in the order of arrival
         self._oldest_next = True
         self._decoding: list[GenerationRequest] = []
-        self._to_reprefill: dict[int, list[int]] = {}  # free slot: the ids of its last conversation, to be fed
+        self._to_reprefill: dict[int, list[int]] = {}  # free slot: the ids of its last conversation
+
+    @property
+    def context(self) -> int:
+        """The most tokens that a prompt and its reply may have together."""
+        return self._engine.context
+
+    @property
+    def dialogue(self) -> Dialogue:
+        """The dialogue format of the model."""
+        return self._engine.dialogue
 
     @property
     def slots(self) -> int:
-        """How many conversations can run at once."""
+        """How many requests can run at once."""
         return self._engine.slots
 
     @property
     def free(self) -> int:
-        """How many more conversations can be started now."""
+        """How many more requests can be started now."""
         return len(self._free)
 
     @property
     def busy(self) -> bool:
         """Whether there is work for `step`."""
-        return bool(self._seats or self._to_reprefill)
+        return bool(self._active or self._to_reprefill)
 
     def start(self, prompt_ids: Sequence[int], options: SamplingOptions) -> GenerationRequest:
-        """Give a conversation a slot. Raises BadRequest (ContextExceeded) for a prompt that cannot be run."""
+        """Give a request a slot. Raises BadRequest (ContextExceeded) for a prompt that cannot be run."""
         if not self._free:
             raise BadRequest(f"all {self.slots} slots are taken; wait until one is free")
         self._engine.check(prompt_ids, room=1)
-        conversation, dialogue = GenerationRequest(prompt_ids, options), self._engine.dialogue
+        request, dialogue = GenerationRequest(prompt_ids, options), self._engine.dialogue
         sample = build_sampler(options, dialogue.banned_ids, dialogue.end_of_turn_id)
-        slot = self._choose(conversation.prompt_ids)
+        slot = self._choose(request.prompt_ids)
         self._free.remove(slot)
         self._to_reprefill.pop(slot, None)
-        kept = self._engine.begin(slot, conversation.prompt_ids)
-        self._seats[conversation] = _ActiveRequest(slot, sample, conversation.prompt_ids[kept:])
-        self._prefilling.append(conversation)
-        return conversation
+        kept = self._engine.begin(slot, request.prompt_ids)
+        self._active[request] = _ActiveRequest(slot, sample, request.prompt_ids[kept:])
+        self._prefilling.append(request)
+        return request
 
-    def cancel(self, conversation: GenerationRequest) -> None:
-        """Give a conversation up; its slot is free at once. One that has ended is left alone."""
-        if conversation in self._seats:
-            self._release(conversation)
+    def cancel(self, request: GenerationRequest) -> None:
+        """Cancel a request; its slot is free at once. One that has ended is left alone."""
+        if request in self._active:
+            self._release(request)
 
     def step(self) -> list[Event]:
-        """Compute a chunk of a prompt and a token of everyone who speaks; give the tokens, ends and errors."""
+        """Prefill a chunk of one prompt and decode a token of each other request; returns tokens, ends and errors."""
         events: list[Event] = []
         if self._prefilling:
             events += self._prefill(self._next_prompt())
         if self._decoding:
             events += self._decode(self._decoding[:])
-        if not self._seats and self._to_reprefill:
+        if not self._active and self._to_reprefill:
             self._reprefill()
         return events
 
     def _next_prompt(self) -> GenerationRequest:
-        """By turns the one that is done first, so that most wait least, and the oldest, so that none waits forever."""
+        """In turns the one with the least left, so that most wait least, and the oldest, so that none waits forever."""
         self._oldest_next = not self._oldest_next
         if self._oldest_next:
             return self._prefilling[0]
-        return min(self._prefilling, key=lambda conversation: len(self._seats[conversation].todo))
+        return min(self._prefilling, key=lambda request: len(self._active[request].todo))
 
-    def _prefill(self, conversation: GenerationRequest) -> list[Event]:
-        seat = self._seats[conversation]
-        size = self.chunk if self._decoding else MAX_CHUNK  # a chunk is what the others wait for
+    def _prefill(self, request: GenerationRequest) -> list[Event]:
+        active = self._active[request]
+        size = self.chunk if self._decoding else MAX_CHUNK  # the others wait for a chunk
         try:
-            logits = self._engine.feed(seat.slot, seat.todo[:size])
+            logits = self._engine.feed(active.slot, active.todo[:size])
         except Exception as error:
-            return [self._fail(conversation, error)]
-        del seat.todo[:size]
-        if seat.todo:
+            return [self._fail(request, error)]
+        del active.todo[:size]
+        if active.todo:
             return []
-        self._prefilling.remove(conversation)
-        self._decoding.append(conversation)
-        return self._sample(conversation, logits)
+        self._prefilling.remove(request)
+        self._decoding.append(request)
+        return self._sample(request, logits)
 
-    def _decode(self, speaking: list[GenerationRequest]) -> list[Event]:
-        slots = [self._seats[conversation].slot for conversation in speaking]
+    def _decode(self, decoding: list[GenerationRequest]) -> list[Event]:
+        slots = [self._active[request].slot for request in decoding]
         try:
-            rows = self._engine.decode(slots, [conversation.reply[-1] for conversation in speaking])
+            rows = self._engine.decode(slots, [request.reply[-1] for request in decoding])
         except Exception as error:
-            return [self._fail(conversation, error) for conversation in speaking]
+            return [self._fail(request, error) for request in decoding]
         events: list[Event] = []
-        for conversation, logits in zip(speaking, rows, strict=True):
-            events += self._sample(conversation, logits)
+        for request, logits in zip(decoding, rows, strict=True):
+            events += self._sample(request, logits)
         return events
 
-    def _sample(self, conversation: GenerationRequest, logits: Logits) -> list[Event]:
-        """Draw a token. A fault, such as logits that are not numbers, is this conversation's alone."""
-        reply, options = conversation.reply, conversation.options
+    def _sample(self, request: GenerationRequest, logits: Logits) -> list[Event]:
+        """Draw a token. A fault, such as logits that are not numbers, is this request's alone."""
+        reply, options = request.reply, request.options
         try:
-            token = self._seats[conversation].sample(logits, reply)
+            token = self._active[request].sample(logits, reply)
         except Exception as error:
-            return [self._fail(conversation, error)]
+            return [self._fail(request, error)]
         end = self._engine.dialogue.end_of_turn_id
         if token == end:
-            self._release(conversation, [end])
-            return [Event(conversation)]
+            self._release(request, [end])
+            return [Event(request)]
         reply.append(token)
-        events = [Event(conversation, token)]
-        if len(reply) == options.max_new_tokens or len(conversation.prompt_ids) + len(reply) == self._engine.context:
-            self._release(conversation)
-            events.append(Event(conversation))
+        events = [Event(request, token)]
+        if len(reply) == options.max_new_tokens or len(request.prompt_ids) + len(reply) == self._engine.context:
+            self._release(request)
+            events.append(Event(request))
         return events
 
-    def _fail(self, conversation: GenerationRequest, error: Exception) -> Event:
-        slot = self._release(conversation)
-        self._engine.forget(slot)  # what is there may be no numbers
+    def _fail(self, request: GenerationRequest, error: Exception) -> Event:
+        slot = self._release(request)
+        self._engine.forget(slot)  # its keys and values may be NaN
         self._to_reprefill.pop(slot, None)
-        return Event(conversation, error=error)
+        return Event(request, error=error)
 
-    def _release(self, conversation: GenerationRequest, ended: Sequence[int] = ()) -> int:
-        """Free the slot of a conversation, and give it."""
-        slot = self._seats.pop(conversation).slot
+    def _release(self, request: GenerationRequest, ended: Sequence[int] = ()) -> int:
+        """Free the slot of a request; returns the slot."""
+        slot = self._active.pop(request).slot
         self._free.append(slot)
-        if conversation in self._decoding:
-            self._decoding.remove(conversation)
+        if request in self._decoding:
+            self._decoding.remove(request)
             if self._engine.exact:
-                said = [*conversation.prompt_ids, *conversation.reply, *ended]
-                self._to_reprefill[slot] = said[: self._engine.context - 1]
-        elif conversation in self._prefilling:
-            self._prefilling.remove(conversation)
+                ids = [*request.prompt_ids, *request.reply, *ended]
+                self._to_reprefill[slot] = ids[: self._engine.context - 1]
+        elif request in self._prefilling:
+            self._prefilling.remove(request)
         return slot
 
     def _reprefill(self) -> None:
-        """Feed a chunk of a finished conversation to its slot."""
+        """Prefill a chunk of a finished conversation in its slot."""
         slot, ids = next(iter(self._to_reprefill.items()))
         kept = self._engine.begin(slot, ids)
         size = min(len(ids) - kept, self.chunk)
         try:
             self._engine.feed(slot, ids[kept : kept + size])
-        except Exception:  # nobody waits for it; a request that meets the same fault will tell
+        except Exception:  # nobody waits for it; a request with the same fault reports it
             self._engine.forget(slot)
             size = len(ids) - kept
         if kept + size == len(ids):
             del self._to_reprefill[slot]
 
     def _choose(self, ids: Sequence[int]) -> int:
-        """The free slot that spares most and loses least; where nothing is spared, the one used longest ago.
+        """The free slot whose reuse saves most net of what is overwritten; where none saves, the least recently used.
 
         A first token that all conversations share is no reason to overwrite a long one that may go on.
         """
@@ -237,58 +258,3 @@ class Scheduler:
             return max(2 * self._engine.match(slot, ids) - self._engine.held(slot), 0)
 
         return max(self._free, key=gain)  # of equals the first
-
-
-class Streams:
-    """One conversation at a time, over a generator that has only `stream`: the full-precision one, a test's."""
-
-    slots = 1
-
-    def __init__(self, generator: Any) -> None:
-        self._generator = generator
-        self._running: tuple[GenerationRequest, Any] | None = None
-
-    @property
-    def free(self) -> int:
-        """How many more conversations can be started now."""
-        return int(self._running is None)
-
-    @property
-    def busy(self) -> bool:
-        """Whether there is work for `step`."""
-        return self._running is not None
-
-    def start(self, prompt_ids: Sequence[int], options: Any) -> GenerationRequest:
-        """Begin the generator's stream. Raises what it raises."""
-        conversation = GenerationRequest(prompt_ids, options)
-        self._running = conversation, self._generator.stream(conversation.prompt_ids, options)
-        return conversation
-
-    def cancel(self, conversation: GenerationRequest) -> None:
-        """Leave the stream now, not when it is collected."""
-        if self._running is not None and self._running[0] is conversation:
-            stream, self._running = self._running[1], None
-            close = getattr(stream, "close", None)
-            if close is not None:
-                close()
-
-    def step(self) -> list[Event]:
-        """Wait for the next token."""
-        if self._running is None:
-            return []
-        conversation, stream = self._running
-        try:
-            token = next(stream, None)
-        except Exception as error:
-            self.cancel(conversation)
-            return [Event(conversation, error=error)]
-        if token is None:
-            self.cancel(conversation)
-            return [Event(conversation)]
-        conversation.reply.append(token)
-        return [Event(conversation, token)]
-
-
-def runner_of(generator: Any) -> Runner:
-    """A scheduler over an engine with its slots; one at a time over any other generator."""
-    return Scheduler(generator) if isinstance(generator, Engine) else Streams(generator)

@@ -18,7 +18,8 @@ from serve.bundle import Bundle
 from serve.engine import MAX_SLOTS, Engine
 from serve.errors import BadBundle, BadRequest
 from serve.options import SamplingOptions
-from serve.terminal import Generator
+from serve.protocols import Generator
+from serve.scheduler import Scheduler
 from serve.text import TextCodec
 
 DRAIN_S = 25  # replies that run at SIGTERM may take this long; below the usual 30 s of supervisors
@@ -61,7 +62,7 @@ def run_server(
     warm_up(engine)
     listener = _listen(host, port)
     config = uvicorn.Config(
-        create_app(engine, codec, settings),
+        create_app(Scheduler(engine), codec, settings),
         loop="asyncio",
         http="h11",
         ws="none",

@@ -24,14 +24,14 @@ Logits = npt.NDArray[np.float32]
 def open_session(choice: SelectedGraph, threads: int) -> "onnxruntime.InferenceSession":
     """Load the graph.
 
-    Raises BadBundle when onnxruntime cannot, or when it is not the graph that bundle.json tells, and BadRequest for a
-    device that does not start.
+    Raises BadBundle when onnxruntime cannot, or when its inputs or outputs are not those in bundle.json, and BadRequest
+    for a device that does not start.
     """
     ort = load("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # errors come as exceptions; a second report on stderr helps nobody
+    options.log_severity_level = 4  # errors come as exceptions; not again on stderr
     # Threads spin between the operators of a step: without, decode loses a quarter of its speed on an idle machine.
     # They go to sleep some 50 ms after the last run.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
@@ -44,7 +44,7 @@ def open_session(choice: SelectedGraph, threads: int) -> "onnxruntime.InferenceS
         )
     except Exception as error:
         raise BadBundle(f"{choice.path}: onnxruntime cannot load it ({first_line(error)})") from error
-    if choice.provider not in session.get_providers():  # it falls back to the CPU, and says so to nobody
+    if choice.provider not in session.get_providers():  # it falls back to the CPU silently
         raise BadRequest(
             f"{choice.provider}: onnxruntime could not start it (are CUDA's and cuDNN's libraries those that "
             "onnxruntime-gpu asks for?); repair the installation, or give --device cpu"
@@ -66,7 +66,7 @@ class Run:
     """Inputs, logits and their binding for runs of one shape over one range of slots. The arrays are written by hand.
 
     ids, positions   int64 [slots, tokens]
-    wanted           int64 [slots, rows]: the places among `tokens` that logits are wanted for
+    wanted           int64 [slots, rows]: the indices among `tokens` whose logits are wanted
     last             int32 [slots]: valid tokens of a slot after the run - 1
     total            int32 scalar: the most valid tokens of a slot after the run
     logits           float32 [slots, rows, vocab]
@@ -112,7 +112,7 @@ class Run:
 
 
 class Runs:
-    """The runs of a session over a cache: made when a shape is first asked for, kept, all over the same arrays."""
+    """The runs of a session over a cache: made when a shape is first needed, kept, all over the same arrays."""
 
     def __init__(
         self, session: "onnxruntime.InferenceSession", cache: KVCache, vocab: int, *, on_device: bool = False

@@ -5,55 +5,17 @@ hold both ends. It does not load models and knows no options of the command line
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Protocol, TextIO
+from typing import TextIO
 
 from serve.errors import BadRequest
 from serve.history import ChatHistory, DialogueFormat
 from serve.options import SamplingOptions
-from serve.text import StreamDecoder
+from serve.protocols import Codec, Generator
 
 HELP = "/reset forgets the conversation, /quit (or Ctrl-D) leaves, Ctrl-C stops a reply."
-
-
-class Generator(Protocol):
-    """Ids in, ids out: serve's Engine and chitchat's TorchGenerator."""
-
-    @property
-    def context(self) -> int:
-        """The most tokens that a prompt and its reply may have together."""
-        ...
-
-    @property
-    def dialogue(self) -> Any:
-        """The dialogue format, with `encode(turns)`."""
-        ...
-
-    def stream(self, prompt_ids: list[int], options: Any) -> Iterator[int]:
-        """Yield the ids of a reply, its end of turn not among them."""
-        ...
-
-
-class Codec(Protocol):
-    """Text to ids and back: TextCodec."""
-
-    def encode(self, text: str) -> list[int]:
-        """Give the ids of a text."""
-        ...
-
-    def decode(self, ids: list[int]) -> str:
-        """Give the text of ids."""
-        ...
-
-    def stream(self) -> StreamDecoder:
-        """Begin to decode one reply."""
-        ...
-
-    def token_bytes(self, token: int) -> bytes:
-        """Give what one id stands for."""
-        ...
 
 
 def run_terminal(

@@ -52,7 +52,7 @@ class TextCodec:
         return int(self._tokenizer.get_vocab_size())
 
     def encode(self, text: str) -> list[int]:
-        """Give the ids of the text, no special token among them. Raises BadRequest for text that is not Unicode."""
+        """The ids of the text, no special token among them. Raises BadRequest for text that is not Unicode."""
         try:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError) as error:  # a lone surrogate
@@ -64,7 +64,7 @@ class TextCodec:
         return [kept for i in ids for kept in (unknown if i in self._special_ids else [i])]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Give the text of the ids; special tokens have none, bytes that are not UTF-8 become U+FFFD."""
+        """The text of the ids; special tokens have none, bytes that are not UTF-8 become U+FFFD."""
         text = str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
         return _SPACE_IN_WIDE.sub("", text) if self._joins_wide else text
 
@@ -76,7 +76,7 @@ class TextCodec:
         return text
 
     def token_bytes(self, token: int) -> bytes:
-        """Give what one id stands for: bytes of UTF-8, perhaps only a part of a character.
+        """What one id stands for: bytes of UTF-8, perhaps only a part of a character.
 
         A piece of a word comes without the mark that it goes on one (`##`), a word without the space before it.
         """
@@ -94,7 +94,7 @@ def _byte_alphabet() -> dict[str, int]:
     """The letters that stand for bytes in byte-level BPE (Radford et al. 2019): Latin-1 as it is where it prints."""
     printing = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printing]
-    return {chr(byte): byte for byte in printing} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printing} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
 class StreamDecoder:
@@ -130,7 +130,7 @@ class StreamDecoder:
         return piece
 
     def flush(self) -> str:
-        """Give what is left when the reply has ended: the U+FFFD of bytes that no later token completed."""
+        """What is left when the reply has ended: the U+FFFD of bytes that no later token completed."""
         return self._codec.decode(self._ids)[self._sent_chars :]
 
 
@@ -150,7 +150,7 @@ class StopFilter:
         if self.hit or not self._stops:
             return "" if self.hit else piece
         text = self._held + piece
-        found = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
             self.hit, self._held = True, ""
             return text[: min(found)[1]]
@@ -159,7 +159,7 @@ class StopFilter:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """Give what was held back, now that nothing follows."""
+        """What was held back, now that nothing follows."""
         held, self._held = self._held, ""
         return held
 

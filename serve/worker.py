@@ -1,8 +1,8 @@
 """The one thread that runs the engine, and the bounded queue before it.
 
-The event loop must never wait for a model: so requests become jobs, a job waits in the queue or is running, and its
-ids come back to the event loop that asked. Between two steps of the engine, jobs that were given up leave and waiting
-ones take their places. A job is cancelled by itself, never another one. Ids only: text and HTTP are not known here.
+The event loop must never wait for a model, so each HTTP request becomes a job: it waits in the queue, then runs, and
+its ids come back to the event loop that submitted it. Between two steps of the engine, cancelled jobs leave and waiting
+ones take their slots. Cancelling one job never affects another. Ids only: no text, no HTTP.
 """
 
 import asyncio
@@ -12,19 +12,18 @@ import traceback
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any
 
 from serve.errors import Overloaded, ServeError, Unavailable
 from serve.options import SamplingOptions
-from serve.scheduler import GenerationRequest, runner_of
+from serve.scheduler import GenerationRequest, Runner
 
 logger = logging.getLogger("serve")
 
 
 class ReplyJob:
-    """One reply to be made: a prompt, options, and the way back. Made on the event loop that reads it.
+    """One reply to be made: a prompt, options, and a queue of its ids. Made on the event loop that reads them.
 
-    The way back holds at most the ids of one reply, so a slow reader costs a bounded amount of memory.
+    The queue holds at most the ids of one reply, so a slow reader costs a bounded amount of memory.
     """
 
     def __init__(self, prompt_ids: list[int], options: SamplingOptions) -> None:
@@ -48,11 +47,10 @@ class ReplyJob:
 
 
 class ReplyWorker:
-    """Runs jobs in the order in which they came, as many at once as the runner takes; at most `queue` more wait."""
+    """Runs jobs in the order of arrival, as many at once as the runner has slots; at most `queue` more wait."""
 
-    def __init__(self, generator: Any, queue: int) -> None:
-        """`generator` is an Engine, which runs a job in each of its slots, or what has only `stream`: one job."""
-        self._runner = runner_of(generator)
+    def __init__(self, runner: Runner, queue: int) -> None:
+        self._runner = runner
         self._queue = queue
         self._waiting: deque[ReplyJob] = deque()
         self._running: dict[ReplyJob, GenerationRequest | None] = {}  # None: about to start
@@ -121,12 +119,12 @@ class ReplyWorker:
         finally:
             with self._changed:
                 left = [*self._running, *self._waiting]
-                started = [conversation for conversation in self._running.values() if conversation is not None]
+                started = [request for request in self._running.values() if request is not None]
                 self._stopping = True
                 self._running.clear()
                 self._waiting.clear()
-            for conversation in started:
-                self._runner.cancel(conversation)
+            for request in started:
+                self._runner.cancel(request)
             for job in left:
                 job.put(Unavailable("the server stopped before this request was answered; send it again"))
 
@@ -145,24 +143,24 @@ class ReplyWorker:
             try:
                 self._running[job] = self._runner.start(job.prompt_ids, job.options)
             except Exception as error:
-                self._end(job, _as_told(error))
+                self._end(job, _reported(error))
         return True
 
     def _give_up(self, job: ReplyJob) -> None:
-        conversation = self._running.pop(job)
-        if conversation is not None:
-            self._runner.cancel(conversation)
+        request = self._running.pop(job)
+        if request is not None:
+            self._runner.cancel(request)
 
     def _work(self) -> None:
-        """Do a step. An exception within one conversation is that job's error and ends nothing else."""
+        """Do a step. An error of one request ends its job and no other."""
         events = self._runner.step()
-        jobs = {conversation: job for job, conversation in self._running.items()}
+        jobs = {request: job for job, request in self._running.items()}
         for event in events:
-            job = jobs[event.conversation]
+            job = jobs[event.request]
             if event.token is not None:
                 job.put(event.token)
             else:
-                self._end(job, None if event.error is None else _as_told(event.error))
+                self._end(job, None if event.error is None else _reported(event.error))
 
     def _end(self, job: ReplyJob, error: ServeError | None) -> None:
         with self._changed:
@@ -170,8 +168,8 @@ class ReplyWorker:
         job.put(error)
 
 
-def _as_told(error: Exception) -> ServeError:
-    """The error as the client is told it. One that nobody foresaw is logged."""
+def _reported(error: Exception) -> ServeError:
+    """The error as the client gets it. One that was not foreseen is logged."""
     if isinstance(error, ServeError):
         return error
     # Where it happened, without the message: it could hold a part of the prompt.

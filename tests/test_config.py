@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import GPT2Config
 
+from chitchat.architectures.gpt2_config import DEFAULTS
 from chitchat.checkpoint import load_model, read_config
 from chitchat.errors import BadInput
-from chitchat.formats.config import DEFAULTS, gpt2_config
+from chitchat.formats.config import model_config
 
 SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 300, "n_positions": 64}
 
@@ -17,7 +18,7 @@ def test_the_defaults_are_those_of_gpt2config() -> None:
     """A field that is left out must mean what transformers means by it, in every version that we install."""
     theirs = GPT2Config().to_dict()
     assert {name: theirs[name] for name in DEFAULTS} == DEFAULTS
-    assert gpt2_config({"model_type": "gpt2"}, "here")["vocab_size"] == 50257
+    assert model_config({"model_type": "gpt2"}, "here")["vocab_size"] == 50257
 
 
 @pytest.mark.parametrize(
@@ -59,18 +60,18 @@ def test_other_names_of_the_sizes_are_known(names: dict[str, str]) -> None:
     """GPT2Config takes them, and the files of 2019 have n_ctx alone in places."""
     record = {name: value for name, value in SIZES.items() if name not in names.values()}
     record |= {other: SIZES[name] for other, name in names.items()}
-    config = gpt2_config({"model_type": "gpt2", **record}, "here")
+    config = model_config({"model_type": "gpt2", **record}, "here")
     assert {name: config[name] for name in SIZES} == SIZES
 
 
 def test_a_file_of_2019_names_no_model_type_and_is_known_by_its_sizes(capfd: pytest.CaptureFixture[str]) -> None:
     """DialoGPT's own configs/ were refused as «a None model»."""
-    config = gpt2_config({**SIZES, "n_ctx": 64, "initializer_range": 0.02, "layer_norm_epsilon": 1e-5}, "here")
+    config = model_config({**SIZES, "n_ctx": 64, "initializer_range": 0.02, "layer_norm_epsilon": 1e-5}, "here")
     assert config["n_layer"] == 2
     with pytest.raises(BadInput, match="an unnamed model; compress works on GPT-2"):
-        gpt2_config({"hidden_size": 32, "num_hidden_layers": 2}, "here")
+        model_config({"hidden_size": 32, "num_hidden_layers": 2}, "here")
     with pytest.raises(BadInput, match="'openai-gpt' model"):
-        gpt2_config({**SIZES, "model_type": "openai-gpt"}, "here")
+        model_config({**SIZES, "model_type": "openai-gpt"}, "here")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_a_file_of_2019_names_no_model_type_and_is_known_by_its_sizes(capfd: pyt
 def test_a_value_that_no_gpt2_has_is_named_before_any_work(changes: dict, says: str) -> None:
     """Each was a KeyError or a TypeError, or was found by the export after hours of training."""
     with pytest.raises(BadInput, match=says) as caught:
-        gpt2_config({"model_type": "gpt2", **SIZES, **changes}, "here")
+        model_config({"model_type": "gpt2", **SIZES, **changes}, "here")
     assert "\n" not in str(caught.value)
 
 
@@ -106,13 +107,13 @@ TANH = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "g
 def test_the_activations_that_the_graph_knows_are_taken(given: str, taken: str) -> None:
     """Names of one function are one function."""
     assert (
-        gpt2_config({"model_type": "gpt2", **SIZES, "activation_function": given}, "x")["activation_function"] == taken
+        model_config({"model_type": "gpt2", **SIZES, "activation_function": given}, "x")["activation_function"] == taken
     )
 
 
 def test_special_ids_that_lie_past_the_table_are_left_out() -> None:
     """GPT2-chitchat's config names GPT-2's 50256 in a vocabulary of 13,317; transformers warns of it at every save."""
-    config = gpt2_config(
+    config = model_config(
         {"model_type": "gpt2", **SIZES, "bos_token_id": 50256, "eos_token_id": [2], "pad_token_id": -1}, "x"
     )
     assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (None, 2, None)

@@ -12,7 +12,7 @@ from support.direct import Direct
 
 from chitchat.errors import BadInput
 from export.bundle import write_graph
-from export.graph import build_graph, graph_spec
+from export.graph.builder import build_graph, graph_spec
 from export.parity import check_parity, grade_of, parity_prompts, torch_logits
 from export.weights import half_weights
 

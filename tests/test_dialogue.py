@@ -131,3 +131,13 @@ def test_a_dialogue_survives_json() -> None:
     """Lists in place of tuples made equal dialogues unequal."""
     dialogue = dialogue_of(_bpe("chitchat"))
     assert Dialogue.from_json(dialogue.as_json()) == dialogue
+
+
+def test_turns_are_framed_and_taken_out_of_their_frame_again(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Whoever counts a turn's ids by himself would be wrong for a format whose turns have headers."""
+    dialogue = dialogue_of(tokenizer)
+    turns = [[7, 8, 9], [], [10]]
+    ids, lengths = dialogue.encode(turns), dialogue.turn_lengths(turns)
+    assert len(ids) == len(dialogue.start_ids) + sum(lengths)
+    assert dialogue.turn_texts(ids, lengths) == turns
+    assert dialogue.text_lengths(lengths) == [3, 0, 1]

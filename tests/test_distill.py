@@ -18,10 +18,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from chitchat.data.dataset import open_dataset
 from chitchat.errors import BadInput, WorkFailed
-from chitchat.training.objective import Trainable
+from chitchat.training.batches import training_batch
+from chitchat.training.objective import LossModel
 from chitchat.training.stopwatch import Stopwatch
-from chitchat.training.trainer import _collate, weights_sha256
-from chitchat.training.workfolder import WorkFolder
+from chitchat.training.trainer import weights_sha256
+from chitchat.training.workfolder import TrainingFolder
 from compress.distill.heal import heal
 from compress.distill.objective import Distillation, skewed_kl
 from compress.distill.options import HealOptions
@@ -62,8 +63,8 @@ def test_the_loss_reads_label_positions_only_and_in_pieces_alike(data, dropped, 
     """Stops: padding in the loss, a teacher that is trained, pieces that lose their gradient."""
     teacher, student = model(layers=4), model(seed=1)
     windows = data.windows("train", 32, replies_only=True)
-    batch = _collate([windows[number] for number in range(5)])
-    view = Trainable.around(student, Distillation(teacher, windows, dropped, label_share=share))
+    batch = training_batch([windows[number] for number in range(5)])
+    view = LossModel.wrap(student, Distillation(teacher, windows, dropped, label_share=share))
     with torch.no_grad():
         hidden = [one(input_ids=batch["input_ids"], output_hidden_states=True) for one in (teacher, student)]
         wanted = batch["labels"][:, 1:] != -100
@@ -107,7 +108,7 @@ def test_a_share_of_labels_decides_as_it_teaches(data):
     pure, mixed = (Distillation(teacher, windows, False, label_share=share) for share in (0.0, 0.25))
     kl, found = pure.evaluate(student, 10**6), mixed.evaluate(student, 10**6)
     assert found["loss"] == pytest.approx(0.75 * kl["loss"] + 0.25 * math.log(kl["perplexity"]))
-    batch = _collate([windows[number] for number in range(3)])
+    batch = training_batch([windows[number] for number in range(3)])
     own = [
         Distillation(teacher, windows, False, skew=0.1, label_share=share).loss_sum(student, **batch).item()
         for share in (0.0, 0.25)
@@ -263,7 +264,7 @@ def test_a_killed_and_resumed_healing_ends_with_the_same_bits(whole, data, tmp_p
     assert (folder / "round-2").is_dir()
     resumed = model(seed=1, dropout=0.1)
     work = tmp_path / "killed"
-    kill_after_checkpoint(start(HEAL, data.path, work), WorkFolder(work / part))
+    kill_after_checkpoint(start(HEAL, data.path, work), TrainingFolder(work / part))
     result = heal(resumed, model(layers=4), data, work, OPTIONS, resume=True)
     assert weights_sha256(resumed) == bits
     assert result.log == expected.log
@@ -281,7 +282,7 @@ def test_a_resume_with_other_values_is_refused(data, tmp_path):
             heal(model(seed=1), model(layers=3), data, tmp_path / "work", options, resume=True)
     with pytest.raises(BadInput, match="student"):
         heal(model(seed=2), model(layers=3), data, tmp_path / "work", HealOptions(steps=4), resume=True)
-    assert WorkFolder(tmp_path / "work/main").checkpoints()
+    assert TrainingFolder(tmp_path / "work/main").checkpoints()
 
 
 def test_a_run_that_fails_at_once_leaves_nothing(data, tmp_path):
@@ -300,10 +301,10 @@ def test_ctrl_c_between_parts_says_how_to_go_on(data, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("compress.distill.on_policy.own_replies", interrupt)
+    monkeypatch.setattr("compress.distill.on_policy.student_replies", interrupt)
     with pytest.raises(KeyboardInterrupt, match="--resume goes on from here"):
         heal(model(seed=1), model(layers=3), data, tmp_path / "work", HealOptions(steps=64, own_replies=0.95))
-    assert WorkFolder(tmp_path / "work/main").checkpoints()
+    assert TrainingFolder(tmp_path / "work/main").checkpoints()
 
 
 def test_two_processes_heal_as_one_does(data, tmp_path):
@@ -334,13 +335,13 @@ import json, sys
 from dataclasses import asdict
 from pathlib import Path
 from chitchat.data.dataset import open_dataset
-from chitchat.training.processes import Distributed
+from chitchat.training.distributed import Distributed
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from support.healing import model
 data, work = open_dataset(Path(sys.argv[1])), Path(sys.argv[2])
 result = heal(model(seed=1), model(layers=4), data, work, HealOptions(steps=66, own_replies=0.95, teacher_samples=True))
-if Distributed().first:
+if Distributed().is_main:
     work.with_suffix(".json").write_text(json.dumps(asdict(result)))
 """
 

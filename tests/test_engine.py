@@ -13,7 +13,8 @@ import serve.cpu
 import serve.engine
 from chitchat.score import torch_scorer
 from export.bundle import write_graph
-from export.graph import build_graph, graph_names, graph_spec
+from export.graph.builder import build_graph, graph_spec
+from export.graph.spec import graph_names
 from export.weights import half_weights
 from serve.bundle import Bundle, Graph
 from serve.engine import MAX_CHUNK, Engine
@@ -230,7 +231,7 @@ def test_the_engine_keeps_a_float16_cache_and_binds_inputs_anew_where_a_device_c
     choice = SelectedGraph("cuda", path, graph, "CPUExecutionProvider", "a test")
     monkeypatch.setattr(serve.engine, "choose", lambda *_: choice)
     engine = Engine(bundle, 1, slots=3)
-    assert engine.kv_bytes == 3 * 2 * 2 * 64 * 32 * 2
+    assert engine._cache.nbytes == 3 * 2 * 2 * 64 * 32 * 2
     engine._runs.on_device = True
     prompt = np.random.default_rng(0).integers(3, 101, size=28).tolist()
     want = torch_continuation(model, prompt)

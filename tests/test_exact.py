@@ -132,10 +132,10 @@ class Driver:
         ended = []
         for event in self.scheduler.step():
             assert event.error is None
-            turn = self.running[event.conversation][1]
-            leaves = turn.leaves_after is not None and len(event.conversation.reply) > turn.leaves_after
+            turn = self.running[event.request][1]
+            leaves = turn.leaves_after is not None and len(event.request.reply) > turn.leaves_after
             if event.token is None or leaves:
-                ended.append(event.conversation)
+                ended.append(event.request)
         for conversation in dict.fromkeys(ended):
             self.scheduler.cancel(conversation)
             talk, turn = self.running.pop(conversation)

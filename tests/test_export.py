@@ -178,7 +178,7 @@ def test_an_int8_cache_is_smaller_and_its_quality_is_told(
     assert figures["perplexity"] == pytest.approx(figures["float32_kv_perplexity"], rel=0.01)
     bundle = Bundle.open(tmp_path / "bundle")
     assert bundle.manifest.quality["float32_kv_perplexity"] == figures["float32_kv_perplexity"]
-    assert Engine(bundle, threads=1).kv_bytes * 4 == Engine(Bundle.open(float_bundle[0]), threads=1).kv_bytes
+    assert Engine(bundle, threads=1)._cache.nbytes * 4 == Engine(Bundle.open(float_bundle[0]), threads=1)._cache.nbytes
 
 
 def test_portable_refuses_integers(quantized: Path, portable_python: str, tmp_path: Path) -> None:

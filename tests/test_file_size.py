@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.cost.random_bundle import write_phantom
+from bench.cost.random_bundle import write_random_bundle
 from bench.run.standard import CONTEXT, HEADS, LAYERS, VOCAB, WIDTH
-from compress.prune.shape import Shape
+from serve.geometry import Geometry
 
-SHAPE = Shape(LAYERS, HEADS, WIDTH // HEADS, 4 * WIDTH, VOCAB, CONTEXT)
+SHAPE = Geometry(LAYERS, HEADS, WIDTH // HEADS, 4 * WIDTH, VOCAB, CONTEXT)
 LOAD = """
 import sys
 from bench.machine.memory import status_mb
@@ -36,12 +36,12 @@ def file_mb(bundle: Path) -> float:
 def test_files_and_memory_shrink_as_the_bits_promise(tmp_path: Path) -> None:
     """Users saw int8 files with the tied table stored twice, and small files that were unpacked to floats at load."""
     (tmp_path / "tiny").mkdir()
-    write_phantom(Shape(1, 2, 32, 64, 64, 64), "fp32", tmp_path / "tiny")
+    write_random_bundle(Geometry(1, 2, 32, 64, 64, 64), "fp32", tmp_path / "tiny")
     base, sizes = resident_mb(tmp_path / "tiny"), {}
     for scheme, share in (("fp32", 1.0), ("w8", 0.28), ("w8a8", 0.28), ("w4", 0.18)):
         bundle = tmp_path / scheme
         bundle.mkdir()
-        write_phantom(SHAPE, scheme, bundle)
+        write_random_bundle(SHAPE, scheme, bundle)
         sizes[scheme] = file_mb(bundle)
         assert sizes[scheme] <= share * sizes["fp32"], scheme
         cache = 2 * 4 * LAYERS * CONTEXT * WIDTH / 1e6

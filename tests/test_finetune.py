@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from chitchat.architectures.registry import architecture_of, geometry_of
 from chitchat.data.dataset import open_dataset
 from compress.calibrate.calibration import calibration_batches, divergence
 from compress.quantize.blockwise import BlockTensor, dequantize_blocks, quantize_blocks
-from compress.quantize.checkpoint import is_conv1d
 from compress.quantize.finetune import FakeQuant, _latent, finetune
 from compress.quantize.model import round_model
 from compress.quantize.schemes import grids
@@ -83,8 +83,8 @@ def model_that_rounding_hurts() -> GPT2LMHeadModel:
 def test_a_fine_tune_comes_nearer_to_the_original(tmp_path: Path, tiny_data: Path) -> None:
     """Stops a loss that teaches something else, and a model that is not what its integers stand for."""
     original, data = model_that_rounding_hurts(), open_dataset(tiny_data)
-    rounded = round_model(original, grids(original.config.to_dict(), "w4", 32), "rtn")
-    linears = {name: each for name, each in rounded.matrices.items() if is_conv1d(name)}
+    rounded = round_model(original, grids(geometry_of(original), "w4", 32), "rtn")
+    linears = {name: each for name, each in rounded.matrices.items() if architecture_of(original).is_transposed(name)}
     floats = {name: original.get_submodule(name).weight.detach().numpy().T.copy() for name in linears}
     batches = calibration_batches(data.windows("validation", 32), data.dialogue.pad_id, 4096)
     before = divergence(original, rounded.model, batches).kl

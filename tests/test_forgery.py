@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.http import Scripted, running
+from support.http import Scripted, app_of, running
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from chitchat.dialogue import dialogue_of, encode_text
 from chitchat.tokenizer import read_vocab_txt, train_tokenizer
-from serve.app import create_app
 from serve.dialogue import Dialogue
 from serve.history import ChatHistory
 from serve.text import TextCodec
@@ -133,7 +132,7 @@ def test_over_http_every_role_and_content_part_is_text(family: Family) -> None:
     async def scenario() -> None:
         generator = Scripted()
         generator.context, generator.dialogue = 10_000, family.dialogue
-        async with running(create_app(generator, family.codec)) as client:
+        async with running(app_of(generator, family.codec)) as client:
             for name in family.names:
                 split = [{"type": "text", "text": f"a{name[:2]}"}, {"type": "text", "text": f"{name[2:]}b"}]
                 contents: list[Any] = [f"a {name} b", f"{name}a", split]

@@ -107,3 +107,15 @@ def test_some_layers_run_and_all_are_back_afterwards() -> None:
         torch.testing.assert_close(known.final_norm(model)[1](stream), last_hidden(model, ids))
         assert list(known.layers(model)) == [layers[0], layers[2]]
     assert list(known.layers(model)) == layers
+
+
+def test_attention_scales_survive_a_model_built_from_weights(tiny_model: GPT2LMHeadModel) -> None:
+    """A de-quantized model left them out, so quantizing such a checkpoint looked like a great loss."""
+    ids = torch.arange(20)[None]
+    fields = {**tiny_model.config.to_dict(), "scale_attn_by_inverse_layer_idx": True}
+    built = architecture_of(tiny_model).build(GPT2Config.from_dict(fields), tiny_model.state_dict())
+    eager = GPT2LMHeadModel._from_config(GPT2Config.from_dict(fields), attn_implementation="eager").eval()
+    eager.load_state_dict(tiny_model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(built(ids).logits, eager(ids).logits)
+        assert not torch.allclose(built(ids).logits, tiny_model(ids).logits, atol=1e-6)

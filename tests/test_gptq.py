@@ -14,6 +14,9 @@ from compress.quantize.scales import per_column, quantize_searched, search_scale
 GRIDS = [(4, 32), (4, 64), (8, 32)]
 
 
+WIDE = 320  # columns: several groups of those that are rounded one by one
+
+
 def problem(rows: int = 24, columns: int = 70, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """A matrix whose columns do not fill their last block, and the covariance of inputs that hang together."""
     random = np.random.default_rng(seed)
@@ -21,6 +24,10 @@ def problem(rows: int = 24, columns: int = 70, seed: int = 0) -> tuple[NDArray[n
     mixing = random.standard_normal((columns, columns)) * np.exp(0.7 * random.standard_normal(columns))
     inputs = random.standard_normal((4 * columns, columns)) @ mixing
     return weight, inputs.T @ inputs / len(inputs)
+
+
+def damp(hessian: NDArray[np.float64]) -> NDArray[np.float64]:
+    return hessian + 0.01 * np.diagonal(hessian).mean() * np.eye(len(hessian))
 
 
 def by_definition(weight: NDArray[np.float32], hessian: NDArray[np.float64], steps: NDArray[np.float32], bits: int):
@@ -37,11 +44,29 @@ def by_definition(weight: NDArray[np.float32], hessian: NDArray[np.float64], ste
     return integers
 
 
+def sweep_by_definition(weight, hessian, integers, scales, bits: int, block_size: int):
+    """A sweep in float64, each number from its definition: the best scale of every block, then of every column."""
+    weight, integers, scales = (array.astype(np.float64) for array in (weight, integers, scales))
+    for block in range(scales.shape[1]):
+        q = np.zeros_like(integers)
+        at = slice(block * block_size, (block + 1) * block_size)
+        q[:, at] = integers[:, at]
+        others = weight - (integers - q) * per_column(scales, weight.shape[1], block_size)
+        scales[:, block] = np.einsum("nk,kl,nl->n", others, hessian, q) / np.einsum("nk,kl,nl->n", q, hessian, q)
+    steps = per_column(scales, weight.shape[1], block_size)
+    for k in range(weight.shape[1]):
+        others = weight - integers * steps
+        others[:, k] = weight[:, k]
+        integers[:, k] = np.clip(np.rint(others @ hessian[k] / hessian[k, k] / steps[:, k]), *LIMITS[bits])
+    return integers, scales
+
+
+@pytest.mark.parametrize("columns", [70, WIDE])
 @pytest.mark.parametrize(("bits", "block_size"), GRIDS)
-def test_the_pass_is_that_of_the_paper(bits: int, block_size: int) -> None:
-    """Stops errors that are spread in the wrong order, or by a factor of the wrong triangle."""
-    weight, hessian = problem()
-    damped = hessian + 0.01 * np.diagonal(hessian).mean() * np.eye(len(hessian))
+def test_the_pass_is_that_of_the_paper(bits: int, block_size: int, columns: int) -> None:
+    """Stops errors that are spread in the wrong order, by a factor of the wrong triangle, or in their group alone."""
+    weight, hessian = problem(columns=columns)
+    damped = damp(hessian)
     found, scales = gptq_integers(weight, hessian, bits, block_size, sweeps=0)
     np.testing.assert_array_equal(scales, search_scales(weight, bits, block_size, np.diagonal(damped)))
     steps = per_column(scales, weight.shape[1], block_size)
@@ -50,6 +75,30 @@ def test_the_pass_is_that_of_the_paper(bits: int, block_size: int) -> None:
     assert (found == wanted).mean() > 0.99
     ours, theirs = (loss(weight, (each * steps).astype(np.float32), damped) for each in (found, wanted))
     assert ours == pytest.approx(theirs, rel=0.01)
+
+
+@pytest.mark.parametrize("columns", [70, WIDE])
+@pytest.mark.parametrize(("bits", "block_size"), [*GRIDS, (8, WIDE)])
+def test_a_sweep_is_coordinate_descent(bits: int, block_size: int, columns: int) -> None:
+    """Stops a slope that misses what other columns, groups or blocks have done in the same sweep."""
+    weight, hessian = problem(columns=columns)
+    before, scales = gptq_integers(weight, hessian, bits, block_size, sweeps=0)
+    wanted, wanted_scales = sweep_by_definition(weight, damp(hessian), before, scales, bits, block_size)
+    found, found_scales = gptq_integers(weight, hessian, bits, block_size, sweeps=1)
+    np.testing.assert_allclose(found_scales, wanted_scales, rtol=1e-4)
+    moved = (found != before).mean()
+    assert moved > 0.01
+    assert (found != wanted).mean() < 0.1 * moved
+
+
+def test_rows_do_not_depend_on_how_many_are_rounded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops a chunk of rows that is left out, done twice or stored in another's place."""
+    weight, hessian = problem(rows=50)
+    whole, scales = gptq_integers(weight, hessian, 4, 32)
+    monkeypatch.setattr("compress.quantize.gptq._CHUNK", 7 * weight.shape[1])
+    parts, part_scales = gptq_integers(weight, hessian, 4, 32)
+    assert (parts == whole).mean() > 0.99
+    np.testing.assert_allclose(np.median(part_scales / scales, axis=1), 1, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("bits", "block_size"), GRIDS)
@@ -72,8 +121,8 @@ def test_each_method_loses_less_than_the_one_before(bits: int, block_size: int) 
 @pytest.mark.parametrize(("bits", "block_size"), GRIDS)
 def test_a_sweep_never_loses_more(bits: int, block_size: int) -> None:
     """Stops a descent along a slope that was not brought up to date."""
-    weight, hessian = problem()
-    damped = hessian + 0.01 * np.diagonal(hessian).mean() * np.eye(len(hessian))
+    weight, hessian = problem(columns=WIDE)
+    damped = damp(hessian)
     losses = [
         loss(weight, dequantize_blocks(gptq(weight, hessian, bits, block_size, sweeps=sweeps)), damped)
         for sweeps in range(5)
@@ -101,6 +150,7 @@ def test_integers_and_scales_fit_their_layout() -> None:
         assert integers.min() >= LIMITS[bits][0]
         assert integers.max() <= LIMITS[bits][1]
         assert np.isfinite(scales).all()
+        assert not scales[3].any()
         assert not dequantize_blocks(gptq(weight, hessian, bits, block_size))[3].any()
 
 

@@ -16,8 +16,9 @@ from chitchat.errors import BadInput
 from compress.calibrate.ranges import calibrate_kv
 from compress.quantize.blockwise import quantize_blocks
 from export.bundle import write_graph
-from export.graph import build_graph, graph_names, graph_spec
-from export.layers import Blocks
+from export.graph.builder import build_graph, graph_spec
+from export.graph.layers import Blocks
+from export.graph.spec import graph_names
 from export.parity import torch_logits
 from export.weights import GraphWeights, with_kv_scales
 from serve.engine import Engine

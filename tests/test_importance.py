@@ -17,7 +17,7 @@ from compress.prune.importance import (
     taylor_scores,
     watch,
 )
-from compress.prune.shape import Shape
+from serve.geometry import Geometry
 
 
 def make_model() -> GPT2LMHeadModel:
@@ -110,7 +110,7 @@ def test_units_that_do_nothing_score_lowest(importance: str) -> None:
         for third in range(3):
             block.attn.c_attn.weight[:, third * 32 + 16 : third * 32 + 24] = 0
     scores = score_units(model, [batch()], importance)
-    kept = scores.keep(Shape(2, 3, 8, 47, 50, 16))
+    kept = scores.keep(Geometry(2, 3, 8, 47, 50, 16))
     assert 7 not in kept.neurons[0]
     assert kept.heads[0] == [0, 1, 3]
     assert len(kept.channels) == 24

@@ -15,8 +15,8 @@ ALLOWED = {
     "export": {"export", "chitchat", "compress", "serve"},
     "bench": {"bench", "chitchat", "compress", "serve", "export"},
 }
-# Torch-free modules without imports of their own, which every room may use.
-FOR_ALL = {"serve.quiet", "serve.geometry"}
+# Types and small functions of `serve` that need no other package, which all may use.
+FOR_ALL = {"serve.dialogue", "serve.digest", "serve.geometry", "serve.quiet"}
 FRONT_DOOR = "chitchat_compress"
 # Modules without torch, numpy or a runtime, which the front door may import at once.
 LIGHT = {"chitchat.errors"}

@@ -10,6 +10,7 @@ from support.outliers import with_outliers
 from support.rounded import rounded_checkpoint
 from transformers import GPT2LMHeadModel
 
+from chitchat.architectures.registry import geometry_of
 from chitchat.checkpoint import load_model, load_tokenizer
 from chitchat.data.windows import collate
 from chitchat.divergence import compare_logits
@@ -17,7 +18,7 @@ from compress.calibrate.ranges import calibrate_kv, input_ranges
 from compress.quantize.model import calibrate_model, checkpoint_of
 from compress.quantize.schemes import grids
 from export.bundle import write_graph
-from export.graph import build_graph, graph_spec
+from export.graph.builder import build_graph, graph_spec
 from export.parity import torch_logits
 from export.weights import GraphWeights, float_weights, quantized_weights, with_kv_scales
 
@@ -73,7 +74,7 @@ def test_integers_cost_next_to_nothing_on_held_out_conversations(
 def test_outlier_channels_are_folded_away(trained, scheme: str, kl: float, tmp_path: Path) -> None:
     """GPT-2 has LayerNorm channels a thousand times as large as others; one scale for all of them loses the rest."""
     model, tokenizer, held_out, calibration = trained
-    wild, chosen = with_outliers(model), grids(model.config.to_dict(), scheme)
+    wild, chosen = with_outliers(model), grids(geometry_of(model), scheme)
     batches = [collate([{"input_ids": ids, "labels": ids}], tokenizer.pad_token_id) for ids in calibration]
     rounded = calibrate_model(wild, chosen, "gptq", batches, calibration)
     stored = checkpoint_of(rounded, tokenizer, chosen, scheme, "gptq")

@@ -3,7 +3,8 @@
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from compress.prune.layers import choose_layers, keep_layers, only_layers
+from chitchat.architectures.registry import architecture_of
+from compress.prune.layers import keep_layers, removal_order
 
 
 def make_model(tied: bool = True) -> GPT2LMHeadModel:
@@ -36,15 +37,15 @@ def test_layers_that_do_nothing_go_first() -> None:
     model = make_model()
     silence(model, 1)
     silence(model, 3)
-    assert choose_layers(model, batches(model), 2) == [0, 2]
-    assert choose_layers(model, batches(model), 4) == [0, 1, 2, 3]
+    assert sorted(removal_order(model, batches(model), 2)) == [1, 3]
+    assert removal_order(model, batches(model), 0) == []
 
 
 def test_the_first_layer_is_the_last_to_go() -> None:
     """Stops the one cut that destroys a model: even an idle first layer stays."""
     model = make_model()
     silence(model, 0)
-    assert choose_layers(model, batches(model), 1) == [0]
+    assert sorted(removal_order(model, batches(model), 3)) == [1, 2, 3]
 
 
 def test_a_removed_idle_layer_changes_no_logit() -> None:
@@ -75,7 +76,7 @@ def test_all_layers_are_back_after_a_trial() -> None:
     """Stops a teacher left with holes when a trial is interrupted."""
     model = make_model()
     try:
-        with only_layers(model, [0, 2]):
+        with architecture_of(model).only_layers(model, [0, 2]):
             assert len(model.transformer.h) == 2
             raise KeyboardInterrupt
     except KeyboardInterrupt:

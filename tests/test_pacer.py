@@ -20,7 +20,7 @@ from chitchat.training.pacer import Pacer
 from chitchat.training.rate import Decision, RateSchedule
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.trainer import fit, weights_sha256
-from chitchat.training.workfolder import TrainingPlan, WorkFolder
+from chitchat.training.workfolder import TrainingFolder, TrainingPlan
 
 MINUTE = 60.0
 
@@ -37,11 +37,11 @@ def run(tiny_data, tmp_path):
     def run(machine, name="work", minutes=1.0, resume=False, evaluate=evaluate, **options):
         torch.manual_seed(0)
         config = GPT2Config(vocab_size=data.vocab_size, n_layer=1, n_embd=16, n_head=2, n_positions=32)
-        model, work = GPT2LMHeadModel(config), WorkFolder(tmp_path / name)
+        model, work = GPT2LMHeadModel(config), TrainingFolder(tmp_path / name)
         options = FitOptions(learning_rate=1e-3, batch_size=8, max_minutes=minutes, eval_tokens=300, **options)
         result = fit(
-            model, data.windows("train", 32), Timed(NextToken(evaluate), machine), options, work, {}, resume=resume,
-            stopwatch=Stopwatch(machine.clock),
+            model, data.windows("train", 32), Timed(NextToken(evaluate), machine), options, work.path, {},
+            resume=resume, stopwatch=Stopwatch(machine.clock),
         )  # fmt: skip
         return result, work, model
 
@@ -144,19 +144,19 @@ def test_a_killed_run_has_the_minutes_that_are_left(run, monkeypatch):
 
 def test_what_was_decided_before_a_kill_is_not_decided_again():
     """Stops: a resumed run that moves the end at steps where the run before it had not yet."""
-    plan = TrainingPlan({}, 100, 1, 1, 10, 100, 1.0, {}, ends=100.0)
-    now = iter(range(0, 10_000, 50))
+    plan = TrainingPlan(100, 1, 1, 10, 100, 1.0, {}, ends=100.0)
+    now = iter([0, *range(0, 10_000, 50)])
     schedule = RateSchedule([Decision(0, 100, "plan"), Decision(20, 25, "clock")], 0.0)
-    pacer = Pacer(plan, schedule, lambda _: 100, lambda: float(next(now)))
+    pacer = Pacer(plan, schedule, lambda _: 100, Stopwatch(lambda: float(next(now))))
     assert [pacer.stepped(step) for step in (18, 19, 20)] == [None] * 3
     assert pacer.stepped(21) == Decision(21, 21, "clock")
 
 
 def test_one_slow_step_at_the_beginning_moves_nothing():
     """Stops: a warm-up that is cut short since the first step of a process is the slowest."""
-    plan = TrainingPlan({}, 1000, 1, 10, 100, 100, 0.1, {}, ends=100.0, closing_seconds=1.0)
-    now = iter([0.0, 0.0, 5.0, 5.0, 9.0, 9.0, 9.1, 9.1])
-    pacer = Pacer(plan, RateSchedule([Decision(0, 1000, "plan")], 0.0), lambda _: 100, lambda: next(now))
+    plan = TrainingPlan(1000, 1, 10, 100, 100, 0.1, {}, ends=100.0, closing_seconds=1.0)
+    now = iter([0.0, 0.0, 0.0, 5.0, 5.0, 9.0, 9.0, 9.1, 9.1])
+    pacer = Pacer(plan, RateSchedule([Decision(0, 1000, "plan")], 0.0), lambda _: 100, Stopwatch(lambda: next(now)))
     pacer.begin()
     assert [pacer.stepped(step) for step in (1, 2, 3)] == [None] * 3
 
@@ -165,11 +165,11 @@ RUN = """
 import json, sys, time
 from pathlib import Path
 import torch
-from chitchat.training.processes import Distributed
+from chitchat.training.distributed import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.train import TrainOptions, train
 torch.set_num_threads(1)
-first = Distributed().first
+first = Distributed().is_main
 # The clock of the second process runs away: it must not be asked.
 stopwatch = Stopwatch(time.monotonic if first else lambda: 1000 * time.monotonic())
 options = TrainOptions(layers=1, width=16, heads=2, context=32, max_minutes=0.1)

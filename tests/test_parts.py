@@ -7,7 +7,7 @@ import pytest
 
 from bench.gpu.parts import MANIFEST, Manifest, Store, cut
 from chitchat.errors import BadInput
-from chitchat.lineage import sha256
+from serve.digest import sha256
 
 SIZES = {"large-1.0-py3-none-any.whl": 25_000, "middle-2.0-py3-none-any.whl": 4_000, "small-3.0-py3-none-any.whl": 10}
 LIMIT = 10_000

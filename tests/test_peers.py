@@ -18,11 +18,11 @@ from bench.models.kind import find_kind
 from bench.models.open import open_model
 from bench.peers import registry
 from bench.peers.builder import CannotPrepare, PeerBuilder, PeerHandle, find_python
-from bench.peers.llama_cpp import gguf_name
 from bench.peers.registry import PEERS, PeerRequest, read_peers
 from bench.report.notes import notes
 from bench.run.options import BenchOptions
 from bench.run.stage import bench
+from chitchat.architectures.registry import architecture_of
 from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
 from chitchat.dialogue import dialogue_of
 from chitchat.errors import BadInput
@@ -78,12 +78,13 @@ def test_a_peer_that_is_not_installed_has_no_interpreter(tmp_path: Path, monkeyp
 
 def test_every_tensor_of_gpt2_has_a_place_in_gguf_and_the_tied_head_has_none() -> None:
     """A tensor that was left out in silence made llama.cpp generate noise, quickly."""
-    assert gguf_name("transformer.h.11.attn.c_attn.weight") == "blk.11.attn_qkv.weight"
-    assert gguf_name("h.0.mlp.c_proj.bias") == "blk.0.ffn_down.bias"
-    assert gguf_name("transformer.wte.weight") == "token_embd.weight"
-    assert gguf_name("transformer.ln_f.bias") == "output_norm.bias"
-    assert gguf_name("lm_head.weight") is None
-    assert gguf_name("transformer.h.0.attn.bias") is None  # the causal mask of older files
+    gguf_tensor = architecture_of({"model_type": "gpt2"}).gguf_tensor
+    assert gguf_tensor("transformer.h.11.attn.c_attn.weight") == "blk.11.attn_qkv.weight"
+    assert gguf_tensor("h.0.mlp.c_proj.bias") == "blk.0.ffn_down.bias"
+    assert gguf_tensor("transformer.wte.weight") == "token_embd.weight"
+    assert gguf_tensor("transformer.ln_f.bias") == "output_norm.bias"
+    assert gguf_tensor("lm_head.weight") is None
+    assert gguf_tensor("transformer.h.0.attn.bias") is None  # the causal mask of older files
 
 
 def test_the_size_of_a_peer_is_that_of_its_files(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from chitchat.errors import BadInput
-from chitchat.lineage import hash_files, sha256
+from chitchat.lineage import hash_files
 from chitchat_compress.pipeline.run import StageFailed, run
+from serve.digest import sha256
 
 FAKE = Path(__file__).parent / "support" / "fake_compress.py"
 RECIPE = """

@@ -5,36 +5,38 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from chitchat.architectures.registry import count_parameters
 from chitchat.errors import BadInput
 from compress.prune.options import PruneOptions
 from compress.prune.plan import Candidate, nonnegative_fit, plan_candidates
-from compress.prune.shape import Shape
+from serve.geometry import Geometry
 
-FULL = Shape(layers=12, heads=12, head_dim=64, ffn=3072, vocab=13317, positions=1024)
+FULL = Geometry(layers=12, heads=12, head_dim=64, ffn=3072, vocab=13317, context=1024)
+WHOLE = count_parameters(FULL)
 
 
 class Ruler:
     """A machine whose times are a known function of the shape: ms and MB can be foretold exactly."""
 
     def __init__(self) -> None:
-        self.measured: list[Shape] = []
+        self.measured: list[Geometry] = []
 
-    def ms(self, shape: Shape) -> float:
+    def ms(self, shape: Geometry) -> float:
         work = shape.layers * (4 * shape.width**2 + 2 * shape.width * shape.ffn)
         return 0.05 + 0.04 * shape.layers + 6e-8 * work + 4e-8 * shape.vocab * shape.width
 
-    def measure(self, shapes: Sequence[Shape]) -> list[float]:
+    def measure(self, shapes: Sequence[Geometry]) -> list[float]:
         self.measured += shapes
         return [self.ms(shape) for shape in shapes]
 
-    def file_mb(self, shape: Shape) -> float:
-        return shape.parameters * 1.03e-6
+    def file_mb(self, shape: Geometry) -> float:
+        return count_parameters(shape) * 1.03e-6
 
 
 def test_a_time_budget_is_met_and_nearly_used() -> None:
     """Stops shapes that are slower than asked, and ones that give quality away by being much faster."""
     ruler = Ruler()
-    found = plan_candidates(FULL, FULL, PruneOptions(max_ms_per_token=3.0, candidates=6), ruler)
+    found = plan_candidates(WHOLE, FULL, PruneOptions(max_ms_per_token=3.0, candidates=6), ruler)
     assert len(found) == 6
     for each in found:
         assert each.ms_per_token == ruler.ms(each.shape)
@@ -46,24 +48,26 @@ def test_a_time_budget_is_met_and_nearly_used() -> None:
 
 def test_a_size_budget_is_met() -> None:
     """Stops MB of another unit than the file's."""
-    found = plan_candidates(FULL, FULL, PruneOptions(max_mb=50.0), Ruler())
+    found = plan_candidates(WHOLE, FULL, PruneOptions(max_mb=50.0), Ruler())
     assert all(0.9 * 50 < (each.file_mb or 0) <= 50 for each in found)
 
 
 def test_all_budgets_hold_at_once() -> None:
     """Stops the last option from winning."""
     ruler = Ruler()
-    found = plan_candidates(FULL, FULL, PruneOptions(keep=0.6, max_mb=40.0, max_ms_per_token=9.0), ruler)
-    assert all(each.shape.parameters <= 0.6 * FULL.parameters and (each.file_mb or 0) <= 40 for each in found)
+    found = plan_candidates(WHOLE, FULL, PruneOptions(keep=0.6, max_mb=40.0, max_ms_per_token=9.0), ruler)
+    assert all(
+        count_parameters(each.shape) <= 0.6 * count_parameters(FULL) and (each.file_mb or 0) <= 40 for each in found
+    )
     assert all((each.ms_per_token or 0) <= 9 for each in found)
 
 
 def test_the_share_is_of_the_model_that_came() -> None:
     """Stops a trimmed vocabulary from making `--keep` a share of something smaller."""
-    trimmed = Shape(12, 12, 64, 3072, 4000, 256)
-    (best, *_) = plan_candidates(FULL, trimmed, PruneOptions(keep=0.5, vocab=4000, context=256), None)
-    assert 0.48 * FULL.parameters < best.shape.parameters <= 0.5 * FULL.parameters
-    assert (best.shape.vocab, best.shape.positions) == (4000, 256)
+    trimmed = Geometry(12, 12, 64, 3072, 4000, 256)
+    (best, *_) = plan_candidates(WHOLE, trimmed, PruneOptions(keep=0.5, vocab=4000, context=256), None)
+    assert 0.48 * count_parameters(FULL) < count_parameters(best.shape) <= 0.5 * count_parameters(FULL)
+    assert (best.shape.vocab, best.shape.context) == (4000, 256)
 
 
 @pytest.mark.parametrize(
@@ -77,15 +81,15 @@ def test_the_share_is_of_the_model_that_came() -> None:
 def test_a_budget_that_no_shape_meets_names_the_smallest(options: dict[str, float], message: str) -> None:
     """Stops an empty search from ending in a traceback."""
     with pytest.raises(BadInput, match=message):
-        plan_candidates(FULL, FULL, PruneOptions(**options), Ruler())
+        plan_candidates(WHOLE, FULL, PruneOptions(**options), Ruler())
 
 
 def test_the_smallest_that_a_refusal_names_can_be_had() -> None:
     """Stops advice that is refused again."""
     with pytest.raises(BadInput) as refused:
-        plan_candidates(FULL, FULL, PruneOptions(keep=0.001), None)
+        plan_candidates(WHOLE, FULL, PruneOptions(keep=0.001), None)
     least = float(str(refused.value).split("--keep ")[2].split(";")[0])
-    assert plan_candidates(FULL, FULL, PruneOptions(keep=least), None)
+    assert plan_candidates(WHOLE, FULL, PruneOptions(keep=least), None)
 
 
 def test_a_fit_has_no_negative_cost() -> None:
@@ -100,6 +104,6 @@ def test_a_fit_has_no_negative_cost() -> None:
 
 def test_a_stored_candidate_comes_back() -> None:
     """Stops a resumed run from going on with another shape."""
-    shape = Shape(9, 10, 64, 1536, 13317, 1024)
+    shape = Geometry(9, 10, 64, 1536, 13317, 1024)
     candidate = Candidate(shape, Candidate.of(shape, FULL).expected_loss, 60.5, 3.25, 20.1, 1.04, 0.03, 40, True)
     assert Candidate.from_json(candidate.as_json(), FULL) == candidate

@@ -10,9 +10,9 @@ from bench.cost.probe import TOKEN_BYTES, CostProbe
 from bench.cost.random_bundle import bundle_bytes
 from bench.models.engine import EngineModel
 from chitchat.errors import BadInput
-from compress.prune.shape import Shape
+from serve.geometry import Geometry
 
-SMALL = Shape(layers=1, heads=2, head_dim=16, ffn=64, vocab=128, positions=32)
+SMALL = Geometry(layers=1, heads=2, head_dim=16, ffn=64, vocab=128, context=32)
 LARGE = replace(SMALL, layers=24, ffn=512)
 
 
@@ -63,7 +63,7 @@ def test_a_time_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 def test_shapes_that_do_not_fit_into_memory_together_are_measured_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty candidates of a large model were held in memory at once."""
-    opened: list[list[Shape]] = []
+    opened: list[list[Geometry]] = []
     replies = CostProbe._replies
     monkeypatch.setattr(
         CostProbe, "_replies", lambda self, shapes, rounds: opened.append(shapes) or replies(self, shapes, 1)
@@ -94,4 +94,4 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="--scheme w5: there is no such scheme; choose fp32, w8"):
         CostProbe("w5")
     with pytest.raises(BadInput, match="--context 2: too small"):
-        CostProbe("w8", threads=1).measure([replace(SMALL, positions=2)])
+        CostProbe("w8", threads=1).measure([replace(SMALL, context=2)])

@@ -153,8 +153,8 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
         with pytest.raises(Interrupted):
             prune(str(deep_checkpoint), tiny_data, tmp_path / "small", options)
     assert not (tmp_path / "small").exists()
-    cut = Pruner.cut
-    monkeypatch.setattr(Pruner, "cut", lambda *arguments: cuts.append(1) or cut(*arguments))
+    prune_model = Pruner.prune
+    monkeypatch.setattr(Pruner, "prune", lambda *arguments: cuts.append(1) or prune_model(*arguments))
     prune(str(deep_checkpoint), tiny_data, tmp_path / "small", options, resume=True)
     assert len(cuts) == 2 - number
     expected = weights(tmp_path / "whole")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from chitchat.architectures.registry import geometry_of
 from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
 from chitchat.data.dataset import build_dataset
 from chitchat.errors import BadInput, WorkFailed
@@ -72,7 +73,7 @@ def test_the_same_input_gives_the_same_folder(tmp_path: Path, tiny_checkpoint: P
 
 def test_what_the_quantizer_does_not_know_shows_in_the_count(tiny_model: GPT2LMHeadModel, tiny_data: Path) -> None:
     """Stops integers that silently skip matrices: bytes are counted on the model, not on the quantizer's own list."""
-    blocks = round_model(tiny_model, grids(tiny_model.config.to_dict(), "w8", 32), "rtn").matrices
+    blocks = round_model(tiny_model, grids(geometry_of(tiny_model), "w8", 32), "rtn").matrices
     del blocks["transformer.wte"]
     done, total = count_weight_bytes(tiny_model, blocks)
     assert total - done == 4 * 300 * 32
@@ -161,7 +162,7 @@ def test_another_tokenizers_data_is_refused(tmp_path: Path, tiny_checkpoint: Pat
 def test_a_block_that_does_not_divide_a_row_is_made_smaller(tiny_model: GPT2LMHeadModel) -> None:
     """A width of 320 in blocks of 128 was padded to 384: a fifth of the file and of the work were zeros."""
     config = {**tiny_model.config.to_dict(), "n_embd": 320, "n_inner": 1000, "n_head": 5}
-    sizes = fitting_blocks(config, 128)
+    sizes = fitting_blocks(geometry_of(config), 128)
     assert sizes["transformer.wte"] == sizes["transformer.h.0.attn.c_attn"] == sizes["transformer.h.0.mlp.c_fc"] == 64
     assert "transformer.h.0.mlp.c_proj" not in sizes  # 1000 = 8 * 125: no block divides it, it is padded
-    assert fitting_blocks({**config, "n_embd": 256, "n_inner": 1024}, 128) == {}
+    assert fitting_blocks(geometry_of({**config, "n_embd": 256, "n_inner": 1024}), 128) == {}

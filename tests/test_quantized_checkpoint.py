@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from support.rounded import rounded_checkpoint
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from chitchat.architectures.registry import architecture_of, geometry_of
 from chitchat.checkpoint import load_model, load_tokenizer
 from chitchat.errors import BadInput
 from chitchat.lineage import Stage, read_lineage
@@ -18,7 +19,7 @@ from chitchat.system.folder import staged_folder
 from compress.calibrate.ranges import input_ranges
 from compress.quantize.blockwise import BlockTensor, dequantize_blocks, quantize_blocks
 from compress.quantize.channelwise import ChannelTensor, dequantize_channels, quantize_channels
-from compress.quantize.checkpoint import WEIGHTS, is_conv1d, load_quantized, matrix_shapes, save_quantized
+from compress.quantize.checkpoint import WEIGHTS, load_quantized, save_quantized
 
 
 def make_model(tied: bool = True, width: int = 40) -> GPT2LMHeadModel:
@@ -97,7 +98,7 @@ def test_integers_scales_and_input_grids_of_w8a8_come_back_as_decided(tmp_path: 
     ranges = input_ranges(model, [list(range(20))])
     loaded = load_quantized(save(tmp_path / "q", model, tiny_data, "w8a8"))
     back = loaded.dequantized_model()
-    linears = [name for name, _ in matrix_shapes(model.config.to_dict()) if is_conv1d(name)]
+    linears = [matrix.module for matrix in architecture_of(model).matrices(geometry_of(model)) if not matrix.table]
     assert len(linears) == 8
     for name in linears:
         original = model.get_submodule(name).weight.detach().numpy()
@@ -151,7 +152,8 @@ def test_channels_that_do_not_fit_the_config_are_refused(tmp_path: Path, tiny_da
 def test_the_integers_on_disk_are_the_ones_that_were_decided(folder: Path) -> None:
     """Stops any rounding between the quantizer and the exporter."""
     model, loaded = make_model(), load_quantized(folder)
-    for name, shape in matrix_shapes(model.config.to_dict()):
+    for matrix in architecture_of(model).matrices(geometry_of(model)):
+        name, shape = matrix.module, (matrix.rows, matrix.columns)
         weight = model.get_submodule(name).weight.detach().numpy()
         decided = quantize_blocks(
             weight if loaded.matrices[name].shape == weight.shape and ".h." not in name else weight.T, 8, 32

@@ -9,22 +9,23 @@ from support.bundles import random_gpt2, random_ids
 from support.families import tiny_family
 from support.rounded import rounded_checkpoint
 
-from bench.cost.random_bundle import MANIFEST_BYTES, bundle_bytes, random_weights, write_phantom
+from bench.cost.random_bundle import MANIFEST_BYTES, bundle_bytes, random_weights, write_random_bundle
+from chitchat.architectures.registry import count_parameters, geometry_of
 from chitchat.checkpoint import load_tokenizer, read_config
 from compress.calibrate.ranges import input_ranges
-from compress.prune.shape import Shape
 from compress.quantize.schemes import SCHEMES
 from export.weights import GraphWeights, float_weights, quantized_weights
 from serve.bundle import Bundle
 from serve.engine import Engine
+from serve.geometry import Geometry
 
 # Rows that blocks of 128 do not divide, an FFN that none divides, an odd vocabulary.
-ODD = Shape(layers=3, heads=3, head_dim=32, ffn=90, vocab=301, positions=48)
-SHAPES = [ODD, Shape(layers=1, heads=2, head_dim=64, ffn=512, vocab=300, positions=64, tied=False)]
+ODD = Geometry(layers=3, heads=3, head_dim=32, ffn=90, vocab=301, context=48)
+SHAPES = [ODD, Geometry(layers=1, heads=2, head_dim=64, ffn=512, vocab=300, context=64, tied=False)]
 EVERY = ("fp32", *SCHEMES)
 
 
-def _real_weights(shape: Shape, scheme: str, data: Path) -> GraphWeights:
+def _real_weights(shape: Geometry, scheme: str, data: Path) -> GraphWeights:
     """What `compress quantize` and `compress export` make of a model of the shape."""
     model = random_gpt2(
         n_layer=shape.layers,
@@ -32,7 +33,7 @@ def _real_weights(shape: Shape, scheme: str, data: Path) -> GraphWeights:
         n_head=shape.heads,
         n_inner=shape.ffn,
         vocab_size=shape.vocab,
-        n_positions=shape.positions,
+        n_positions=shape.context,
         tie_word_embeddings=shape.tied,
     )
     if scheme == "fp32":
@@ -44,7 +45,7 @@ def _real_weights(shape: Shape, scheme: str, data: Path) -> GraphWeights:
 
 @pytest.mark.parametrize("scheme", EVERY)
 @pytest.mark.parametrize("shape", SHAPES, ids=["odd", "untied"])
-def test_the_arrays_are_those_of_a_real_export(shape: Shape, scheme: str, tiny_data: Path) -> None:
+def test_the_arrays_are_those_of_a_real_export(shape: Geometry, scheme: str, tiny_data: Path) -> None:
     """A shape was timed with other blocks, a padded matrix or without its biases, and came out too fast."""
     drawn, real = random_weights(shape, scheme, np.random.default_rng(0)), _real_weights(shape, scheme, tiny_data)
     assert drawn.formats == real.formats
@@ -55,9 +56,9 @@ def test_the_arrays_are_those_of_a_real_export(shape: Shape, scheme: str, tiny_d
 
 @pytest.mark.parametrize("scheme", EVERY)
 @pytest.mark.parametrize("shape", SHAPES, ids=["odd", "untied"])
-def test_the_predicted_bytes_are_those_that_are_written(shape: Shape, scheme: str, tmp_path: Path) -> None:
+def test_the_predicted_bytes_are_those_that_are_written(shape: Geometry, scheme: str, tmp_path: Path) -> None:
     """A size budget that is missed by the scales of the blocks: 3 % at 8 bits, 12 % at 4."""
-    write_phantom(shape, scheme, tmp_path)
+    write_random_bundle(shape, scheme, tmp_path)
     written = sum(path.stat().st_size for path in tmp_path.glob("model.onnx*"))
     predicted = bundle_bytes(shape, scheme, tokenizer_bytes=0) - MANIFEST_BYTES
     assert predicted == pytest.approx(written, abs=40 * shape.layers + 100)
@@ -65,8 +66,8 @@ def test_the_predicted_bytes_are_those_that_are_written(shape: Shape, scheme: st
 
 def test_the_prediction_holds_for_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
     """Above 50 MB the weights lie beside the graph, aligned to pages."""
-    shape = Shape(layers=2, heads=10, head_dim=64, ffn=640, vocab=17_000, positions=64)
-    write_phantom(shape, "fp32", tmp_path)
+    shape = Geometry(layers=2, heads=10, head_dim=64, ffn=640, vocab=17_000, context=64)
+    write_random_bundle(shape, "fp32", tmp_path)
     assert (tmp_path / "model.onnx.data").is_file()
     written = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert bundle_bytes(shape, "fp32", tokenizer_bytes=2) == pytest.approx(written, rel=2e-3)
@@ -77,7 +78,7 @@ def test_the_prediction_is_the_size_of_a_bundle_that_was_made_step_by_step(
 ) -> None:
     """The plan promised another size than `compress export` then wrote."""
     bundle = tiny_family(tmp_path_factory, tiny_checkpoint, tiny_data)["bundle-w8"]
-    shape = Shape.of(read_config(str(tiny_checkpoint)))
+    shape = geometry_of(read_config(str(tiny_checkpoint)))
     predicted = bundle_bytes(shape, "w8", (bundle / "tokenizer.json").stat().st_size)
     written = sum(path.stat().st_size for path in bundle.iterdir())
     assert predicted == pytest.approx(written, abs=4000), "bundle.json is estimated, the rest is not"
@@ -88,18 +89,18 @@ def test_the_engine_runs_what_is_written_and_its_logits_are_numbers(tmp_path: Pa
     for scheme in EVERY:
         folder = tmp_path / scheme
         folder.mkdir()
-        write_phantom(ODD, scheme, folder)
+        write_random_bundle(ODD, scheme, folder)
         bundle = Bundle.open(folder)
         logits = Engine(bundle, threads=1).logits(list(range(40)))
         assert np.isfinite(logits).all()
         assert logits.std() > 1e-3
         assert bundle.geometry.ffn == ODD.ffn
-        assert bundle.manifest.parameters == ODD.parameters
+        assert bundle.manifest.parameters == count_parameters(ODD)
 
 
 def test_more_of_anything_weighs_more() -> None:
     """Layers are counted once and multiplied; a wrong factor shows where two shapes should differ by one layer."""
-    sizes = [bundle_bytes(Shape(layers, 12, 64, 3072, 13_317, 300), "w8", 0) for layers in range(1, 13)]
+    sizes = [bundle_bytes(Geometry(layers, 12, 64, 3072, 13_317, 300), "w8", 0) for layers in range(1, 13)]
     steps = np.diff(sizes)
     assert (steps == steps[0]).all()
     layer = 12 * 768 * 768  # weights of a layer's matrices, a byte each

@@ -6,13 +6,14 @@ import torch
 from support.small_gpt2 import VOCAB, batches, make_model
 from transformers import GPT2LMHeadModel
 
+from chitchat.architectures.registry import geometry_of
 from compress.calibrate.calibration import divergence
 from compress.calibrate.ridge import Ridge
 from compress.prune.importance import score_units
 from compress.prune.layers import keep_layers
 from compress.prune.refit import refit
-from compress.prune.shape import Shape
 from compress.prune.slicing import Kept, slice_model
+from serve.geometry import Geometry
 
 
 def everything(model: GPT2LMHeadModel) -> Kept:
@@ -71,8 +72,8 @@ def test_neurons_that_others_can_speak_for_are_replaced_exactly() -> None:
 def test_every_kind_of_cut_is_repaired(shape: dict[str, int]) -> None:
     """Stops a repair that forgets an axis: on conversations that it has not seen the student must come nearer."""
     teacher = make_model()
-    full = Shape.of(teacher.config.to_dict())
-    wanted = Shape(shape.get("layers", 3), shape.get("heads", 4), 8, shape.get("ffn", 64), VOCAB, full.positions)
+    full = geometry_of(teacher)
+    wanted = Geometry(shape.get("layers", 3), shape.get("heads", 4), 8, shape.get("ffn", 64), VOCAB, full.context)
     layers = [0, 2] if wanted.layers == 2 else [0, 1, 2]
     part = keep_layers(teacher, layers)
     kept = score_units(part, batches(), "obs").keep(wanted)

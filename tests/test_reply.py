@@ -9,10 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
-from support.http import CODEC, Scripted, ask, events, joined, running
+from support.http import CODEC, Scripted, app_of, ask, events, joined, running
 from support.tiny_codecs import SENTENCES
 
-from serve.app import create_app
 from serve.bundle import Bundle
 from serve.engine import Engine
 from serve.options import SamplingOptions
@@ -43,7 +42,7 @@ def test_a_stream_lists_the_tokens_of_the_whole_reply(stop: list[str]) -> None:
     """Stops tokens that are lost, or listed twice, where characters and stop strings hold the text back."""
 
     async def scenario() -> None:
-        async with running(create_app(Scored(), CODEC)) as client:
+        async with running(app_of(Scored())) as client:
             fields = {"stop": stop, "max_tokens": 60, "logprobs": True, "top_logprobs": 2}
             choice = (await ask(client, **fields)).json()["choices"][0]
             stream = events((await ask(client, **fields, stream=True)).text)
@@ -64,7 +63,7 @@ def test_without_the_field_there_are_none() -> None:
     """Stops answers that are five times as large as what was asked for."""
 
     async def scenario() -> None:
-        async with running(create_app(Scored(), CODEC)) as client:
+        async with running(app_of(Scored())) as client:
             assert (await ask(client)).json()["choices"][0]["logprobs"] is None
             stream = events((await ask(client, stream=True)).text)
             assert all(choice["logprobs"] is None for event in stream for choice in event["choices"])
@@ -107,7 +106,7 @@ def test_the_engine_gives_log_probabilities_that_are_the_models_own(tiny_bundle:
     engine = Engine(bundle, threads=1)
 
     async def scenario() -> list[Any]:
-        async with running(create_app(engine, TextCodec.open(bundle.tokenizer_path))) as client:
+        async with running(app_of(engine, TextCodec.open(bundle.tokenizer_path))) as client:
             return [await first(client, temperature) for temperature in (0.0, 2.0)]
 
     async def first(client: httpx.AsyncClient, temperature: float) -> Any:
@@ -134,7 +133,7 @@ def test_the_bots_earlier_turns_reach_the_generator_and_the_users_do_not() -> No
         generator.context = 64
         said = [("user", "ab"), ("assistant", "cd"), ("user", "ef"), ("assistant", "gh"), ("user", "i")]
         messages = [{"role": role, "content": text} for role, text in said]
-        async with running(create_app(generator, CODEC)) as client:
+        async with running(app_of(generator)) as client:
             await ask(client, messages=messages)
             long = [{"role": "assistant", "content": "zz" * 40}, *messages]
             await ask(client, messages=long, truncate=True)

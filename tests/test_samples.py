@@ -13,7 +13,7 @@ from compress.distill.samples import (
     SampledWindows,
     Sampler,
     draw_prompts,
-    own_replies,
+    student_replies,
     teacher_conversations,
 )
 
@@ -49,7 +49,7 @@ def test_rows_of_one_batch_go_on_as_each_does_alone(lively):
         [*p, *(row[: row.index(end) + 1] if end in row else row)[:9]] for p, row in zip(prompts, new, strict=True)
     ]
     assert len({len(row) for row in shortened}) > 1
-    assert greedy.continue_all(prompts, 24, end_id=end, most=9) == shortened
+    assert greedy.continue_all(prompts, 24, end_id=end, max_tokens=9) == shortened
 
 
 def test_drawn_ids_follow_the_model_within_the_nucleus_and_leave_banned_ones_out(lively):
@@ -69,7 +69,7 @@ def test_drawn_ids_follow_the_model_within_the_nucleus_and_leave_banned_ones_out
 
 def test_the_same_seed_writes_the_same_and_another_does_not(lively, data):
     """Stops: conversations that depend on torch's global state, or a round that repeats the one before."""
-    runs = [own_replies(lively, data, 32, 20, seed=seed) for seed in (1, 1, 2)]
+    runs = [student_replies(lively, data, 32, 20, seed=seed) for seed in (1, 1, 2)]
     assert runs[0].ids == runs[1].ids != runs[2].ids
     assert runs[0].labelled_from == runs[1].labelled_from
 
@@ -78,7 +78,7 @@ def test_own_replies_have_labels_behind_a_prompt_of_whole_turns(lively, data):
     """Stops: a student that learns on other people's words, a prompt that begins within a turn or without its start."""
     end, start = data.dialogue.end_of_turn_id, list(data.dialogue.start_ids)
     turns = {tuple(turn) for row in data.train for turn in _turns(row, end, len(start))}
-    replies = own_replies(lively, data, 40, 50, seed=0)
+    replies = student_replies(lively, data, 40, 50, seed=0)
     assert len(replies) == 50
     assert len({tuple(ids) for ids in replies.ids}) > 25
     for window in (replies[number] for number in range(len(replies))):
@@ -96,10 +96,10 @@ def test_own_replies_have_labels_behind_a_prompt_of_whole_turns(lively, data):
 
 def _turns(row, end, start):
     ids, turns, begin = list(row["input_ids"])[start:], [], 0
-    for place, token in enumerate(ids):
+    for index, token in enumerate(ids):
         if token == end:
-            turns.append(ids[begin : place + 1])
-            begin = place + 1
+            turns.append(ids[begin : index + 1])
+            begin = index + 1
     return turns
 
 

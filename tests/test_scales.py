@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from compress.quantize.blockwise import LIMITS, block_scales, dequantize_blocks, quantize_blocks, to_blocks
-from compress.quantize.scales import per_column, quantize_searched, search_scales
+from compress.quantize.scales import FACTORS, per_column, quantize_searched, search_scales
 
 GRIDS = [(4, 16), (4, 32), (8, 32)]
 
@@ -41,6 +41,28 @@ def test_the_search_comes_near_to_trying_everything() -> None:
         best = np.minimum(best, ((block - rounded) ** 2).sum((1, 2)))
     found = dequantize_blocks(quantize_searched(weight, 4, 32))
     assert ((weight - found) ** 2).sum(1) == pytest.approx(best, rel=0.03)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_every_block_gets_the_best_scale_that_is_tried(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each factor of the list by itself, in float64, over rows and blocks that cross a chunk of the search."""
+    weight, block_size = matrix(150, 320), 32
+    monkeypatch.setattr("compress.quantize.scales._CHUNK", 40 * block_size)
+    cost = np.random.default_rng(3).uniform(0.1, 3.0, 320)
+    blocks = to_blocks(weight, block_size).astype(np.float64)
+    plain = block_scales(blocks.astype(np.float32), bits).astype(np.float64)
+    tried = [sign * factor for factor in (1.0, *FACTORS[bits]) for sign in ((1, -1) if bits == 4 else (1,))]
+    losses = [loss_of(blocks, plain * factor, cost, bits) for factor in tried]
+    found = loss_of(blocks, search_scales(weight, bits, block_size, cost).astype(np.float64), cost, bits)
+    assert (found <= np.min(losses, axis=0) * (1 + 1e-4)).all()
+    assert (found < np.min(losses, axis=0) * (1 - 1e-4)).mean() > 0.5  # and the refinement wins something
+
+
+def loss_of(blocks: np.ndarray, scales: np.ndarray, cost: np.ndarray, bits: int) -> np.ndarray:
+    """What each block loses, float64 [N, blocks]."""
+    steps = scales[..., None]
+    rounded = np.clip(np.rint(blocks / steps), *LIMITS[bits]) * steps
+    return ((blocks - rounded) ** 2 * cost.reshape(blocks.shape[1:])).sum(-1)
 
 
 def test_what_columns_cost_decides() -> None:

@@ -10,7 +10,7 @@ from support.bundles import exported, random_gpt2
 from serve.engine import Engine
 from serve.errors import BadRequest, ContextExceeded, ServeError
 from serve.options import SamplingOptions
-from serve.scheduler import CHUNK, GenerationRequest, Scheduler, Streams, runner_of
+from serve.scheduler import CHUNK, GenerationRequest, Scheduler
 
 BROKEN = 100  # the token whose embedding is no number
 
@@ -54,14 +54,14 @@ def prompt(length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(3, BROKEN, size=length).tolist()
 
 
-def finish(scheduler: Scheduler | Streams) -> dict[GenerationRequest, Exception | None]:
+def finish(scheduler: Scheduler) -> dict[GenerationRequest, Exception | None]:
     """Step until nothing is left to do; give how each conversation ended."""
     ended: dict[GenerationRequest, Exception | None] = {}
     while scheduler.busy:
         for event in scheduler.step():
-            assert event.conversation not in ended, "an event after the end"
+            assert event.request not in ended, "an event after the end"
             if event.token is None:
-                ended[event.conversation] = event.error
+                ended[event.request] = event.error
     return ended
 
 
@@ -190,7 +190,7 @@ def test_a_conversation_that_is_given_up_leaves_at_once(engine: Counted) -> None
     scheduler.cancel(talks[1])
     assert scheduler.free == 1
     events = scheduler.step()
-    assert {event.conversation for event in events} == {talks[0], talks[2]}
+    assert {event.request for event in events} == {talks[0], talks[2]}
     assert len(talks[1].reply) == said
     late = scheduler.start(prompt(80, 5), options(3))
     scheduler.step()
@@ -232,7 +232,7 @@ def test_a_run_that_fails_ends_those_who_were_in_it_and_the_next_ones_are_served
     with monkeypatch.context() as patch:
         patch.setattr(engine, "decode", lambda *_: (_ for _ in ()).throw(ServeError("onnxruntime failed: test")))
         events = scheduler.step()
-    assert [(event.conversation, str(event.error)) for event in events] == [(talk, "onnxruntime failed: test")]
+    assert [(event.request, str(event.error)) for event in events] == [(talk, "onnxruntime failed: test")]
     again = scheduler.start(prompt(5), options(6))
     finish(scheduler)
     assert again.reply == want
@@ -301,41 +301,6 @@ def test_a_chunk_of_one_token_is_refused(engine: Counted, chunk: int) -> None:
     """It would make a prompt slower than a decode."""
     with pytest.raises(BadRequest, match=f"chunk {chunk}"):
         Scheduler(engine, chunk)
-
-
-class Words:
-    """A generator that has only `stream`; it notes whether it was left."""
-
-    def __init__(self, fault: Exception | None = None) -> None:
-        self.fault, self.closed = fault, 0
-
-    def stream(self, prompt_ids: list[int], options: Any) -> Any:
-        try:
-            yield from prompt_ids
-            if self.fault:
-                raise self.fault
-        finally:
-            self.closed += 1
-
-
-def test_a_generator_without_slots_runs_one_at_a_time() -> None:
-    """The full-precision generator has no slots; leaving it must end its thread now, not when it is collected."""
-    words = Words()
-    runner = runner_of(words)
-    assert isinstance(runner, Streams)
-    first = runner.start([5, 6, 7], None)
-    assert (runner.slots, runner.free, runner.busy) == (1, 0, True)
-    assert finish(runner) == {first: None}
-    assert (first.reply, words.closed, runner.free) == ([5, 6, 7], 1, 1)
-    second = runner.start([5, 6, 7], None)
-    runner.step()
-    runner.cancel(first)
-    assert words.closed == 1
-    runner.cancel(second)
-    assert (words.closed, runner.free, runner.step()) == (2, 1, [])
-    broken = runner_of(Words(ValueError("x")))
-    third = broken.start([5], None)
-    assert isinstance(finish(broken)[third], ValueError)
 
 
 def test_slots_and_slot_numbers_are_checked(bundle, tmp_path: Path) -> None:

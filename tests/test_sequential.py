@@ -8,9 +8,9 @@ import torch
 from support.small_gpt2 import batches, make_model
 from transformers import GPT2LMHeadModel
 
+from chitchat.architectures.registry import architecture_of, geometry_of
 from compress.calibrate.calibration import divergence
 from compress.quantize.blockwise import dequantize_blocks, quantize_blocks
-from compress.quantize.checkpoint import is_conv1d, matrix_shapes
 from compress.quantize.methods import quantize_matrix, quantize_matrix_or_search
 from compress.quantize.model import QuantizedModel, calibrate_model, checkpoint_of, round_model
 from compress.quantize.schemes import Grid, grids
@@ -19,8 +19,13 @@ from compress.quantize.sequential import quantize_in_turn
 CALIBRATION, HELD_OUT = batches(), batches(8, seed=2)
 
 
+def shapes_of(model: GPT2LMHeadModel) -> dict[str, tuple[int, int]]:
+    matrices = architecture_of(model).matrices(geometry_of(model))
+    return {matrix.module: (matrix.rows, matrix.columns) for matrix in matrices}
+
+
 def four_bits(model: GPT2LMHeadModel) -> dict[str, Grid]:
-    return grids(model.config.to_dict(), "w4", 16)
+    return grids(geometry_of(model), "w4", 16)
 
 
 def untied(seed: int = 3) -> GPT2LMHeadModel:
@@ -42,17 +47,19 @@ def test_every_matrix_is_decided_once_and_put_back(make) -> None:
 
     def settle(name: str, weight: np.ndarray, covariance: np.ndarray | None) -> object:
         names.append(name)
-        assert weight.shape == dict(matrix_shapes(original.config.to_dict()))[name]
+        assert weight.shape == shapes_of(original)[name]
         if covariance is not None:
             assert covariance.shape == (weight.shape[1],) * 2
             assert np.linalg.eigvalsh(covariance).min() > -1e-6
         return quantize_blocks(weight, 4, 16)
 
     matrices = quantize_in_turn(model, original, CALIBRATION, settle)
-    assert sorted(names) == sorted(name for name, _ in matrix_shapes(original.config.to_dict()))
+    assert sorted(names) == sorted(shapes_of(original))
     for name, tensor in matrices.items():
         weight = model.get_submodule(name).weight.detach().numpy()
-        np.testing.assert_array_equal(weight.T if is_conv1d(name) else weight, dequantize_blocks(tensor))
+        np.testing.assert_array_equal(
+            weight.T if architecture_of(original).is_transposed(name) else weight, dequantize_blocks(tensor)
+        )
     assert (model.lm_head.weight is model.transformer.wte.weight) == original.config.tie_word_embeddings
 
 

@@ -18,14 +18,15 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 from support.bundles import exported, random_gpt2
-from support.http import CODEC, TALK, Endless, Scripted, ask, events, joined, run, running, until, worker_of
+from support.http import CODEC, TALK, Endless, Scripted, app_of, ask, events, joined, run, running, until, worker_of
 from support.tiny_codecs import word_piece
 
-from serve.app import Settings, create_app
+from serve.app import Settings
 from serve.bundle import Bundle
 from serve.engine import Engine
 from serve.errors import Overloaded, ServeError
 from serve.options import SamplingOptions
+from serve.scheduler import Scheduler
 from serve.worker import ReplyJob, ReplyWorker
 
 
@@ -34,7 +35,7 @@ def test_a_reply_has_the_shape_that_openai_clients_read() -> None:
 
     async def scenario() -> None:
         generator = Scripted()
-        async with running(create_app(generator, CODEC, Settings(model="tiny"))) as client:
+        async with running(app_of(generator, CODEC, Settings(model="tiny"))) as client:
             body = (await ask(client)).json()
             assert body["object"] == "chat.completion"
             assert body["id"].startswith("chatcmpl-")
@@ -63,7 +64,7 @@ def test_a_stream_joins_to_the_whole_reply(stop: list[str], max_tokens: int) -> 
     """Stops split characters, a leaked beginning of a stop string, and a finish reason that depends on the way."""
 
     async def scenario() -> None:
-        async with running(create_app(Scripted(), CODEC)) as client:
+        async with running(app_of(Scripted())) as client:
             whole = (await ask(client, stop=stop, max_tokens=max_tokens)).json()
             response = await ask(
                 client, stop=stop, max_tokens=max_tokens, stream=True, stream_options={"include_usage": True}
@@ -151,7 +152,7 @@ def test_malformed_bodies_are_refused_in_one_line_and_a_good_request_works_after
     """Stops an odd request from becoming a 500, and from ending the engine for everyone (vLLM issue 27194)."""
 
     async def scenario() -> None:
-        app = create_app(Scripted(), CODEC)
+        app = app_of(Scripted())
         async with running(app) as client:
             for what, body in MALFORMED:
                 response = await client.post("/v1/chat/completions", content=body)
@@ -171,7 +172,7 @@ def test_a_system_message_is_refused_with_the_reason() -> None:
     """Stops a silent loss: the model family has no such turn."""
 
     async def scenario() -> None:
-        async with running(create_app(Scripted(), CODEC)) as client:
+        async with running(app_of(Scripted())) as client:
             response = await ask(client, messages=[{"role": "system", "content": "be nice"}, *TALK["messages"]])
             assert response.status_code == 400
             assert "messages[0].role: 'system'" in response.json()["error"]["message"]
@@ -187,7 +188,7 @@ def test_other_paths_methods_and_bodies_get_json_errors() -> None:
             yield b" " * 1024
 
     async def scenario() -> None:
-        async with running(create_app(Scripted(), CODEC)) as client:
+        async with running(app_of(Scripted())) as client:
             answers = [
                 (404, await client.get("/nothing")),
                 (404, await client.get("/v1/models/other")),
@@ -216,7 +217,7 @@ def test_a_conversation_that_is_too_long_is_refused_or_loses_old_turns_if_the_cl
         size = len(CODEC.encode(turn)) + 1
         count = generator.context // size + 1
         messages = [{"role": ("user", "assistant")[place % 2], "content": turn} for place in range(count)]
-        async with running(create_app(generator, CODEC)) as client:
+        async with running(app_of(generator)) as client:
             response = await ask(client, messages=messages)
             assert response.status_code == 400
             error = response.json()["error"]
@@ -244,7 +245,7 @@ def test_sampling_fields_reach_the_generator_and_null_means_default() -> None:
     async def scenario() -> None:
         generator = Scripted()
         defaults = SamplingOptions(temperature=0.5, max_new_tokens=9)
-        async with running(create_app(generator, CODEC, Settings(options=defaults))) as client:
+        async with running(app_of(generator, CODEC, Settings(options=defaults))) as client:
             await ask(client, temperature=None, n=1, presence_penalty=0, user="me", model="anything")
             await ask(
                 client, temperature=0, top_p=0.5, top_k=3, repetition_penalty=1.5, seed=7, max_completion_tokens=5
@@ -260,7 +261,7 @@ def test_a_special_token_in_a_message_stays_text() -> None:
 
     async def scenario() -> None:
         generator = Scripted()
-        async with running(create_app(generator, CODEC)) as client:
+        async with running(app_of(generator)) as client:
             await ask(client, messages=[{"role": "user", "content": "a<|endoftext|>b"}])
         assert generator.prompts[0].count(generator.dialogue.end_of_turn_id) == 1
 
@@ -272,7 +273,7 @@ def test_a_full_queue_answers_429_at_once_and_the_others_are_served() -> None:
 
     async def scenario() -> None:
         generator = Scripted()
-        app = create_app(generator, CODEC, Settings(queue=2))
+        app = app_of(generator, CODEC, Settings(queue=2))
         worker = worker_of(app)
         async with running(app) as client:
             generator.gate.clear()
@@ -332,7 +333,7 @@ def test_a_client_that_leaves_frees_the_engine_within_one_step(stream: bool) -> 
 
     async def scenario() -> None:
         generator = Endless()
-        app = create_app(generator, CODEC)
+        app = app_of(generator)
         worker = worker_of(app)
         async with running(app) as client:
             leave = asyncio.Event()
@@ -356,7 +357,7 @@ def test_a_queued_client_that_leaves_frees_its_place_and_disturbs_nobody() -> No
 
     async def scenario() -> None:
         generator = Scripted()
-        app = create_app(generator, CODEC, Settings(queue=1))
+        app = app_of(generator, CODEC, Settings(queue=1))
         worker = worker_of(app)
         async with running(app) as client:
             generator.gate.clear()
@@ -381,7 +382,7 @@ def test_a_fault_of_the_engine_is_that_requests_error_alone(fault: Exception, ca
 
     async def scenario() -> None:
         generator = Scripted("", fault)
-        async with running(create_app(generator, CODEC)) as client:
+        async with running(app_of(generator)) as client:
             for stream in (False, True):
                 response = await ask(client, stream=stream)
                 assert response.status_code == 500
@@ -408,7 +409,7 @@ def test_a_dead_engine_is_visible_and_nobody_waits_for_it() -> None:
 
     async def scenario() -> None:
         generator = Scripted("")
-        app = create_app(generator, CODEC)
+        app = app_of(generator)
         async with running(app) as client:
             assert [(await client.get(path)).status_code for path in ("/livez", "/readyz")] == [200, 200]
             generator.fault = BaseException("gone")  # type: ignore[assignment]
@@ -425,7 +426,7 @@ def test_stopping_ends_running_and_waiting_requests_with_503() -> None:
 
     async def scenario() -> None:
         generator = Endless()
-        app = create_app(generator, CODEC)
+        app = app_of(generator)
         worker = worker_of(app)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://t") as client:
@@ -446,7 +447,7 @@ def test_wordpiece_chinese_is_streamed_as_it_reads() -> None:
         codec = word_piece()
         generator = Scripted()
         generator.reply = codec.encode("你好，今天天气怎么样？")
-        async with running(create_app(generator, codec)) as client:
+        async with running(app_of(generator, codec)) as client:
             assert joined(events((await ask(client, stream=True)).text)) == "你好，今天天气怎么样？"
 
     run(scenario)
@@ -474,7 +475,7 @@ def listening(app: Starlette) -> Iterator[str]:
 def test_over_a_socket_a_closed_connection_frees_the_engine(stream: bool) -> None:
     """Stops a disconnect that only the test's own ASGI client can signal."""
     generator = Endless()
-    app = create_app(generator, CODEC)
+    app = app_of(generator)
     worker = worker_of(app)
 
     async def scenario() -> None:
@@ -508,7 +509,7 @@ class Stepped(Scripted):
 def test_over_a_socket_every_piece_comes_before_the_next_is_made() -> None:
     """Stops a buffer between the engine and the client, and text that is held back without need."""
     generator = Stepped()
-    app = create_app(generator, CODEC)
+    app = app_of(generator)
 
     async def scenario() -> None:
         given, text = 1, ""
@@ -555,7 +556,7 @@ async def ids_of(wanted: ReplyJob) -> list[int]:
 @contextlib.asynccontextmanager
 async def working(engine: Engine, queue: int) -> AsyncIterator[ReplyWorker]:
     """A worker over an engine, started and stopped."""
-    worker = ReplyWorker(engine, queue)
+    worker = ReplyWorker(Scheduler(engine), queue)
     worker.start()
     try:
         yield worker

@@ -3,12 +3,14 @@
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from chitchat.architectures.registry import count_parameters, geometry_of
 from chitchat.errors import BadInput
-from compress.prune.shape import Shape, candidate_shapes, explicit_shape, quality_cost, smallest_shape
+from compress.prune.shape import candidate_shapes, explicit_shape, quality_cost, smallest_shape
+from serve.geometry import Geometry
 
-GPT2_CHITCHAT = Shape(layers=12, heads=12, head_dim=64, ffn=3072, vocab=13317, positions=1024)
-BYU = Shape(layers=6, heads=5, head_dim=64, ffn=1280, vocab=4096, positions=256)
-TINY = Shape(layers=2, heads=4, head_dim=8, ffn=128, vocab=300, positions=64)
+GPT2_CHITCHAT = Geometry(layers=12, heads=12, head_dim=64, ffn=3072, vocab=13317, context=1024)
+BYU = Geometry(layers=6, heads=5, head_dim=64, ffn=1280, vocab=4096, context=256)
+TINY = Geometry(layers=2, heads=4, head_dim=8, ffn=128, vocab=300, context=64)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -18,33 +20,33 @@ def test_parameters_are_what_transformers_counts(tied: bool, ffn: int | None) ->
     config = GPT2Config(
         n_layer=3, n_head=4, n_embd=32, n_inner=ffn, vocab_size=77, n_positions=20, tie_word_embeddings=tied
     )
-    shape = Shape.of(config.to_dict())
-    assert shape.parameters == GPT2LMHeadModel(config).num_parameters()
+    shape = geometry_of(config)
+    assert count_parameters(shape) == GPT2LMHeadModel(config).num_parameters()
     assert shape.ffn == (ffn or 128)
 
 
-def within(full: Shape, keep: float) -> list[Shape]:
+def within(full: Geometry, keep: float) -> list[Geometry]:
     """The candidates of a share of the parameters."""
-    return candidate_shapes(full, lambda shape: shape.parameters <= keep * full.parameters)
+    return candidate_shapes(full, lambda shape: count_parameters(shape) <= keep * count_parameters(full))
 
 
 @pytest.mark.parametrize("full", [GPT2_CHITCHAT, BYU, TINY])
 @pytest.mark.parametrize("keep", [0.95, 0.7, 0.5, 0.33])
-def test_a_budget_is_kept_and_nearly_used(full: Shape, keep: float) -> None:
+def test_a_budget_is_kept_and_nearly_used(full: Geometry, keep: float) -> None:
     """Stops a shape above its budget, and one that gives quality away by staying far below it."""
     shapes = within(full, keep)
     assert shapes
     for shape in shapes:
-        assert shape.parameters <= keep * full.parameters
+        assert count_parameters(shape) <= keep * count_parameters(full)
         one_step_wider = 32 * (2 * shape.width + 1) * shape.layers
-        assert shape.ffn == full.ffn or shape.parameters + one_step_wider > keep * full.parameters
+        assert shape.ffn == full.ffn or count_parameters(shape) + one_step_wider > keep * count_parameters(full)
         assert shape.width % shape.heads == 0
-        assert (shape.head_dim, shape.vocab, shape.positions) == (full.head_dim, full.vocab, full.positions)
+        assert (shape.head_dim, shape.vocab, shape.context) == (full.head_dim, full.vocab, full.context)
 
 
 @pytest.mark.parametrize("full", [GPT2_CHITCHAT, BYU])
 @pytest.mark.parametrize("keep", [0.95, 0.7, 0.5, 0.33, 0.2])
-def test_sizes_are_multiples_of_32_where_the_model_is_large_enough(full: Shape, keep: float) -> None:
+def test_sizes_are_multiples_of_32_where_the_model_is_large_enough(full: Geometry, keep: float) -> None:
     """Stops shapes whose last block of integers is mostly padding."""
     assert all(shape.width % 32 == 0 and shape.ffn % 32 == 0 for shape in within(full, keep))
 
@@ -76,15 +78,17 @@ def test_nothing_is_smaller_than_the_smallest() -> None:
     """Stops a refusal that names a size which cannot be had."""
     for full in (GPT2_CHITCHAT, BYU, TINY):
         least = smallest_shape(full)
-        assert not candidate_shapes(full, lambda shape, least=least: shape.parameters < least.parameters)
-        assert least in candidate_shapes(full, lambda shape, least=least: shape.parameters <= least.parameters)
+        assert not candidate_shapes(full, lambda shape, least=least: count_parameters(shape) < count_parameters(least))
+        assert least in candidate_shapes(
+            full, lambda shape, least=least: count_parameters(shape) <= count_parameters(least)
+        )
 
 
 def test_explicit_axes_leave_the_others_alone() -> None:
     """Stops an FFN that shrinks silently with the width."""
-    assert explicit_shape(BYU, None, 192, None) == Shape(6, 3, 64, 1280, 4096, 256)
-    assert explicit_shape(BYU, 4, None, 100) == Shape(4, 5, 64, 100, 4096, 256)
-    assert explicit_shape(BYU, vocab=3000, context=128) == Shape(6, 5, 64, 1280, 3000, 128)
+    assert explicit_shape(BYU, None, 192, None) == Geometry(6, 3, 64, 1280, 4096, 256)
+    assert explicit_shape(BYU, 4, None, 100) == Geometry(4, 5, 64, 100, 4096, 256)
+    assert explicit_shape(BYU, vocab=3000, context=128) == Geometry(6, 5, 64, 1280, 3000, 128)
 
 
 @pytest.mark.parametrize(

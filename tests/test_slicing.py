@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from compress.prune.linear_view import linear_view, to_gpt2
+from chitchat.architectures.registry import architecture_of
 from compress.prune.slicing import Kept, slice_model
 
 LAYERS, HEADS, HEAD_DIM, FFN, VOCAB = 3, 4, 8, 80, 101
@@ -66,9 +66,10 @@ def logits(model: GPT2LMHeadModel, tokens: int = 17) -> torch.Tensor:
 def test_the_view_computes_the_model_and_turns_back_into_it(tied: bool) -> None:
     """Stops a transposed weight or a mixed-up q, k, v: the cut would be exact, of another model."""
     model = make_model(tied)
-    view = linear_view(model)
-    assert (logits(view) - logits(model)).abs().max() == 0
-    back = to_gpt2(view, model.config)
+    known = architecture_of(model)
+    view = known.linear_view(model)
+    assert (logits(view.model) - logits(model)).abs().max() == 0
+    back = known.build(model.config, known.linear_view_weights(view))
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in back.state_dict().items())
 
 

@@ -15,21 +15,20 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerControl, TrainerSta
 
 from chitchat.data.dataset import open_dataset
 from chitchat.errors import BadInput, WorkFailed
-from chitchat.lineage import sha256
 from chitchat.score import score, torch_scorer
 from chitchat.training import trainer as trainer_module
-from chitchat.training.batches import GlobalBatches
+from chitchat.training.batches import GlobalBatches, training_batch
 from chitchat.training.callbacks import Schedule, patience_spent
 from chitchat.training.curve import save_curve
-from chitchat.training.objective import NextToken, Trainable, fused_gelu
+from chitchat.training.objective import LossModel, NextToken, fused_gelu
 from chitchat.training.options import FitOptions
 from chitchat.training.pacer import Pacer
-from chitchat.training.processes import Distributed
 from chitchat.training.rate import Decision, RateSchedule
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.train import TrainOptions, train
 from chitchat.training.trainer import fit, weights_sha256
-from chitchat.training.workfolder import TrainingPlan, WorkFolder
+from chitchat.training.workfolder import TrainingFolder, TrainingPlan
+from serve.digest import sha256
 
 TINY = {"layers": 2, "width": 32, "heads": 4, "context": 32, "batch_size": 8, "dropout": 0.1}
 RUN = "import sys, json; from pathlib import Path; from chitchat.training.train import TrainOptions, train; " \
@@ -41,7 +40,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tiny_data, tmp_path):
     options = {**TINY, "epochs": 8, "patience": None}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(tiny_data, whole, TrainOptions(**options))
-    work = WorkFolder(tmp_path / ".killed.training")
+    work = TrainingFolder(tmp_path / ".killed.training")
     step = kill_after_checkpoint(start(RUN, tiny_data, killed, json.dumps(options)), work)
     torn = work.path / "checkpoint-9999"  # as if the next kill had come in the middle of a write
     torn.mkdir()
@@ -95,7 +94,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(task, tmp_path):
     for accumulation in (1, 4):
         model.load_state_dict(first)
         options = FitOptions(learning_rate=1e-3, batch_size=8, grad_accumulation=accumulation, epochs=0.5)
-        logs.append(fit(model, windows, objective, options, WorkFolder(tmp_path / str(accumulation)), {}).log)
+        logs.append(fit(model, windows, objective, options, tmp_path / str(accumulation), {}).log)
     for one, four in zip(*logs, strict=True):
         assert one.get("loss", 0) == pytest.approx(four.get("loss", 0), abs=2e-4)
         assert one.get("eval_loss", 0) == pytest.approx(four.get("eval_loss", 0), rel=1e-5)
@@ -115,7 +114,7 @@ def test_a_batch_in_which_nothing_is_predicted_changes_no_weight_to_nan(task, tm
 
     model, _, objective = task
     options = FitOptions(learning_rate=1e-3, batch_size=4, steps=2)
-    fit(model, Ones(), objective, options, WorkFolder(tmp_path / "work"), {})
+    fit(model, Ones(), objective, options, tmp_path / "work", {})
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
@@ -127,7 +126,7 @@ def test_labels_weigh_the_same_in_every_step_where_that_is_asked(task, tmp_path)
     for number, labels in enumerate((None, 50.0, 100.0)):
         model.load_state_dict(first)
         options = FitOptions(learning_rate=1e-9, batch_size=8, steps=3, labels_per_step=labels)
-        log = fit(model, windows, objective, options, WorkFolder(tmp_path / str(number)), {}).log
+        log = fit(model, windows, objective, options, tmp_path / str(number), {}).log
         logs.append([entry["loss"] for entry in log if "loss" in entry])
     batches = GlobalBatches(windows.lengths, 8, 0)
     labels_read = [windows.lengths[batches[step]].sum() - 8 for step in range(3)]
@@ -149,9 +148,9 @@ def test_the_best_model_is_kept_and_spent_patience_begins_the_decay_also_after_a
         snapshots.append(weights_sha256(one.transformer))
         return {"loss": next(scripted)}
 
-    work = WorkFolder(tmp_path / "work")
+    work = TrainingFolder(tmp_path / "work")
     options = FitOptions(learning_rate=1e-2, batch_size=8, epochs=12, patience=2)
-    result = fit(model, windows, NextToken(evaluate), options, work, {})
+    result = fit(model, windows, NextToken(evaluate), options, work.path, {})
     plan, decision = work.read_decisions()
     assert decision.cause == "patience"
     assert result.stopped_early
@@ -162,7 +161,7 @@ def test_the_best_model_is_kept_and_spent_patience_begins_the_decay_also_after_a
     assert (result.before["loss"], result.after["loss"]) == (9.0, 3.0)
     assert weights_sha256(model.transformer) == snapshots[2]
     evaluated = len(snapshots)
-    again = fit(model, windows, NextToken(evaluate), options, work, {}, resume=True)
+    again = fit(model, windows, NextToken(evaluate), options, work.path, {}, resume=True)
     assert (again.steps, again.after, again.log) == (result.steps, result.after, result.log)
     assert weights_sha256(model.transformer) == snapshots[2]
     assert len(snapshots) == evaluated  # nothing was evaluated again
@@ -172,23 +171,23 @@ def test_minutes_bound_the_run_and_the_plan_stays(task, tmp_path):
     """Stops: a number of steps that does not follow from the step time, or is found anew by every resume."""
     model, windows, objective = task
     options = FitOptions(learning_rate=1e-3, batch_size=8, max_minutes=0.1)
-    work = WorkFolder(tmp_path / "work")
-    result = fit(model, windows, objective, options, work, {})
-    plan = work.read_plan(json.loads((work.path / "plan.json").read_text())["key"])
+    work = TrainingFolder(tmp_path / "work")
+    result = fit(model, windows, objective, options, work.path, {})
+    plan = TrainingPlan(**{k: v for k, v in json.loads((work.path / "plan.json").read_text()).items() if k != "key"})
     assert result.steps == work.read_decisions()[-1].end if work.read_decisions() else plan.total_steps
     assert plan.total_steps * plan.step_seconds <= 0.97 * 6 or plan.total_steps == 1
     assert plan.eval_every % plan.save_every == plan.save_every % plan.log_every == 0
-    assert fit(model, windows, objective, options, work, {}, resume=True).steps == result.steps
+    assert fit(model, windows, objective, options, work.path, {}, resume=True).steps == result.steps
     longer = FitOptions(learning_rate=1e-3, batch_size=8, max_minutes=5)
     with pytest.raises(BadInput, match=r"max_minutes 0.1, now 5"):
-        fit(model, windows, objective, longer, work, {}, resume=True)
+        fit(model, windows, objective, longer, work.path, {}, resume=True)
     assert work.checkpoints()
 
 
 def test_ctrl_c_keeps_only_what_one_can_go_on_from(task, tmp_path, monkeypatch):
     """Stops: an empty work folder left behind, or a message that does not say how to go on."""
     model, windows, objective = task
-    work = WorkFolder(tmp_path / "work")
+    work = TrainingFolder(tmp_path / "work")
     options = FitOptions(learning_rate=1e-3, batch_size=8, epochs=4)
     stop_at = 1
 
@@ -200,11 +199,11 @@ def test_ctrl_c_keeps_only_what_one_can_go_on_from(task, tmp_path, monkeypatch):
     real = Schedule.on_step_end
     monkeypatch.setattr(Schedule, "on_step_end", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        fit(model, windows, objective, options, work, {})
+        fit(model, windows, objective, options, work.path, {})
     assert not work.path.exists()
     stop_at = 20
     with pytest.raises(KeyboardInterrupt, match="--resume goes on from step 1"):
-        fit(model, windows, objective, options, work, {})
+        fit(model, windows, objective, options, work.path, {})
     assert work.checkpoints()
 
 
@@ -214,7 +213,7 @@ def test_a_diverging_run_says_so(task, tmp_path):
     losses = iter([5.0, float("nan")])
     with pytest.raises(WorkFailed, match="smaller --learning-rate"):
         fit(model, windows, NextToken(lambda *_: {"loss": next(losses)}), FitOptions(1e-3, 8, epochs=1),
-            WorkFolder(tmp_path / "work"), {})  # fmt: skip
+            tmp_path / "work", {})  # fmt: skip
     assert not (tmp_path / "work").exists()
 
 
@@ -228,7 +227,7 @@ def test_a_full_disk_is_one_line(task, tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer_module.ExactTrainer, "_save_optimizer_and_scheduler", full)
     with pytest.raises(BadInput, match="the disk is full"):
-        fit(model, windows, objective, FitOptions(1e-3, 8, epochs=1), WorkFolder(tmp_path / "work"), {})
+        fit(model, windows, objective, FitOptions(1e-3, 8, epochs=1), tmp_path / "work", {})
     assert not (tmp_path / "work").exists()
 
 
@@ -237,14 +236,14 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(task, tmp_path):
     model, windows, objective = task
     options = FitOptions(1e-3, 10, grad_accumulation=4, epochs=1)
     with pytest.raises(BadInput, match=r"--batch-size 10.*multiple of 4"):
-        fit(model, windows, objective, options, WorkFolder(tmp_path / "work"), {})
+        fit(model, windows, objective, options, tmp_path / "work", {})
 
 
 def test_a_large_vocabulary_is_scored_in_pieces_with_the_same_gradient(task, monkeypatch):
     """Stops: pieces that are left out of the loss or of the backward pass; and a fused GELU of another function."""
     model, windows, objective = task
     rows = [windows[number] for number in range(6)]
-    batch = trainer_module._collate(rows)
+    batch = training_batch(rows)
     expected = sum(
         model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss
         * (len(row["input_ids"]) - 1)
@@ -252,7 +251,7 @@ def test_a_large_vocabulary_is_scored_in_pieces_with_the_same_gradient(task, mon
     )
     expected.backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
-    view = Trainable.around(model, objective)
+    view = LossModel.wrap(model, objective)
     for limit in (2**26, 300 * 7):
         monkeypatch.setattr("chitchat.training.objective.MAX_LOGITS", limit)
         model.zero_grad()
@@ -274,10 +273,10 @@ def test_patience_counts_evaluations_since_the_best():
 
 def test_saves_come_between_evaluations(tmp_path):
     """Stops: an hour of work that is lost because evaluations are rare."""
-    plan = TrainingPlan({}, 10, 1, 2, 4, 100, 0.1, {})
-    rates, stopwatch = RateSchedule([Decision(0, 10, "plan")], 0.0), Stopwatch()
-    pacer = Pacer(plan, rates, lambda _: 100, lambda: stopwatch.seconds)
-    schedule = Schedule(plan, WorkFolder(tmp_path), Distributed(), pacer, stopwatch)
+    plan = TrainingPlan(10, 1, 2, 4, 100, 0.1, {})
+    rates = RateSchedule([Decision(0, 10, "plan")], 0.0)
+    pacer = Pacer(plan, rates, lambda _: 100, Stopwatch())
+    schedule = Schedule(plan, TrainingFolder(tmp_path), pacer)
     asked = []
     for step in range(1, 11):
         control = schedule.on_step_end(None, TrainerState(global_step=step), TrainerControl())

@@ -8,7 +8,7 @@ from support.bundles import random_gpt2, weights_of
 
 from chitchat.errors import BadInput
 from export.bundle import write_graph
-from export.graph import build_graph, graph_spec
+from export.graph.builder import build_graph, graph_spec
 from export.parity import changed_weights
 from export.weights import GraphWeights
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bench.cost.random_bundle import END_OF_TURN_ID, bundle_bytes, write_phantom
+from bench.cost.random_bundle import END_OF_TURN_ID, bundle_bytes, write_random_bundle
 from bench.models.engine import EngineModel
 from bench.models.loaded import TimedReply
 from chitchat.errors import BadInput
-from compress.prune.shape import Shape
 from compress.quantize.schemes import SCHEMES
 from serve.cpu import physical_cores
+from serve.geometry import Geometry
 
 PROMPT_TOKENS = 64
 NEW_TOKENS = 32
@@ -55,11 +55,11 @@ class CostProbe:
         self._tokenizer_bytes = tokenizer_bytes
         self._threads = threads or physical_cores()
         self._prompt_tokens, self._new_tokens = prompt_tokens, new_tokens
-        self._known: dict[Shape, float] = {}
+        self._known: dict[Geometry, float] = {}
 
     @classmethod
     def of(cls, checkpoint: str, scheme: str, tokenizer: str | None = None) -> "CostProbe":
-        """A clock for shapes that are cut out of `checkpoint`, whose tokenizer they ship with.
+        """The costs of shapes that are cut out of `checkpoint`, whose tokenizer they ship with.
 
         `tokenizer` is --tokenizer; where there is none of either, a byte-level BPE is taken.
         """
@@ -72,13 +72,13 @@ class CostProbe:
         text = tokenizer_of(checkpoint, tokenizer).backend_tokenizer.to_str(pretty=True)
         return cls(scheme, tokenizer_bytes=len(text.encode()))
 
-    def ms_per_token(self, shape: Shape) -> float:
+    def ms_per_token(self, shape: Geometry) -> float:
         """Decode time in ms of a further token, as measured here; once measured it is remembered."""
         if shape not in self._known:
             self.measure([shape])
         return self._known[shape]
 
-    def measure(self, shapes: Sequence[Shape], rounds: int = ROUNDS) -> list[float]:
+    def measure(self, shapes: Sequence[Geometry], rounds: int = ROUNDS) -> list[float]:
         """Decode time of each shape in ms per token: the median over all tokens of `rounds` replies, taken in turn.
 
         Shapes too large to be held in memory together are measured group by group.
@@ -89,17 +89,16 @@ class CostProbe:
                 self._known[shape] = float(np.median(times))
         return [self._known[shape] for shape in shapes]
 
-    def file_mb(self, shape: Shape) -> float:
+    def file_mb(self, shape: Geometry) -> float:
         """Size of the shape's bundle in 10^6 bytes: weights and graph as they will be, the other files estimated."""
         beside = TOKEN_BYTES * shape.vocab if self._tokenizer_bytes is None else self._tokenizer_bytes
         return bundle_bytes(shape, self.scheme, beside) / 1e6
 
-    def _groups(self, shapes: Sequence[Shape]) -> Iterator[list[Shape]]:
-        group: list[Shape] = []
+    def _groups(self, shapes: Sequence[Geometry]) -> Iterator[list[Geometry]]:
+        group: list[Geometry] = []
         held = 0.0
         for shape in shapes:
-            cache = 2 * 4 * shape.layers * shape.width * shape.positions
-            size = 2e6 * self.file_mb(shape) + cache
+            size = 2e6 * self.file_mb(shape) + shape.kv_bytes_per_token * shape.context
             if group and held + size > _HELD_BYTES:
                 yield group
                 group, held = [], 0.0
@@ -108,7 +107,7 @@ class CostProbe:
         if group:
             yield group
 
-    def _replies(self, shapes: Sequence[Shape], rounds: int) -> list[list[float]]:
+    def _replies(self, shapes: Sequence[Geometry], rounds: int) -> list[list[float]]:
         """Times in ms between the tokens of all replies of each shape."""
         times: list[list[float]] = [[] for _ in shapes]
         backends: list[Any] = []
@@ -118,20 +117,20 @@ class CostProbe:
                 self._reply(backends[-1], shape)  # warms up: memory is mapped, threads are started
                 progress.update()
             for _ in range(rounds):
-                for place, shape in enumerate(shapes):
-                    times[place] += self._reply(backends[place], shape).token_ms
+                for index, shape in enumerate(shapes):
+                    times[index] += self._reply(backends[index], shape).token_ms
                     progress.update()
         return times
 
-    def _open(self, shape: Shape) -> EngineModel:
+    def _open(self, shape: Geometry) -> EngineModel:
         with tempfile.TemporaryDirectory() as folder:
-            write_phantom(shape, self.scheme, Path(folder))
+            write_random_bundle(shape, self.scheme, Path(folder))
             return EngineModel.open(folder, self._threads, "cpu")  # a mapped file lives on after its folder
 
-    def _reply(self, backend: EngineModel, shape: Shape) -> TimedReply:
-        new_tokens = min(self._new_tokens, shape.positions // 2)
+    def _reply(self, backend: EngineModel, shape: Geometry) -> TimedReply:
+        new_tokens = min(self._new_tokens, shape.context // 2)
         if new_tokens < 2:
-            raise BadInput(f"--context {shape.positions}: too small to time a reply; give at least 4")
-        prompt = np.arange(min(self._prompt_tokens, shape.positions - new_tokens)) % shape.vocab
+            raise BadInput(f"--context {shape.context}: too small to time a reply; give at least 4")
+        prompt = np.arange(min(self._prompt_tokens, shape.context - new_tokens)) % shape.vocab
         time.sleep(_SETTLE_S)
         return backend.generate(prompt.tolist(), new_tokens, END_OF_TURN_ID)

@@ -14,17 +14,20 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import GPT2Config
+from transformers import PretrainedConfig
 
-from compress.prune.shape import Shape
+from chitchat.architectures.protocol import Matrix
+from chitchat.architectures.registry import architecture_of, count_parameters
 from compress.quantize.blockwise import BlockTensor
 from compress.quantize.channelwise import ChannelTensor
-from compress.quantize.checkpoint import QuantizedTensor, is_conv1d, matrix_shapes
+from compress.quantize.checkpoint import QuantizedTensor
 from compress.quantize.schemes import SCHEMES, Grid, grids
 from export.bundle import write_graph, write_manifest
-from export.graph import build_graph, graph_names, graph_spec
+from export.graph.builder import build_graph, graph_spec
+from export.graph.spec import graph_names
 from export.weights import GraphWeights, quantized_weights
 from serve.bundle import GRAPH, TOKENIZER, Graph, Manifest
+from serve.geometry import Geometry
 from serve.options import SamplingOptions
 
 END_OF_TURN_ID = 0
@@ -33,27 +36,25 @@ MANIFEST_BYTES = 6_000  # bundle.json of a model that was trained, pruned, quant
 
 
 @dataclass(frozen=True)
-class _Matrix:
-    """Where a weight matrix [rows, columns] is stored. `bits` 32: float32; `block_size` 0: a scale a row, with w8a8."""
+class _Stored:
+    """How a weight matrix is stored. `bits` 32: float32; `block_size` 0: a scale a row, with w8a8."""
 
-    module: str
-    rows: int
-    columns: int
+    matrix: Matrix
     bits: int
     block_size: int
 
     @property
     def nbytes(self) -> int:
         """Bytes in the graph: numbers, scales, padding to whole blocks, and the scalars of w8a8."""
+        rows, columns = self.matrix.rows, self.matrix.columns
         if self.bits == 32:
-            return 4 * self.rows * self.columns
+            return 4 * rows * columns
         if not self.block_size:
-            return self.rows * self.columns + 4 * self.rows + 5
-        blocks = -(-self.columns // self.block_size)
-        return self.rows * blocks * (self.block_size * self.bits // 8 + 4)
+            return rows * columns + 4 * rows + 5
+        return rows * -(-columns // self.block_size) * (self.block_size * self.bits // 8 + 4)
 
 
-def bundle_bytes(shape: Shape, scheme: str, tokenizer_bytes: int) -> int:
+def bundle_bytes(shape: Geometry, scheme: str, tokenizer_bytes: int) -> int:
     """Bytes of the bundle that a model of `shape` becomes under `scheme` ("fp32", or one of `compress quantize`).
 
     The weights are counted exactly. The nodes of the graph are those of written graphs of one and two layers, which
@@ -64,12 +65,12 @@ def bundle_bytes(shape: Shape, scheme: str, tokenizer_bytes: int) -> int:
     return _weight_bytes(shape, scheme) + overhead + tokenizer_bytes + MANIFEST_BYTES
 
 
-def write_phantom(shape: Shape, scheme: str, folder: Path, seed: int = 0) -> None:
+def write_random_bundle(shape: Geometry, scheme: str, folder: Path, seed: int = 0) -> None:
     """Write a bundle of random weights into an empty folder; its tokenizer is empty."""
     write_weights(shape, scheme, random_weights(shape, scheme, np.random.default_rng(seed)), folder)
 
 
-def write_weights(shape: Shape, scheme: str, weights: GraphWeights, folder: Path) -> None:
+def write_weights(shape: Geometry, scheme: str, weights: GraphWeights, folder: Path) -> None:
     """Write a bundle of `weights` into an empty folder, to be timed and not to be talked to; its tokenizer is empty."""
     spec = graph_spec(_config(shape), weights.formats)
     write_graph(build_graph(spec, weights), folder)
@@ -79,8 +80,8 @@ def write_weights(shape: Shape, scheme: str, weights: GraphWeights, folder: Path
         graphs={"cpu": Graph(GRAPH, *graph_names(shape.layers), weights.nbytes)},
         scheme=scheme,
         geometry=spec.geometry,
-        parameters=shape.parameters,
-        dialogue=dialogue | {"unk_id": None, "unconditional_prompt_ids": [], "banned_ids": []},
+        parameters=count_parameters(shape),
+        dialogue=dialogue | {"unk_id": None, "blank_ids": [], "banned_ids": []},
         sampling=asdict(SamplingOptions()),
         cpu_features=(),
         lineage=(),
@@ -91,93 +92,68 @@ def write_weights(shape: Shape, scheme: str, weights: GraphWeights, folder: Path
     write_manifest(manifest, folder)
 
 
-def _config(shape: Shape) -> GPT2Config:
-    return GPT2Config(
-        n_layer=shape.layers,
-        n_embd=shape.width,
-        n_head=shape.heads,
-        n_inner=shape.ffn,
-        vocab_size=shape.vocab,
-        n_positions=shape.positions,
-        tie_word_embeddings=shape.tied,
-        bos_token_id=END_OF_TURN_ID,
-        eos_token_id=END_OF_TURN_ID,
-    )
+def _config(shape: Geometry) -> PretrainedConfig:
+    return architecture_of(shape).new_config(shape, bos_token_id=END_OF_TURN_ID, eos_token_id=END_OF_TURN_ID)
 
 
-def _matrices(shape: Shape, scheme: str) -> Iterator[_Matrix]:
+def _matrices(shape: Geometry, scheme: str) -> Iterator[_Stored]:
     """Every weight matrix and table, as `compress quantize` would store it."""
-    config = _config(shape).to_dict()
-    chosen = grids(config, scheme) if scheme in SCHEMES else {}
-    for module, (rows, columns) in matrix_shapes(config):
-        grid = chosen.get(module, Grid(32, 0))
-        yield _Matrix(module, rows, columns, grid.bits, 0 if grid.static_inputs else grid.block_size)
+    chosen = grids(shape, scheme) if scheme in SCHEMES else {}
+    for matrix in architecture_of(shape).matrices(shape):
+        grid = chosen.get(matrix.module, Grid(32, 0))
+        yield _Stored(matrix, grid.bits, 0 if grid.static_inputs else grid.block_size)
 
 
-def _vectors(shape: Shape) -> Iterator[tuple[str, int]]:
-    """`(parameter, length)` of every bias and LayerNorm; they stay float32."""
-    width = shape.width
-    lengths = {
-        **{f"{norm}.{part}": width for norm in ("ln_1", "ln_2") for part in ("weight", "bias")},
-        "attn.c_attn.bias": 3 * width,
-        "attn.c_proj.bias": width,
-        "mlp.c_fc.bias": shape.ffn,
-        "mlp.c_proj.bias": width,
-    }
-    for layer in range(shape.layers):
-        yield from ((f"transformer.h.{layer}.{name}", length) for name, length in lengths.items())
-    yield from ((f"transformer.ln_f.{part}", width) for part in ("weight", "bias"))
-
-
-def _weight_bytes(shape: Shape, scheme: str) -> int:
+def _weight_bytes(shape: Geometry, scheme: str) -> int:
     """Bytes of all arrays of the graph; every layer has those of the first."""
     one, two = (_counted(replace(shape, layers=layers), scheme) for layers in (1, 2))
     return one + (shape.layers - 1) * (two - one)
 
 
 @cache
-def _counted(shape: Shape, scheme: str) -> int:
-    matrices = sum(matrix.nbytes for matrix in _matrices(shape, scheme))
-    return matrices + 4 * sum(length for _, length in _vectors(shape))
+def _counted(shape: Geometry, scheme: str) -> int:
+    matrices = sum(stored.nbytes for stored in _matrices(shape, scheme))
+    return matrices + 4 * sum(length for _, length in architecture_of(shape).vectors(shape))
 
 
 @cache
 def _graph_overhead(layers: int, scheme: str, tied: bool) -> int:
     """Bytes of model.onnx beside the weights: nodes, names and dimensions."""
-    shape = Shape(layers, heads=16, head_dim=64, ffn=4096, vocab=4096, positions=512, tied=tied)
-    small = replace(shape, heads=1, head_dim=32, ffn=32, vocab=32, positions=32)
+    small = Geometry(layers, heads=1, head_dim=32, ffn=32, vocab=32, context=32, tied=tied)
     weights = random_weights(small, scheme, np.random.default_rng(0))
     with tempfile.TemporaryDirectory() as folder:
         path = write_graph(build_graph(graph_spec(_config(small), weights.formats), weights), Path(folder))
         return path.stat().st_size - weights.nbytes
 
 
-def random_weights(shape: Shape, scheme: str, random: np.random.Generator) -> GraphWeights:
+def random_weights(shape: Geometry, scheme: str, random: np.random.Generator) -> GraphWeights:
     """The arrays of a graph, drawn: those of a real export under the same names, in the same shapes and types."""
     quantized: dict[str, QuantizedTensor] = {}
     floats: dict[str, NDArray[np.generic]] = {
         name: np.full(length, 1.0 if name.endswith("weight") else 0.0, dtype=np.float32)
-        for name, length in _vectors(shape)
+        for name, length in architecture_of(shape).vectors(shape)
     }
-    for matrix in _matrices(shape, scheme):
-        if matrix.bits == 32:
-            size = (matrix.columns, matrix.rows) if is_conv1d(matrix.module) else (matrix.rows, matrix.columns)
+    for stored in _matrices(shape, scheme):
+        matrix = stored.matrix
+        if stored.bits == 32:
+            size = (matrix.columns, matrix.rows) if matrix.transposed else (matrix.rows, matrix.columns)
             floats[f"{matrix.module}.weight"] = random.standard_normal(size, dtype=np.float32) * np.float32(_SPREAD)
         else:
-            quantized[matrix.module] = _random_tensor(matrix, random)
+            quantized[matrix.module] = _random_tensor(stored, random)
     return quantized_weights(quantized, floats, tied=shape.tied)
 
 
-def _random_tensor(matrix: _Matrix, random: np.random.Generator) -> QuantizedTensor:
-    if not matrix.block_size:
-        q = _random_bytes((matrix.columns, matrix.rows), random)
-        scales = np.full(matrix.rows, _SPREAD / 74, dtype=np.float32)  # 74: the spread of random bytes
+def _random_tensor(stored: _Stored, random: np.random.Generator) -> QuantizedTensor:
+    rows, columns = stored.matrix.rows, stored.matrix.columns
+    if not stored.block_size:
+        q = _random_bytes((columns, rows), random)
+        scales = np.full(rows, _SPREAD / 74, dtype=np.float32)  # 74: the spread of random bytes
         return ChannelTensor(q, scales, np.asarray(0.05, dtype=np.float32), np.asarray(128, dtype=np.uint8))
-    blocks = -(-matrix.columns // matrix.block_size)
-    q = _random_bytes((matrix.rows, blocks, matrix.block_size * matrix.bits // 8), random)
-    spread = 2**matrix.bits / 12**0.5
-    scales = np.full((matrix.rows, blocks), _SPREAD / spread, dtype=np.float32)
-    return BlockTensor(q, scales, matrix.columns, matrix.bits, matrix.block_size)
+    blocks = -(-columns // stored.block_size)
+    q = _random_bytes((rows, blocks, stored.block_size * stored.bits // 8), random)
+    spread = 2**stored.bits / 12**0.5
+    scales = np.full((rows, blocks), _SPREAD / spread, dtype=np.float32)
+    return BlockTensor(q, scales, columns, stored.bits, stored.block_size)
 
 
 def _random_bytes(size: tuple[int, ...], random: np.random.Generator) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ import numpy as np
 from bench.cost.random_bundle import END_OF_TURN_ID, random_weights, write_weights
 from bench.models.engine import EngineModel
 from bench.models.loaded import TimedReply
-from compress.prune.shape import Shape
+from chitchat.architectures.registry import geometry_of
 from compress.quantize.checkpoint import load_quantized
 from export.weights import quantized_weights
 from serve.cpu import physical_cores
@@ -62,11 +62,11 @@ class Speedup:
 def measure_speedup(checkpoint: str | Path, threads: int | None = None, rounds: int = ROUNDS) -> Speedup:
     """Time the quantized checkpoint against float32 on this machine's CPU; `threads` None takes the physical cores."""
     stored = load_quantized(checkpoint)
-    shape = Shape.of(stored.config)
+    shape = geometry_of(stored.config)
     weights = quantized_weights(stored.matrices, stored.floats, tied=shape.tied)
     scheme = str(stored.config["quantization_config"]["scheme"])
-    new_tokens = max(2, min(NEW_TOKENS, shape.positions // 2))
-    prompt = (np.arange(max(1, min(PROMPT_TOKENS, shape.positions - new_tokens))) % shape.vocab).tolist()
+    new_tokens = max(2, min(NEW_TOKENS, shape.context // 2))
+    prompt = (np.arange(max(1, min(PROMPT_TOKENS, shape.context - new_tokens))) % shape.vocab).tolist()
     backends = []
     for name, arrays in ((scheme, weights), ("fp32", random_weights(shape, "fp32", np.random.default_rng(0)))):
         with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +80,7 @@ def measure_speedup(checkpoint: str | Path, threads: int | None = None, rounds: 
         ttft_ms=float(np.median([sample.ttft_ms for sample in ours])),
         tpot_ms=float(np.median([step for sample in ours for step in sample.token_ms])),
         ttft_speed=_ratio([sample.ttft_ms for sample in floats], [sample.ttft_ms for sample in ours]),
-        tpot_speed=_ratio(*([float(np.median(sample.token_ms)) for sample in each] for each in (floats, ours))),
+        tpot_speed=_ratio(*([float(np.median(sample.token_ms)) for sample in replies] for replies in (floats, ours))),
     )
 
 
@@ -88,11 +88,11 @@ def take_turns(backends: Sequence[Any], prompt: Sequence[int], new_tokens: int, 
     """`rounds` replies of each backend, A B A B …, after one of each that warms up."""
     samples: list[list[TimedReply]] = [[] for _ in backends]
     for number in range(rounds + 1):
-        for place, backend in enumerate(backends):
+        for index, backend in enumerate(backends):
             time.sleep(_SETTLE_S)
             sample = backend.generate(prompt, new_tokens, END_OF_TURN_ID)
             if number:
-                samples[place].append(sample)
+                samples[index].append(sample)
     return samples
 
 

@@ -29,7 +29,7 @@ from typing import IO, Any
 from bench.gpu.machine import ROOT, ask_torch, environment, install, lacking
 from bench.gpu.parts import MANIFEST, Manifest, Store
 from chitchat.errors import BadInput, ChitchatError
-from chitchat.lineage import sha256
+from serve.digest import sha256
 
 GRACE_S = 20.0  # for a step that was told to end: the bench writes what it has
 PACKAGES = ("chitchat", "compress", "serve", "export", "bench", "chitchat_compress")

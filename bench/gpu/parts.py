@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chitchat.errors import BadInput
-from chitchat.lineage import sha256
+from serve.digest import sha256
 
 MANIFEST = "manifest.json"
 PART_BYTES = 60_000_000

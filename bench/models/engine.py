@@ -62,7 +62,7 @@ class EngineModel(LoadedModel):
                 if event.error is not None:
                     raise event.error
                 if event.token is not None:
-                    times[id(event.conversation)].append(time.perf_counter())
+                    times[id(event.request)].append(time.perf_counter())
                     missing -= 1
         return [as_timed_reply(started, times[id(request)], request.reply, new_tokens) for request in requests]
 

@@ -14,11 +14,11 @@ from bench.models.torch import CHECKPOINT, QUANTIZED, CheckpointModel
 from chitchat.errors import BadInput
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from chitchat.dialogue import Dialogue
     from chitchat.generate import TorchGenerator
-    from compress.prune.shape import Shape
+    from serve.geometry import Geometry
 
 
 def open_model(spec: str, dialogue: str | None = None, tokenizer: str | None = None) -> ModelHandle:
@@ -76,25 +76,27 @@ class CheckpointHandle(ModelHandle):
         return "torch fp32"
 
     @cached_property
-    def shape(self) -> "Shape":
-        """The `compress.prune.shape.Shape`: that in config.json, which tells the truth where we wrote it.
+    def shape(self) -> "Geometry":
+        """The `serve.geometry.Geometry`: that in config.json, which tells the truth where we wrote it.
 
         Of a checkpoint from elsewhere it is that of the weights, which are read for it: its config.json may tie what is
         not. Raises `BadInput` for weights that are not there, damaged, or do not fit.
         """
-        from compress.prune.shape import Shape
+        from chitchat.architectures.registry import geometry_of
 
-        return Shape.of(self.config if self.lineage() else self.torch_model().config.to_dict())
+        return geometry_of(self.config if self.lineage() else self.torch_model())
 
     @property
     def geometry(self) -> dict[str, int]:
         shape = self.shape
         sizes = {name: getattr(shape, name) for name in ("layers", "width", "heads", "ffn", "vocab")}
-        return {**sizes, "context": shape.positions}
+        return {**sizes, "context": shape.context}
 
     @property
     def parameters(self) -> int:
-        return self.shape.parameters
+        from chitchat.architectures.registry import count_parameters
+
+        return count_parameters(self.shape)
 
     @property
     def weight_bytes(self) -> int:
@@ -128,8 +130,8 @@ class CheckpointHandle(ModelHandle):
     def tokenizer_json(self) -> str:
         return str(self.tokenizer.backend_tokenizer.to_str())
 
-    def torch_model(self) -> "GPT2LMHeadModel":
-        """The weights as a `GPT2LMHeadModel` in float32."""
+    def torch_model(self) -> "PreTrainedModel":
+        """The model in float32, with its weights."""
         from chitchat.checkpoint import load_model
 
         return load_model(self.path)
@@ -156,7 +158,7 @@ class QuantizedHandle(CheckpointHandle):
     def runtime(self) -> str:
         return f"torch, de-quantized {self.config['quantization_config'].get('scheme', 'integers')}"
 
-    def torch_model(self) -> "GPT2LMHeadModel":
+    def torch_model(self) -> "PreTrainedModel":
         from compress.quantize.checkpoint import load_quantized
 
         return load_quantized(self.folder).dequantized_model()

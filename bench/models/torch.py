@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bench.models.kind import RuntimeKind
 from bench.models.loaded import Floats, LoadedModel, TimedReply, as_timed_reply
+from chitchat.architectures.registry import geometry_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import GPT2LMHeadModel
+    from transformers import PreTrainedModel
 
     from chitchat.padded import PaddedRows
     from chitchat.score import TokenScorer
@@ -81,7 +82,7 @@ class TorchModel(TransformersModel):
 
     def __init__(self, model: Any) -> None:
         self._model = model.eval()
-        self.context = model.config.n_positions
+        self.context = geometry_of(model).context
 
     @classmethod
     def open(cls, spec: str, threads: int, device: str, slots: int = 1) -> Self:
@@ -93,7 +94,7 @@ class TorchModel(TransformersModel):
 
     @classmethod
     @abstractmethod
-    def read(cls, spec: str) -> "GPT2LMHeadModel":
+    def read(cls, spec: str) -> "PreTrainedModel":
         """The torch model of `spec`, in the precision in which it is measured."""
 
     @cached_property
@@ -143,7 +144,7 @@ class CheckpointModel(TorchModel):
     supports_concurrency: ClassVar[bool] = True
 
     @classmethod
-    def read(cls, spec: str) -> "GPT2LMHeadModel":
+    def read(cls, spec: str) -> "PreTrainedModel":
         """See `TorchModel.read`."""
         from chitchat.checkpoint import load_model
 
@@ -160,7 +161,7 @@ class DequantizedModel(TorchModel):
     """A quantized checkpoint de-quantized to float32: its quality is the shipped one, its speed is not."""
 
     @classmethod
-    def read(cls, spec: str) -> "GPT2LMHeadModel":
+    def read(cls, spec: str) -> "PreTrainedModel":
         """See `TorchModel.read`."""
         from compress.quantize.checkpoint import load_quantized
 

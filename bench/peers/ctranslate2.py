@@ -15,6 +15,7 @@ import numpy as np
 from bench.models.loaded import Floats, TimedReply, as_timed_reply
 from bench.models.stepping import SteppingModel
 from bench.peers.descriptor import Peer, Source
+from chitchat.architectures.registry import geometry_of
 
 if TYPE_CHECKING:
     from serve.dialogue import Dialogue
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def convert(checkpoint: Path, out: Path, weight_format: str, threads: int) -> None:
-    """Write a GPT-2 checkpoint as a CTranslate2 model; int8 is CTranslate2's own rounding, a scale a row."""
+    """Write a checkpoint as a CTranslate2 model; int8 is CTranslate2's own rounding, a scale a row."""
     from ctranslate2.converters import TransformersConverter
 
     TransformersConverter(str(checkpoint)).convert(
@@ -36,7 +37,7 @@ def convert(checkpoint: Path, out: Path, weight_format: str, threads: int) -> No
     }
     (out / "config.json").write_text(json.dumps(filled), encoding="utf-8")
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    (out / "context.txt").write_text(str(config["n_positions"]), encoding="utf-8")
+    (out / "context.txt").write_text(str(geometry_of(config).context), encoding="utf-8")
 
 
 class CTranslate2Model(SteppingModel):

@@ -16,22 +16,13 @@ import numpy as np
 from bench.models.loaded import Floats, TimedReply, as_timed_reply
 from bench.models.stepping import SteppingModel
 from bench.peers.descriptor import Peer, Source
+from chitchat.architectures.registry import architecture_of, geometry_of
 
 _FTYPES = {"Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "Q4_K": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
-# Hugging Face's name of a module -> GGUF's (llama.cpp, src/llama-arch.cpp, LLM_ARCH_GPT2).
-_LAYER = {
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-}
-_OUTSIDE = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
 
 
 def convert(checkpoint: Path, out: Path, weight_format: str, threads: int) -> None:
-    """Write a GPT-2 checkpoint as the folder `out` with one GGUF file: F32, or what llama.cpp makes of it."""
+    """Write a checkpoint as the folder `out` with one GGUF file: F32, or what llama.cpp makes of it."""
     out.mkdir(parents=True)
     full_precision = out / "F32.gguf"
     write_gguf(checkpoint, full_precision)
@@ -41,26 +32,28 @@ def convert(checkpoint: Path, out: Path, weight_format: str, threads: int) -> No
 
 
 def write_gguf(checkpoint: Path, path: Path) -> None:
-    """Write a GPT-2 checkpoint with a tied head, and its tokenizer, as a float32 GGUF file."""
+    """Write a checkpoint with a tied head, and its tokenizer, as a float32 GGUF file."""
     import gguf
     from safetensors.numpy import load_file
 
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    writer = gguf.GGUFWriter(path, "gpt2")
-    writer.add_block_count(config["n_layer"])
-    writer.add_context_length(config["n_positions"])
-    writer.add_embedding_length(config["n_embd"])
-    writer.add_feed_forward_length(config["n_inner"] or 4 * config["n_embd"])
-    writer.add_head_count(config["n_head"])
-    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-    writer.add_vocab_size(config["vocab_size"])
-    _add_tokenizer(writer, checkpoint, config["vocab_size"])
+    architecture, geometry = architecture_of(config), geometry_of(config)
+    writer = gguf.GGUFWriter(path, architecture.gguf_type)
+    writer.add_block_count(geometry.layers)
+    writer.add_context_length(geometry.context)
+    writer.add_embedding_length(geometry.width)
+    writer.add_feed_forward_length(geometry.ffn)
+    writer.add_head_count(geometry.heads)
+    writer.add_layer_norm_eps(architecture.norm_epsilon(config))
+    writer.add_vocab_size(geometry.vocab)
+    _add_tokenizer(writer, checkpoint, geometry.vocab)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     for name, array in load_file(checkpoint / "model.safetensors").items():
-        stored_name = gguf_name(name)
+        stored_name = architecture.gguf_tensor(name)
         if stored_name is not None:
-            flat = array.T if name.endswith(".weight") and ".c_" in name else array  # Conv1D keeps [in, out]
-            writer.add_tensor(stored_name, np.ascontiguousarray(flat, dtype=np.float32))
+            module, _, kind = name.rpartition(".")
+            rows = array.T if kind == "weight" and architecture.is_transposed(module) else array
+            writer.add_tensor(stored_name, np.ascontiguousarray(rows, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -107,16 +100,6 @@ def _add_tokenizer(writer: Any, checkpoint: Path, size: int) -> None:
             add(by_text[name])
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
-
-
-def gguf_name(name: str) -> str | None:
-    """Give GGUF's name of a GPT-2 tensor; None for what is not stored (the tied head, masks)."""
-    parts = name.removeprefix("transformer.").split(".")
-    kind = parts[-1]
-    if parts[0] == "h":
-        module = ".".join(parts[2:-1])
-        return f"blk.{parts[1]}.{_LAYER[module]}.{kind}" if module in _LAYER else None
-    return f"{_OUTSIDE[parts[0]]}.{kind}" if parts[0] in _OUTSIDE else None
 
 
 def quantize_gguf(source: Path, path: Path, kind: str, threads: int) -> None:

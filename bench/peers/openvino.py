@@ -13,6 +13,7 @@ import numpy as np
 from bench.models.loaded import Floats
 from bench.models.stepping import SteppingModel
 from bench.peers.descriptor import Peer, Source
+from chitchat.architectures.registry import geometry_of
 from serve.quiet import load
 
 MODEL = "openvino_model.xml"
@@ -60,7 +61,7 @@ class OpenVinoModel(SteppingModel):
         self._request = compiled.create_infer_request()
         self._names = {name for parameter in compiled.inputs for name in parameter.get_names()}
         self._seen = 0
-        self.context = int(config["n_positions"])
+        self.context = geometry_of(config).context
 
     def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
         """See `SteppingModel.feed`."""

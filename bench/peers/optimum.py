@@ -7,6 +7,7 @@ from bench.models.loaded import Floats
 from bench.models.stepping import SteppingModel
 from bench.models.torch import TORCH_MODULES, TransformersModel
 from bench.peers.descriptor import Peer, Source
+from chitchat.architectures.registry import geometry_of
 from chitchat.system.interpreters import PORTABLE
 from serve.quiet import load
 
@@ -25,7 +26,7 @@ class OptimumModel(TransformersModel, SteppingModel):
         self._model = model.to(device)
         self._cache: Any = None
         self._seen = 0
-        self.context = int(self._model.config.n_positions)
+        self.context = geometry_of(self._model.config).context
 
     def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
         """See `SteppingModel.feed`."""

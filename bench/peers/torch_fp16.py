@@ -6,7 +6,7 @@ from bench.models.torch import TORCH_MODULES, CheckpointModel
 from bench.peers.descriptor import Peer, Source
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
+    from transformers import PreTrainedModel
 
 
 class HalfModel(CheckpointModel):
@@ -15,7 +15,7 @@ class HalfModel(CheckpointModel):
     supports_concurrency: ClassVar[bool] = False
 
     @classmethod
-    def read(cls, spec: str) -> "GPT2LMHeadModel":
+    def read(cls, spec: str) -> "PreTrainedModel":
         """See `TorchModel.read`."""
         return super().read(spec).half()
 

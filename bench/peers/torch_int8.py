@@ -6,7 +6,7 @@ from bench.models.torch import TORCH_MODULES, CheckpointModel
 from bench.peers.descriptor import Peer, Source
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
+    from transformers import PreTrainedModel
 
 
 class DynamicInt8Model(CheckpointModel):
@@ -15,16 +15,16 @@ class DynamicInt8Model(CheckpointModel):
     supports_concurrency: ClassVar[bool] = False
 
     @classmethod
-    def read(cls, spec: str) -> "GPT2LMHeadModel":
+    def read(cls, spec: str) -> "PreTrainedModel":
         """See `TorchModel.read`."""
         import torch
 
         model = _with_linear_layers(super().read(spec))
-        quantized: GPT2LMHeadModel = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+        quantized: PreTrainedModel = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
         return quantized
 
 
-def _with_linear_layers(model: "GPT2LMHeadModel") -> "GPT2LMHeadModel":
+def _with_linear_layers(model: "PreTrainedModel") -> "PreTrainedModel":
     """The same model with nn.Linear for transformers' Conv1D, in place: what dynamic quantization knows."""
     import torch
     from transformers.pytorch_utils import Conv1D

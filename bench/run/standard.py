@@ -6,12 +6,14 @@ it: a prompt of 64 tokens, 64 new ones, greedy. What is timed and printed is `be
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from chitchat.architectures.registry import architecture_of
 from chitchat.checkpoint import save_checkpoint
 from chitchat.data.builder import build_dataset
 from chitchat.lineage import Stage
@@ -20,14 +22,16 @@ from chitchat.tokenizer import read_vocab_txt
 from compress.quantize.options import QuantizeOptions
 from compress.quantize.stage import quantize
 from export.stage import export
+from serve.geometry import Geometry
 
 VOCAB = 13_317
 LAYERS, WIDTH, HEADS, CONTEXT = 12, 768, 12, 300
 WHOLE, HALF = "checkpoint", "half"
-SHAPE = {"vocab_size": VOCAB, "n_positions": CONTEXT, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
-HALF_SHAPE = {**SHAPE, "n_embd": 576, "n_layer": 10, "n_head": 9}  # 0.498 of the parameters
+SHAPE = Geometry(LAYERS, HEADS, WIDTH // HEADS, 4 * WIDTH, VOCAB, CONTEXT)
+HALF_SHAPE = replace(SHAPE.with_heads(9), layers=10, ffn=4 * 576)  # 0.498 of the parameters
 SHAPES = {WHOLE: SHAPE, HALF: HALF_SHAPE}
 ROWS = (WHOLE, "fp32", "w8", "w8a8", "w4", "w4 int8 cache", "half w8", "half w4")
+DROPOUT = 0.1  # in config.json, as transformers has it; nothing is trained
 CONVERSATIONS, TURNS, TURN_TOKENS = 80, 8, 24
 _SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _FIRST_HAN = 0x4E00  # the vocabulary is the specials and as many Chinese characters as it takes
@@ -69,17 +73,17 @@ def _data(folder: Path, name: str) -> Path:
     return folder / f"{name}-data"
 
 
-def _make_checkpoint(out: Path, shape: dict[str, int], seed: int) -> None:
+def _make_checkpoint(out: Path, shape: Geometry, seed: int) -> None:
     torch.manual_seed(seed)
-    config = GPT2Config(**shape, bos_token_id=2, eos_token_id=3)
-    model = GPT2LMHeadModel(config).eval()
+    architecture = architecture_of(shape)
+    model = architecture.new_model(architecture.new_config(shape, DROPOUT, bos_token_id=2, eos_token_id=3)).eval()
     with staged_folder(out, "checkpoint") as staging:
-        save_checkpoint(staging, model, _make_tokenizer(staging), Stage("random weights", shape, seed))
+        save_checkpoint(staging, model, _make_tokenizer(staging), Stage("random weights", shape.as_json(), seed))
 
 
 def _make_tokenizer(staging: Path) -> PreTrainedTokenizerFast:
     path = staging / "vocab.txt"
-    tokens = [*_SPECIALS, *(chr(_FIRST_HAN + place) for place in range(VOCAB - len(_SPECIALS)))]
+    tokens = [*_SPECIALS, *(chr(_FIRST_HAN + index) for index in range(VOCAB - len(_SPECIALS)))]
     path.write_text("\n".join(tokens) + "\n", encoding="utf-8")
     tokenizer = read_vocab_txt(path)
     path.unlink()
@@ -97,7 +101,7 @@ def _make_data(checkpoint: Path, out: Path, seed: int) -> None:
 
 
 def _random_turn(random: np.random.Generator) -> str:
-    return "".join(chr(_FIRST_HAN + int(place)) for place in random.integers(VOCAB - len(_SPECIALS), size=TURN_TOKENS))
+    return "".join(chr(_FIRST_HAN + int(index)) for index in random.integers(VOCAB - len(_SPECIALS), size=TURN_TOKENS))
 
 
 def _make_bundle(folder: Path, form: str, out: Path) -> None:

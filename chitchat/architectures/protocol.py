@@ -434,3 +434,11 @@ def last_hidden(model: Any, ids: "Tensor") -> "Tensor":
     embedded = model.get_input_embeddings()(ids)
     states: Tensor = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
     return states
+
+
+def all_hidden(model: Any, ids: "Tensor") -> "tuple[Tensor, ...]":
+    """What the layers read, in order, and then what `last_hidden` gives: [batch, tokens, width] each."""
+    embedded = model.get_input_embeddings()(ids)
+    found = model.base_model(inputs_embeds=embedded, use_cache=False, output_hidden_states=True)
+    states: tuple[Tensor, ...] = found.hidden_states
+    return states

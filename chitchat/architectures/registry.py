@@ -1,6 +1,7 @@
 """Which architecture a model, a configuration, a `config.json` or a geometry is of."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ def geometry_of(found: "PreTrainedModel | PretrainedConfig | Mapping[str, Any]")
     return architecture_of(found).geometry(getattr(found, "config", found))
 
 
+@cache
 def count_parameters(geometry: Geometry) -> int:
     """Numbers in a model of this geometry, a tied table counted once."""
     return architecture_of(geometry).parameters(geometry)

@@ -29,9 +29,10 @@ from chitchat.data.survey import SAMPLE_BYTES, CorpusIndex, conversation_key, op
 from chitchat.dialogue import FAMILIES, Dialogue, dialogue_of, encode_text
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.formats.tokenizer_files import save_tokenizer
-from chitchat.lineage import Stage, sha256, write_lineage
+from chitchat.lineage import Stage, write_lineage
 from chitchat.system.folder import OUR_FILES, check_output, staged_folder
 from chitchat.tokenizer import check_vocab_size, open_tokenizer, train_tokenizer
+from serve.digest import sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -214,7 +215,7 @@ def encode_batch(
     for conversation in conversations:
         own = [next(spelled) if turn.ids is None else turn.ids for turn in conversation]
         encoded.append(dialogue.encode(own))
-        turn_lengths.append([len(turn) + 1 for turn in own])
+        turn_lengths.append(dialogue.turn_lengths(own))
     columns = {
         "input_ids": encoded,
         "turn_lengths": turn_lengths,

@@ -24,8 +24,8 @@ from chitchat.data.pickled import read_pickle
 from chitchat.data.readers import read_json, read_jsonl, read_txt
 from chitchat.data.tables import read_table
 from chitchat.errors import BadInput
-from chitchat.lineage import sha256
 from chitchat.text.archive import PACKINGS, form_of
+from serve.digest import sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

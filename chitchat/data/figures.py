@@ -29,9 +29,10 @@ class Counter:
     def add(self, rows: pa.Table, dialogue: Dialogue) -> None:
         """Count the rows of one batch."""
         ids = rows.column("input_ids").combine_chunks()
-        turn_lengths = rows.column("turn_lengths").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        of_rows = rows.column("turn_lengths").to_pylist()
+        text_lengths = [length for of_row in of_rows for length in dialogue.text_lengths(of_row)]
         lengths = ids.value_lengths().to_numpy(zero_copy_only=False)
-        self.turn_tokens = _added(self.turn_tokens, np.bincount(turn_lengths - 1))  # the end of turn is not text
+        self.turn_tokens = _added(self.turn_tokens, np.bincount(np.asarray(text_lengths, dtype=np.int64)))
         self.conversation_tokens = _added(self.conversation_tokens, np.bincount(lengths))
         counts = rows.column("counts").combine_chunks().flatten().to_numpy(zero_copy_only=False)
         self.uncounted_turns += int(np.count_nonzero(~counts))

@@ -21,7 +21,7 @@ from chitchat.data.columns import Columns, Row
 from chitchat.data.conversation import Conversation, ReadStats
 from chitchat.data.messages import conversation_of
 from chitchat.errors import BadInput
-from chitchat.lineage import sha256
+from serve.digest import sha256
 
 PREFIX = "hf:"
 _TIMEOUT_S = 20

@@ -1,61 +1,12 @@
-"""`config.json` of any age, read into the fields that describe a GPT-2 and nothing else.
-
-transformers puts into this file what a model is, how its classes answer (`return_dict`, `output_attentions`), and, long
-ago, how it was sampled from. Only the first is the model's: the rest breaks whoever reads it, so it is not taken over.
-Field names and defaults are those of `transformers.GPT2Config`.
-"""
+"""`config.json` of a checkpoint of any age: read, and its model recognised by `chitchat.architectures`."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from chitchat.architectures.registry import architecture_of_file
 from chitchat.errors import BadInput
-
-# What a config.json may leave out, with what it then means: the defaults of GPT2Config.
-DEFAULTS: dict[str, Any] = {
-    "vocab_size": 50257,
-    "n_positions": 1024,
-    "n_embd": 768,
-    "n_layer": 12,
-    "n_head": 12,
-    "n_inner": None,
-    "activation_function": "gelu_new",
-    "resid_pdrop": 0.1,
-    "embd_pdrop": 0.1,
-    "attn_pdrop": 0.1,
-    "layer_norm_epsilon": 1e-5,
-    "initializer_range": 0.02,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
-    "tie_word_embeddings": True,
-}
-_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
-_SHARES = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-_SWITCHES = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings")
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Other names of the same sizes, the newest last: GPT2Config's own attribute map, and the files of 2019.
-_ALIASES = {
-    "n_ctx": "n_positions",
-    "max_position_embeddings": "n_positions",
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "n_inner_dim": "n_inner",
-}
-# What each of these computes is told by our graph's operator: the exact gelu, its tanh form, or relu.
-_ACTIVATIONS = {
-    "gelu_new": "gelu_new",
-    "gelu_pytorch_tanh": "gelu_new",
-    "gelu_fast": "gelu_new",
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "relu": "relu",
-}
-# A model that has the sizes of a GPT-2 under these names and says no model_type is one: no other family writes them.
-_TELLTALE = ("n_embd", "n_layer", "n_head")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -72,74 +23,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return record
 
 
-def gpt2_config(record: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
-    """The fields of a GPT-2 with their defaults, from a `config.json` of any age; `where` names it in errors.
+def model_config(record: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
+    """The fields that describe the model, `model_type` first, with their defaults; `where` names it in errors.
 
-    `quantization_config` is passed on. Raises `BadInput` for another architecture, and for a value that no GPT-2 has.
+    `quantization_config` is passed on. Raises `BadInput` for an architecture that is not supported, and for a value
+    that no model of it has.
     """
-    _check_family(record, where)
-    named = {new: record[old] for old, new in _ALIASES.items() if record.get(old) is not None}
-    given = {**named, **{name: record[name] for name in DEFAULTS if record.get(name) is not None}}
-    config = {**DEFAULTS, **given}
-    _check_values(config, where)
-    config["activation_function"] = _ACTIVATIONS[config["activation_function"]]
-    config |= {name: _token_id(record.get(name), config["vocab_size"]) for name in _TOKEN_IDS}
-    if record.get("quantization_config"):
-        config["quantization_config"] = record["quantization_config"]
-    return {"model_type": "gpt2", **config}
-
-
-def _check_family(record: Mapping[str, Any], where: str | Path) -> None:
-    family, architectures = record.get("model_type"), record.get("architectures") or []
-    known = family == "gpt2" or (
-        family is None and (all(name in record for name in _TELLTALE) or any("GPT2" in str(n) for n in architectures))
-    )
-    if not known:
-        said = repr(family) if family is not None else "an unnamed"
-        raise BadInput(f"{where}: is a {said} model; compress works on GPT-2 (model_type 'gpt2') only")
-    if record.get("add_cross_attention") or record.get("is_encoder_decoder"):
-        raise BadInput(f"{where}: has cross-attention; compress works on decoder-only GPT-2")
-    if any(record.get("pruned_heads") or {}):
-        raise BadInput(
-            f"{where}: has heads pruned layer by layer (pruned_heads), which transformers no longer reads; "
-            "give the checkpoint before that, and prune it with `compress prune`"
-        )
-
-
-def _check_values(config: Mapping[str, Any], where: str | Path) -> None:
-    for name in _SIZES:
-        value = config[name]
-        if not (name == "n_inner" and value is None) and not (_is_number(value, int) and 1 <= value < 2**31):
-            raise _bad(where, name, value, "give the number of the model")
-    for name in (*_SHARES, "layer_norm_epsilon", "initializer_range"):
-        value = config[name]
-        most = 1.0 if name in _SHARES else math.inf
-        if not (_is_number(value, (int, float)) and 0 <= value < most):
-            raise _bad(where, name, value, f"its default is {DEFAULTS[name]}")
-    for name in _SWITCHES:
-        if not isinstance(config[name], bool):
-            raise _bad(where, name, config[name], "write true or false")
-    if config["n_embd"] % config["n_head"]:
-        raise BadInput(
-            f"{where}: n_embd {config['n_embd']} is no multiple of n_head {config['n_head']}; "
-            "config.json does not describe its weights, fetch the checkpoint again"
-        )
-    if str(config["activation_function"]) not in _ACTIVATIONS:
-        raise BadInput(
-            f"{where}: activation_function {config['activation_function']!r} has no operator in our graph; "
-            f"known are {', '.join(_ACTIVATIONS)}"
-        )
-
-
-def _is_number(value: Any, kinds: type | tuple[type, ...]) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def _token_id(value: Any, rows: int) -> int | None:
-    """A special token's id that lies in the table. GPT-2's 50256 stands in many a config of a smaller vocabulary."""
-    one = value[0] if isinstance(value, list) and value else value
-    return one if _is_number(one, int) and 0 <= one < rows else None
-
-
-def _bad(where: str | Path, name: str, value: Any, remedy: str) -> BadInput:
-    return BadInput(f"{where}: {name} {str(value)[:40]!r} is nothing that a GPT-2 can have; {remedy}")
+    return architecture_of_file(record, where).read_config(record, where)

@@ -1,8 +1,8 @@
-"""The tensors of a checkpoint under the names that `GPT2LMHeadModel` has for them.
+"""The tensors of a checkpoint under the names that its model has for them.
 
 Read from safetensors (whole or sharded), from `pytorch_model.bin` of any age, or from a state dict under another name,
 as DialoGPT publishes (`*_ft.pkl`). Pickles are read by `torch.load(weights_only=True)`, which runs no code. Nothing is
-dropped in silence: a tensor is a weight, a mask that GPT-2 once stored, or is spoken of.
+dropped in silence: a tensor is a weight, a mask that was once stored, or is spoken of.
 """
 
 import re
@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chitchat.architectures.protocol import Architecture
 from chitchat.errors import BadInput
 from chitchat.formats.config import read_json
 
@@ -25,10 +26,7 @@ _NO_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state.*|training_args
 # Under which key a training script puts the state dict beside its other state, where it does.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 # What launchers, compilers and wrapping modules put before every name.
-_PREFIXES = ("module.", "_orig_mod.", "model.", "gpt2.")
-# Causal masks, which old versions stored as if they were weights.
-_MASK = re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias")
-_HEAD, _TABLE = "lm_head.weight", "transformer.wte.weight"
+_PREFIXES = ("module.", "_orig_mod.")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -64,25 +62,28 @@ def _shards(folder: Path, index: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def read_weights(files: Sequence[Path], tied: bool) -> tuple[dict[str, "Tensor"], bool, list[str]]:
-    """The weights of a GPT-2 in float32 by their names in `GPT2LMHeadModel`, whether the head is the table, and notes.
+def read_weights(
+    files: Sequence[Path], tied: bool, architecture: Architecture
+) -> tuple[dict[str, "Tensor"], bool, list[str]]:
+    """The weights in float32 by their names in the architecture's model, whether the head is the table, and notes.
 
     `tied` is what config.json says of the head. A head that differs from the table stays, whatever is said; one that
     is the same is left out where it is tied. Raises `BadInput` for a file that cannot be read, that carries code, that
-    holds no GPT-2, or whose numbers are not all finite: it names the tensor.
+    holds another model, or whose numbers are not all finite: it names the tensor.
     """
     where = files[0] if len(files) == 1 else files[0].parent
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= _read_file(file)
-    named = _named(tensors, where)
-    notes = [*_left_out(named, where)]
-    weights = {name: tensor for name, tensor in named.items() if _is_weight(name)}
-    if _TABLE not in weights:
-        raise BadInput(f"{where}: holds no weights of a GPT-2 (no {_TABLE}); give the checkpoint of a GPT-2 model")
+    named = _named(tensors, where, architecture)
+    notes = [*_left_out(named, where, architecture)]
+    weights = {name: tensor for name, tensor in named.items() if architecture.is_weight(name)}
+    table, title = f"{architecture.table_name}.weight", architecture.title
+    if table not in weights:
+        raise BadInput(f"{where}: holds no weights of a {title} (no {table}); give the checkpoint of a {title} model")
     weights = _checked_numbers(weights, where)
-    tied, said = _settle_head(weights, tied, where)
-    return weights, tied, [*notes, *said]
+    tied, head_notes = _settle_head(weights, tied, where, architecture)
+    return weights, tied, [*notes, *head_notes]
 
 
 def _read_file(file: Path) -> dict[str, "Tensor"]:
@@ -134,41 +135,34 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _named(tensors: Mapping[str, "Tensor"], where: Path) -> dict[str, "Tensor"]:
-    """The same tensors under today's names: wrappers' prefixes gone, `transformer.` there, DialoGPT's head renamed."""
-    stripped = {_stripped(name): tensor for name, tensor in tensors.items()}
+def _named(tensors: Mapping[str, "Tensor"], where: Path, architecture: Architecture) -> dict[str, "Tensor"]:
+    """The same tensors under today's names, wrappers' prefixes gone."""
+    prefixes = (*_PREFIXES, *architecture.wrapper_prefixes)
+    stripped = {_stripped(name, prefixes): tensor for name, tensor in tensors.items()}
     if len(stripped) < len(tensors):
         raise BadInput(f"{where}: holds a tensor twice, with and without a prefix; save the model's state dict alone")
-    renamed = {}
-    for name, tensor in stripped.items():
-        name = _HEAD if name == "lm_head.decoder.weight" else name
-        bare = name.startswith(("wte.", "wpe.", "h.", "ln_f."))
-        renamed[f"transformer.{name}" if bare else name] = tensor
-    return renamed
+    return {architecture.rename(name): tensor for name, tensor in stripped.items()}
 
 
-def _stripped(name: str) -> str:
-    while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
+def _stripped(name: str, prefixes: Sequence[str]) -> str:
+    while prefix := next((prefix for prefix in prefixes if name.startswith(prefix)), None):
         name = name.removeprefix(prefix)
     return name
 
 
-def _is_weight(name: str) -> bool:
-    return (name.startswith("transformer.") and not _MASK.fullmatch(name)) or name == _HEAD
-
-
-def _left_out(names: Collection[str], where: Path) -> Iterator[str]:
-    """A word on the tensors that no GPT-2 chat model has. Raises `BadInput` where the model would not be the same."""
-    others = [name for name in names if not _is_weight(name) and not _MASK.fullmatch(name)]
+def _left_out(names: Collection[str], where: Path, architecture: Architecture) -> Iterator[str]:
+    """A word on the tensors that no chat model has. Raises `BadInput` where the model would not be the same."""
+    title, head_bias = architecture.title, f"{architecture.head_name}.bias"
+    others = [name for name in names if not (architecture.is_weight(name) or architecture.is_buffer(name))]
     if any("lora_" in name for name in names):
         raise BadInput(f"{where}: has LoRA weights beside the model's; merge them first (PEFT's merge_and_unload)")
-    if "lm_head.bias" in others:
+    if head_bias in others:
         raise BadInput(
-            f"{where}: its head has a bias (lm_head.bias), which no GPT-2 has; give the checkpoint of a GPT-2"
+            f"{where}: its head has a bias ({head_bias}), which no {title} has; give the checkpoint of a {title}"
         )
     if others:
         more = "" if len(others) <= 3 else f" and {len(others) - 3} more"
-        yield f"{where}: {', '.join(others[:3])}{more} left out, since a GPT-2 chat model has no such weights"
+        yield f"{where}: {', '.join(others[:3])}{more} left out, since a {title} chat model has no such weights"
 
 
 def _checked_numbers(weights: Mapping[str, "Tensor"], where: Path) -> dict[str, "Tensor"]:
@@ -193,23 +187,26 @@ def _checked_numbers(weights: Mapping[str, "Tensor"], where: Path) -> dict[str, 
     return checked
 
 
-def _settle_head(weights: dict[str, "Tensor"], tied: bool, where: Path) -> tuple[bool, list[str]]:
+def _settle_head(
+    weights: dict[str, "Tensor"], tied: bool, where: Path, architecture: Architecture
+) -> tuple[bool, list[str]]:
     """Whether the head is the table, and a word where config.json says otherwise; a tied head leaves `weights`."""
     import torch
 
-    head, table = weights.get(_HEAD), weights[_TABLE]
+    name = f"{architecture.head_name}.weight"
+    head, table = weights.get(name), weights[f"{architecture.table_name}.weight"]
     if head is None:
         if tied:
             return True, []
         raise BadInput(
             f"{where}: config.json says that the head is a matrix of its own (tie_word_embeddings false) and there is "
-            f'no {_HEAD}; fetch the checkpoint again, or write "tie_word_embeddings": true if the table is the head'
+            f'no {name}; fetch the checkpoint again, or write "tie_word_embeddings": true if the table is the head'
         )
     if tied and head.shape == table.shape and torch.equal(head, table):
-        del weights[_HEAD]
+        del weights[name]
         return True, []
     if not tied:
         return False, []
     return False, [
-        f"{where}: {_HEAD} is not the table, so it is kept as a head of its own, although config.json ties them"
+        f"{where}: {name} is not the table, so it is kept as a head of its own, although config.json ties them"
     ]

@@ -19,6 +19,9 @@ from chitchat.errors import BadInput
 # Each folder that we write holds one of these, so that nobody else's folder is ever replaced.
 OUR_FILES = {"data": "data.json", "checkpoint": "lineage.json", "bundle": "bundle.json", "report": "report.json"}
 
+# A full disk, in the words of the C library, of safetensors (Rust) and of torch's archive writer.
+_DISK_FULL = ("No space left on device", "os error 28", "failed writing file")
+
 
 def check_output(out: Path, kind: str) -> None:
     """Raise `BadInput` unless `out` is absent, an empty folder, or an earlier output of the same `kind`.
@@ -86,7 +89,7 @@ def is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if "No space left on device" in str(error) or "os error 28" in str(error):
+        if any(words in str(error) for words in _DISK_FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

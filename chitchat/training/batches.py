@@ -4,11 +4,14 @@ An optimizer step reads one *global* batch. Distributed and accumulation steps s
 the same step however many processes there are, and a resumed run only needs the number of its step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
+
+from chitchat.data.windows import collate
 
 # Windows are sorted by length within a pool of so many batches: little padding, and still a fresh mix in every pass.
 POOL_BATCHES = 32
@@ -59,21 +62,31 @@ class GlobalBatches:
     def _shuffled(self, number: int) -> np.ndarray:
         return np.random.default_rng([self.seed, 1, number]).permutation(len(self.lengths))
 
-    def _sorted_pool(self, number: int) -> list[np.ndarray]:
-        """The shuffled batches of pool `number`; within a batch the windows go from long to short."""
+    def _sorted_pool(self, pool: int) -> list[np.ndarray]:
+        """The shuffled batches of a pool; within a batch the windows go from long to short."""
         size = self.pool_batches * self.batch_size
-        positions = np.arange(number * size, (number + 1) * size)
-        passes, places = np.divmod(positions, len(self.lengths))
-        windows = np.concatenate([self._pass(int(one))[places[passes == one]] for one in np.unique(passes)])
+        positions = np.arange(pool * size, (pool + 1) * size)
+        passes, indices = np.divmod(positions, len(self.lengths))
+        windows = np.concatenate([self._pass(int(number))[indices[passes == number]] for number in np.unique(passes)])
         windows = windows[np.argsort(-self.lengths[windows], kind="stable")]
         batches = windows.reshape(self.pool_batches, self.batch_size)
-        order = np.random.default_rng([self.seed, 2, number]).permutation(self.pool_batches)
-        return [batches[place] for place in order]
+        order = np.random.default_rng([self.seed, 2, pool]).permutation(self.pool_batches)
+        return [batches[index] for index in order]
 
 
 def share_out(batch: np.ndarray, parts: int) -> list[np.ndarray]:
-    """PrunedModel one global batch into `parts` of the same size and about the same number of tokens."""
+    """Split one global batch into `parts` of the same size and about the same number of tokens."""
     return [batch[part::parts] for part in range(parts)]
+
+
+def training_batch(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Windows as a right-padded batch, `input_ids` and `labels` int64 [rows, longest].
+
+    Padding is neither attended to nor scored, so any id will do.
+    """
+    batch = collate(rows, pad_id=0)
+    batch["labels"][:, 0] = -100  # nothing predicts the first id, and the Trainer counts labels
+    return {"input_ids": batch["input_ids"], "labels": batch["labels"]}
 
 
 class ProcessBatches:
@@ -95,5 +108,5 @@ class ProcessBatches:
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.steps):
             parts = share_out(self.batches[step], self.accumulation * self.processes)
-            for turn in range(self.accumulation):
-                yield parts[turn * self.processes + self.process].tolist()
+            for number in range(self.accumulation):
+                yield parts[number * self.processes + self.process].tolist()

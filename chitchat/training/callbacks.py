@@ -1,42 +1,26 @@
 """The Trainer's callbacks: when to evaluate and save, when the decay begins and the run ends, and the progress bar."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from chitchat.training.pacer import Pacer
 from chitchat.training.rate import Decision
-from chitchat.training.stopwatch import Stopwatch
-from chitchat.training.workfolder import TrainingPlan, WorkFolder
-
-
-class Together(Protocol):
-    """What the callbacks need to know of the processes."""
-
-    first: bool
-
-    def wait(self) -> None:
-        """Wait until every process is here."""
-
-    def broadcast(self, value: Any) -> Any:
-        """The first process's value, in every process."""
+from chitchat.training.workfolder import TrainingFolder, TrainingPlan
 
 
 class Schedule(TrainerCallback):
-    """Saves between evaluations, the end of the run, an evaluation there, checkpoints that say when they are complete.
+    """When to save, to evaluate, to begin the decay and to end; and checkpoints that say when they are complete.
 
-    The first process decides by the clock, and all follow at the same step. What is decided is written before it is
-    done, so that a resumed run does it again.
+    The main process decides by the clock, and all follow at the same step. A decision is written before it is followed,
+    so that a resumed run follows it again. `patience` is that of `FitOptions`.
     """
 
-    def __init__(
-        self, plan: TrainingPlan, work: WorkFolder, processes: Together, pacer: Pacer, stopwatch: Stopwatch,
-        patience: int | None = None,
-    ) -> None:  # fmt: skip
-        self.plan, self.work, self.processes = plan, work, processes
-        self.pacer, self.stopwatch, self.patience = pacer, stopwatch, patience
+    def __init__(self, plan: TrainingPlan, folder: TrainingFolder, pacer: Pacer, patience: int | None = None) -> None:
+        self.plan, self.folder, self.pacer, self.patience = plan, folder, pacer, patience
+        self.distributed = folder.distributed
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -49,12 +33,12 @@ class Schedule(TrainerCallback):
     ) -> TrainerControl:
         """Decide, and ask for what is due at this step."""
         step = state.global_step
-        decision = self.pacer.stepped(step) if self.processes.first else None
+        decision = self.pacer.stepped(step) if self.distributed.is_main else None
         if self.plan.ends is not None:
-            decision = self.processes.broadcast(decision)
+            decision = self.distributed.broadcast(decision)
         self._take(decision, kwargs.get("lr_scheduler"))
-        if self.processes.first:
-            self.stopwatch.note()
+        if self.distributed.is_main:
+            self.pacer.stopwatch.note()
         if step % self.plan.save_every == 0:
             control.should_save = True
         if step >= self.pacer.schedule.end(step):
@@ -76,18 +60,18 @@ class Schedule(TrainerCallback):
 
         The Trainer's own rotation runs before a checkpoint is known to be whole, so it is not used.
         """
-        self.processes.wait()
-        if self.processes.first:
-            self.work.mark_complete(state.global_step)
-            self.work.keep_only({f"checkpoint-{state.global_step}", f"checkpoint-{state.best_global_step}"})
+        self.distributed.barrier()
+        if self.distributed.is_main:
+            self.folder.mark_complete(state.global_step)
+            self.folder.keep_only({f"checkpoint-{state.global_step}", f"checkpoint-{state.best_global_step}"})
         self.pacer.saved()
 
     def _take(self, decision: Decision | None, rates: Any) -> None:
         if decision is None:
             return
         self.pacer.schedule.decisions.append(decision)
-        if self.processes.first:
-            self.work.write_decisions(self.pacer.schedule.decisions)
+        if self.distributed.is_main:
+            self.folder.write_decisions(self.pacer.schedule.decisions)
         rates.last_epoch -= 1  # the rate of the next step was set before this was decided
         rates.step()
 
@@ -99,7 +83,7 @@ def patience_spent(log: list[dict[str, float]], patience: int | None) -> bool:
 
 
 class Progress(TrainerCallback):
-    """A bar on stderr, in the first process and only where stderr is a terminal."""
+    """A progress bar on stderr, in the main process and only where stderr is a terminal."""
 
     def __init__(self, total: Callable[[int], int], shown: bool) -> None:
         """`total(step)` is how many steps there are, as it stands after `step` of them."""

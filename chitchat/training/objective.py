@@ -1,4 +1,4 @@
-"""GPT-2 as it is trained: `forward` gives the summed loss of a batch, whatever the objective is.
+"""A model as it is trained: `forward` gives the summed loss of a batch, whatever the objective is.
 
 The loss lives inside `forward` so that it is the same code in one process, in `DistributedDataParallel` and under
 mixed precision. Logits are computed for positions that have a label only, and a large vocabulary in pieces.
@@ -11,8 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
+
+from chitchat.architectures.protocol import last_hidden
+from chitchat.architectures.registry import architecture_of
 
 # More logits than this at once (float32: 256 MB) are computed piece by piece, and again in the backward pass.
 MAX_LOGITS = 2**26
@@ -21,27 +24,29 @@ MAX_LOGITS = 2**26
 class Objective(Protocol):
     """What is minimised."""
 
-    def loss_sum(self, model: GPT2LMHeadModel, input_ids: Tensor, labels: Tensor) -> Tensor:
+    def loss_sum(self, model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
         """The loss summed over all labels, a float32 scalar; `input_ids` and `labels` int64 [batch, length]."""
 
-    def evaluate(self, model: GPT2LMHeadModel, max_tokens: int) -> dict[str, float]:
+    def evaluate(self, model: PreTrainedModel, max_tokens: int) -> dict[str, float]:
         """Figures on about `max_tokens` validation tokens at most; `loss` decides which model is best."""
 
 
-class Trainable(GPT2LMHeadModel):
+class LossModel(PreTrainedModel):
     """A view of a model (the same parameters) whose forward pass is its objective."""
 
     objective: Objective
 
     @classmethod
-    def around(cls, model: GPT2LMHeadModel, objective: Objective) -> "Trainable":
-        """The view of `model`; training it trains `model`."""
+    def wrap(cls, model: PreTrainedModel, objective: Objective) -> "LossModel":
+        """A view of `model`, of its class and this one: training it trains `model`."""
         with torch.device("meta"):
-            view = cls(model.config)
-        view.transformer, view.lm_head = model.transformer, model.lm_head
+            view = type(cls.__name__, (cls, type(model)), {})(model.config)
+        for name, child in model.named_children():
+            setattr(view, name, child)
         view.objective = objective
         # The tied head is not saved twice, and its absence in a checkpoint is no cause for a warning.
-        view._keys_to_ignore_on_save = ["lm_head.weight"] if model.config.tie_word_embeddings else None
+        head = f"{architecture_of(model).head_name}.weight"
+        view._keys_to_ignore_on_save = [head] if model.config.tie_word_embeddings else None
         return view
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -56,19 +61,19 @@ class Trainable(GPT2LMHeadModel):
 class NextToken:
     """The ordinary objective: the negative log-likelihood of the next token."""
 
-    def __init__(self, evaluate: Callable[[GPT2LMHeadModel, int], dict[str, float]]) -> None:
+    def __init__(self, evaluate: Callable[[PreTrainedModel, int], dict[str, float]]) -> None:
         self._evaluate = evaluate
 
-    def loss_sum(self, model: GPT2LMHeadModel, input_ids: Tensor, labels: Tensor) -> Tensor:
+    def loss_sum(self, model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
         """See `Objective`."""
         return next_token_loss(model, input_ids, labels)
 
-    def evaluate(self, model: GPT2LMHeadModel, max_tokens: int) -> dict[str, float]:
+    def evaluate(self, model: PreTrainedModel, max_tokens: int) -> dict[str, float]:
         """See `Objective`."""
         return self._evaluate(model, max_tokens)
 
 
-def next_token_loss(model: GPT2LMHeadModel, input_ids: Tensor, labels: Tensor) -> Tensor:
+def next_token_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
     """The negative log-likelihood of all labels in nats, summed, a float32 scalar; int64 [batch, length] both."""
     wanted, targets = label_positions(labels)
     hidden = last_hidden(model, input_ids)[:, :-1][wanted]  # [labels, width]
@@ -86,15 +91,6 @@ def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
     return wanted, shifted[wanted]
 
 
-def last_hidden(model: GPT2LMHeadModel, input_ids: Tensor) -> Tensor:
-    """The final hidden states [batch, length, width] of a right-padded batch.
-
-    No attention mask: attention is causal, so what stands right of a token cannot reach it, and without a mask the
-    fast attention kernels apply. Embeddings are passed, since transformers warns of padded ids without a mask.
-    """
-    return model.transformer(inputs_embeds=model.transformer.wte(input_ids), use_cache=False).last_hidden_state
-
-
 def sum_by_parts(part: Callable[..., Tensor], vocab_size: int, *tensors: Tensor) -> Tensor:
     """Sum `part(*slices)` over slices of rows that keep rows times `vocab_size` below `MAX_LOGITS`."""
     rows = max(1, MAX_LOGITS // vocab_size)
@@ -107,14 +103,18 @@ def sum_by_parts(part: Callable[..., Tensor], vocab_size: int, *tensors: Tensor)
 
 
 @contextmanager
-def fused_gelu(model: GPT2LMHeadModel) -> Iterator[None]:
+def fused_gelu(model: PreTrainedModel) -> Iterator[None]:
     """While training, compute `gelu_new` by torch's fused kernel: the same function, a sixth of the step time less."""
-    blocks = [block for block in model.transformer.h if isinstance(block.mlp.act, NewGELUActivation)]
-    originals = [block.mlp.act for block in blocks]
+    originals = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, NewGELUActivation)
+    ]
     try:
-        for block in blocks:
-            block.mlp.act = nn.GELU(approximate="tanh")
+        for parent, name, _ in originals:
+            setattr(parent, name, nn.GELU(approximate="tanh"))
         yield
     finally:
-        for block, original in zip(blocks, originals, strict=True):
-            block.mlp.act = original
+        for parent, name, original in originals:
+            setattr(parent, name, original)

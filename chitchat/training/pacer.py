@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from chitchat.training.rate import Decision, RateSchedule, patient_end
+from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.workfolder import TrainingPlan
 
 AIM, EARLY, LATE = 0.97, 0.92, 1.03  # shares of the minutes: where the end is planned, and when it is moved
@@ -27,20 +28,20 @@ class Pacer:
     (0-based): batches differ in length, and evaluations and saves get slower with the machine as steps do."""
 
     def __init__(
-        self, plan: TrainingPlan, schedule: RateSchedule, tokens: Callable[[int], int], seconds: Callable[[], float]
+        self, plan: TrainingPlan, schedule: RateSchedule, tokens: Callable[[int], int], stopwatch: Stopwatch
     ) -> None:
-        self.plan, self.schedule, self.tokens, self.seconds = plan, schedule, tokens, seconds
+        self.plan, self.schedule, self.tokens, self.stopwatch = plan, schedule, tokens, stopwatch
         self._mean_tokens = statistics.fmean(tokens(step) for step in range(64))
         planned = plan.step_seconds / self._mean_tokens
         self._token_seconds: deque[float] = deque(maxlen=_STEPS_SEEN)
         self._planned_token_seconds = planned
         self._evaluations, self._saves = [plan.evaluation_seconds / planned], [plan.save_seconds / planned]
-        self._lap, self._warm = seconds(), False
+        self._lap, self._warm = stopwatch.seconds, False
         self._grace = 0.0  # until when a decay that began beyond its time may go on
 
     def begin(self) -> None:
         """The steps begin now."""
-        self._lap, self._warm = self.seconds(), False
+        self._lap, self._warm = self.stopwatch.seconds, False
 
     def evaluated(self) -> None:
         """An evaluation has just ended."""
@@ -63,7 +64,7 @@ class Pacer:
         self._warm = True
         if self.plan.ends is None or step <= self.schedule.decisions[-1].step:
             return None
-        now, end = self.seconds(), self.schedule.end(step)
+        now, end = self.stopwatch.seconds, self.schedule.end(step)
         ready = now + (end - step) * self._step_seconds() + self._closing_seconds()
         window = self._window
         late = ready > max(self.plan.begins + LATE * window, self._grace)
@@ -91,7 +92,7 @@ class Pacer:
         return max(0, math.floor(left / self._step_seconds()))
 
     def _gave_up(self) -> bool:
-        return any(each.cause == "patience" for each in self.schedule.decisions)
+        return any(decision.cause == "patience" for decision in self.schedule.decisions)
 
     def _rate(self) -> float:
         """Seconds per padded id of late: the mean of the last steps without the slowest eighth, since a process that
@@ -125,5 +126,5 @@ class Pacer:
         return 0.0 if self.plan.ends is None else self.plan.ends - self.plan.begins
 
     def _seconds_since(self) -> float:
-        before, self._lap = self._lap, self.seconds()
+        before, self._lap = self._lap, self.stopwatch.seconds
         return max(self._lap - before, 1e-9)

@@ -7,14 +7,13 @@ the plan holds for as long as the machine is as fast as it was (`chitchat.traini
 import copy
 import math
 import statistics
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 
-from chitchat.training.batches import GlobalBatches
-from chitchat.training.objective import Objective, Trainable
+from chitchat.training.batches import share_out, training_batch
+from chitchat.training.objective import LossModel, Objective
 from chitchat.training.pacer import AIM
+from chitchat.training.run import FitRun
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.workfolder import TrainingPlan
 
@@ -28,29 +27,18 @@ _DISK_BYTES_PER_SECOND = 200e6  # a slow disk; saving may take a twentieth of th
 _PROBE_TOKENS = 500
 _LOGS_PER_EVALUATION = 8
 
-LoadBatch = Callable[[int], dict[str, torch.Tensor]]
+BETAS = (0.9, 0.95)  # of AdamW
+_TIMED_STEPS, _WARM_UP_STEPS, _MIN_STEPS = 12, 2, 5
+_TIMING_SECONDS, _TIMING_SHARE = 3.0, 0.03  # at most, after `_MIN_STEPS`; of the minutes, where there are any
 
 
-def make_plan(
-    key: Mapping[str, Any],
-    model: Trainable,
-    objective: Objective,
-    batches: GlobalBatches,
-    step_seconds: float,
-    stopwatch: Stopwatch,
-    *,
-    epochs: float | None,
-    steps: int | None,
-    begins: float,
-    ends: float | None,
-    closing_seconds: float,
-    eval_tokens: int | None,
-) -> TrainingPlan:
-    """The plan of a run that began at `begins` and has `epochs`, `steps`, or until `ends`, seconds on the stopwatch.
+def make_plan(run: FitRun, model: LossModel, step_seconds: float, begins: float) -> TrainingPlan:
+    """The plan of a run that began at `begins`, seconds on its stopwatch; `model` is the view that is trained.
 
-    `closing_seconds` come after the last step. By epochs or steps, nothing that the weights depend on is taken from the
-    clock, so two machines plan the same run.
+    By epochs or steps, nothing that the weights depend on is taken from the clock, so two machines plan the same run.
     """
+    objective, batches, stopwatch, ends = run.objective, run.batches, run.stopwatch, run.ends
+    epochs, steps, eval_tokens = run.options.epochs, run.options.steps, run.options.eval_tokens
     token_seconds, save_seconds, before = 0.0, _state_bytes(model) / _DISK_BYTES_PER_SECOND, None
     if steps is not None:
         total = steps
@@ -68,14 +56,13 @@ def make_plan(
             started = stopwatch.seconds
             before = objective.evaluate(model, eval_tokens)
             token_seconds = max((stopwatch.seconds - started) / eval_tokens, 1e-9)
-        left = max(0.0, begins + AIM * (ends - begins) - stopwatch.seconds - closing_seconds)
+        left = max(0.0, begins + AIM * (ends - begins) - stopwatch.seconds - run.closing_seconds)
         evaluations, eval_tokens = _affordable(left, token_seconds, eval_tokens)
         # One evaluation more than the run has where the untrained model is still to be evaluated.
         left -= (evaluations + (before is None)) * (eval_tokens * token_seconds + save_seconds)
         total = max(1, int(left / step_seconds))
     log_every, save_every, eval_every = _intervals(total, evaluations, step_seconds, save_seconds)
     return TrainingPlan(
-        key=key,
         total_steps=total,
         log_every=log_every,
         save_every=save_every,
@@ -84,7 +71,7 @@ def make_plan(
         step_seconds=step_seconds,
         evaluation_seconds=eval_tokens * token_seconds,
         save_seconds=save_seconds,
-        closing_seconds=closing_seconds,
+        closing_seconds=run.closing_seconds,
         begins=begins,
         ends=ends,
         before=before or objective.evaluate(model, eval_tokens),
@@ -92,7 +79,7 @@ def make_plan(
 
 
 def _affordable(seconds: float, token_seconds: float, tokens: int | None) -> tuple[int, int]:
-    """How many evaluations in so many seconds, and of how many tokens; of `tokens` where that is given."""
+    """`(evaluations, tokens of each)` that `seconds` are enough for; the latter is `tokens` where that is given."""
     evaluations = _clamp(seconds / SECONDS_BETWEEN_EVALUATIONS, EVALUATIONS)
     share = EVALUATION_SHARE * seconds / token_seconds
     if tokens is None:
@@ -100,53 +87,40 @@ def _affordable(seconds: float, token_seconds: float, tokens: int | None) -> tup
     return _clamp(share / tokens - 1, (1, evaluations)), tokens
 
 
-def time_step(
-    model: Trainable,
-    batches: GlobalBatches,
-    load: LoadBatch,
-    make_optimizer: Callable[[Trainable], torch.optim.Optimizer],
-    processes: int,
-    accumulation: int,
-    max_seconds: float,
-    clock: Callable[[], float],
-    broadcast: Callable[[bool], bool],
-) -> float:
-    """Seconds of an average optimizer step, timed on a copy of `model` with real batches.
+def step_seconds(run: FitRun) -> float:
+    """Seconds of an average optimizer step, timed with real batches on a copy of the model, in all processes at once.
 
-    `load(step)` gives this process's share of a step as one batch. The time per padded id (the median or the mean,
-    whichever is longer, of 3 to 10 steps, after 2 to warm up, until `max_seconds`) is multiplied by the mean padded ids
-    of a step; `broadcast` gives the first process's answer to all. On a machine that others use too, the mean knows of
-    their bursts and the median does not.
+    The time per padded id (the median or the mean, whichever is longer, of 3 to 10 steps after 2 to warm up) is
+    multiplied by the mean padded ids of a step. On a machine that others use too, the mean knows of their bursts and
+    the median does not.
     """
-    trial = Trainable.around(copy.deepcopy(_plain(model)), model.objective).train()
-    optimizer = make_optimizer(trial)
-    parts = processes * accumulation
+    options, distributed, clock = run.options, run.distributed, run.stopwatch.clock
+    trial = LossModel.wrap(copy.deepcopy(run.model), run.objective).to(distributed.device).train()
+    optimizer = torch.optim.AdamW(trial.parameters(), lr=options.learning_rate, betas=BETAS, fused=True)
+    limit = _TIMING_SECONDS if options.max_minutes is None else _TIMING_SHARE * 60 * options.max_minutes
     seconds_per_token: list[float] = []
     begun = clock()
-    for step in range(12):
-        if broadcast(step >= 5 and clock() - begun > max_seconds):  # all leave, or one waits for the others
+    for step in range(_TIMED_STEPS):
+        late = step >= _MIN_STEPS and clock() - begun > limit
+        if distributed.broadcast(late):  # all leave, or one waits for the others
             break
         started = clock()
-        _trial_step(trial, optimizer, load(step), accumulation, processes)
-        if step >= 2:
-            seconds_per_token.append((clock() - started) / batches.padded_tokens(step, parts))
-    mean_tokens = statistics.fmean(batches.padded_tokens(step, parts) for step in range(64))
+        _trial_step(run, trial, optimizer, step)
+        if step >= _WARM_UP_STEPS:
+            seconds_per_token.append((clock() - started) / run.padded_tokens(step))
+    mean_tokens = statistics.fmean(run.padded_tokens(step) for step in range(64))
     return max(statistics.median(seconds_per_token), statistics.fmean(seconds_per_token)) * mean_tokens
 
 
-def _trial_step(
-    trial: Trainable,
-    optimizer: torch.optim.Optimizer,
-    batch: dict[str, torch.Tensor],
-    accumulation: int,
-    processes: int,
-) -> None:
-    """What the Trainer does in one optimizer step, the exchange of gradients included."""
-    for input_ids, labels in zip(
-        batch["input_ids"].chunk(accumulation), batch["labels"].chunk(accumulation), strict=True
-    ):
-        (trial(input_ids=input_ids, labels=labels) / batch["labels"].numel()).backward()
-    if processes > 1:
+def _trial_step(run: FitRun, trial: LossModel, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """What the Trainer does in one optimizer step in this process, the exchange of gradients included."""
+    distributed, accumulation = run.distributed, run.options.grad_accumulation
+    numbers = share_out(run.batches[step], distributed.count)[distributed.index]
+    batch = training_batch([run.windows[int(number)] for number in numbers])
+    input_ids, labels = (batch[name].to(distributed.device) for name in ("input_ids", "labels"))
+    for ids, targets in zip(input_ids.chunk(accumulation), labels.chunk(accumulation), strict=True):
+        (trial(input_ids=ids, labels=targets) / labels.numel()).backward()
+    if distributed.count > 1:
         for parameter in trial.parameters():
             if parameter.grad is not None:
                 torch.distributed.all_reduce(parameter.grad)
@@ -157,17 +131,7 @@ def _trial_step(
         torch.cuda.synchronize()
 
 
-def _plain(model: Trainable) -> torch.nn.Module:
-    """The GPT-2 that the view shows, without its objective (a teacher need not be copied)."""
-    from transformers import GPT2LMHeadModel
-
-    with torch.device("meta"):
-        plain = GPT2LMHeadModel(model.config)
-    plain.transformer, plain.lm_head = model.transformer, model.lm_head
-    return plain
-
-
-def _time_evaluation(objective: Objective, model: Trainable, stopwatch: Stopwatch) -> float:
+def _time_evaluation(objective: Objective, model: LossModel, stopwatch: Stopwatch) -> float:
     """Seconds per validation token; the first call warms up."""
     objective.evaluate(model, _PROBE_TOKENS)
     started = stopwatch.seconds
@@ -190,7 +154,7 @@ def _intervals(total: int, evaluations: int, step_seconds: float, save_seconds: 
     return log_every, log_every * (logs // per_evaluation), eval_every
 
 
-def _state_bytes(model: Trainable) -> int:
+def _state_bytes(model: LossModel) -> int:
     """Bytes of a checkpoint: the weights and two moments of each."""
     return 3 * sum(parameter.numel() * 4 for parameter in model.parameters())
 

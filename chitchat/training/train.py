@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chitchat.architectures.registry import DEFAULT, architecture_of
 from chitchat.checkpoint import load_model, save_checkpoint
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput
@@ -18,15 +19,16 @@ from chitchat.score import score, torch_scorer
 from chitchat.system.folder import check_output, staged_folder
 from chitchat.tokenizer import tokenizer_of
 from chitchat.training.curve import save_curve
+from chitchat.training.distributed import Distributed
 from chitchat.training.objective import NextToken
 from chitchat.training.options import FitOptions, FitResult
-from chitchat.training.processes import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.trainer import fit, weights_sha256
 from chitchat.training.workfolder import WorkFolder
+from serve.geometry import Geometry
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
+    from transformers import PreTrainedModel
 
 # The demo's model, some 3 M parameters with a vocabulary of 4,096.
 SCRATCH_SHAPE = {"layers": 5, "width": 192, "heads": 6, "context": 128}
@@ -117,24 +119,25 @@ def train(
     if not len(windows):
         raise BadInput(f"{data}: no training turn counts in the loss; train on all turns, or give turns a weight of 1")
 
-    def evaluate(model: "GPT2LMHeadModel", max_tokens: int) -> dict[str, float]:
+    def evaluate(model: "PreTrainedModel", max_tokens: int) -> dict[str, float]:
         result = score(torch_scorer(model), held_out, max_tokens)
         return {"loss": result.nll_per_token, **{name: result.as_json()[name] for name in FIGURES}}
 
-    work = WorkFolder(out.parent / f".{out.name}.training")
+    work = out.parent / f".{out.name}.training"
     inputs = {"data": opened.identity, "weights": weights_sha256(model), "context": context, "loss": options.loss}
     result = fit(
         model, windows, NextToken(evaluate), _fit_options(options, model), work, inputs, resume=resume,
         stopwatch=stopwatch, closing_seconds=_closing_seconds(stopwatch) if options.max_minutes else 0.0,
     )  # fmt: skip
     figures = _figures(model, result, stopwatch)
-    processes = Distributed()
-    if processes.first:
+
+    def store() -> None:
         with staged_folder(out, "checkpoint") as staging:
             save_curve(staging, result.log)
             save_checkpoint(staging, model, opened.tokenizer, _stage(options, opened, result, figures), options.init)
-        work.remove()
-    processes.wait()
+        WorkFolder(work).remove()
+
+    Distributed().run_on_main(store)
     return figures
 
 
@@ -146,7 +149,7 @@ def scratch_rate(width: int) -> float:
     return min(2e-3, 0.4 / width)
 
 
-def _initial_model(options: TrainOptions, data: ChatData) -> "GPT2LMHeadModel":
+def _initial_model(options: TrainOptions, data: ChatData) -> "PreTrainedModel":
     if options.init is None:
         return _new_model(options, data)
     model = load_model(options.init)
@@ -157,45 +160,44 @@ def _initial_model(options: TrainOptions, data: ChatData) -> "GPT2LMHeadModel":
     return model
 
 
-def _new_model(options: TrainOptions, data: ChatData) -> "GPT2LMHeadModel":
+def _new_model(options: TrainOptions, data: ChatData) -> "PreTrainedModel":
     """A model with random weights that depend on the seed and the shape alone."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
 
     shape = {name: getattr(options, name) or default for name, default in SCRATCH_SHAPE.items()}
+    geometry = Geometry(
+        layers=shape["layers"],
+        heads=shape["heads"],
+        head_dim=shape["width"] // shape["heads"],
+        ffn=options.ffn or 4 * shape["width"],
+        vocab=data.vocab_size,
+        context=shape["context"],
+    )
     dialogue = data.dialogue
-    dropout = options.dropout or 0.0
-    config = GPT2Config(
-        vocab_size=data.vocab_size,
-        n_layer=shape["layers"],
-        n_embd=shape["width"],
-        n_head=shape["heads"],
-        n_inner=options.ffn,
-        n_positions=shape["context"],
-        resid_pdrop=dropout,
-        embd_pdrop=dropout,
-        attn_pdrop=dropout,
+    config = DEFAULT.new_config(
+        geometry,
+        options.dropout or 0.0,
         bos_token_id=dialogue.unconditional_prompt_ids[0],
         eos_token_id=dialogue.end_of_turn_id,
         pad_token_id=dialogue.pad_id,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        return GPT2LMHeadModel(config)
+        return DEFAULT.new_model(config)
 
 
-def _set_dropout(model: "GPT2LMHeadModel", dropout: float) -> None:
+def _set_dropout(model: "PreTrainedModel", dropout: float) -> None:
     import torch
 
-    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
-        setattr(model.config, name, dropout)
+    for name, share in architecture_of(model).dropout_fields(dropout).items():
+        setattr(model.config, name, share)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
 
 
-def _context(options: TrainOptions, model: "GPT2LMHeadModel") -> int:
-    longest = model.config.n_positions
+def _context(options: TrainOptions, model: "PreTrainedModel") -> int:
+    longest = model.config.max_position_embeddings
     context = options.context or longest
     if context > longest:
         raise BadInput(
@@ -204,9 +206,9 @@ def _context(options: TrainOptions, model: "GPT2LMHeadModel") -> int:
     return context
 
 
-def _fit_options(options: TrainOptions, model: "GPT2LMHeadModel") -> FitOptions:
+def _fit_options(options: TrainOptions, model: "PreTrainedModel") -> FitOptions:
     scratch = options.init is None
-    default = scratch_rate(model.config.n_embd) if scratch else FINE_TUNING_RATE
+    default = scratch_rate(model.config.hidden_size) if scratch else FINE_TUNING_RATE
     return FitOptions(
         learning_rate=options.learning_rate or default,
         batch_size=options.batch_size,
@@ -229,7 +231,7 @@ def _closing_seconds(stopwatch: Stopwatch) -> float:
     return CLOSING * (stopwatch.seconds - began)
 
 
-def _figures(model: "GPT2LMHeadModel", result: FitResult, stopwatch: Stopwatch) -> dict[str, Any]:
+def _figures(model: "PreTrainedModel", result: FitResult, stopwatch: Stopwatch) -> dict[str, Any]:
     return {
         "validation_loss": result.after["loss"],
         **{name: result.after[name] for name in FIGURES if name != "tokens"},

@@ -1,40 +1,115 @@
-"""The work folder of a training: its plan, what was decided since, and checkpoints that are complete or ignored.
+"""Work folders: what training, healing and pruning keep on the disk so that a killed run can be resumed.
 
-It stands beside the output (`.NAME.training/`) while a training runs. A process can be killed at any moment: the plan
-is written atomically, a checkpoint counts once its marker `complete` is there, and what goes away is renamed first, so
-that half of a removed checkpoint is never taken for a whole one.
+A process can be killed at any moment, so files are the old or the new one, and folders are complete or ignored.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from chitchat.errors import BadInput
-from chitchat.system.folder import write_json
+from chitchat.system.folder import is_disk_full, write_json
+from chitchat.training.distributed import Distributed
 from chitchat.training.rate import Decision
+from chitchat.training.stopwatch import CLOCK, Stopwatch
 
 MARKER = "complete"
 PLAN, DECISIONS = "plan.json", "decisions.json"
 _CHECKPOINT = "checkpoint-"
 
 
+class WorkFolder:
+    """What a run has finished, so that the same command with --resume goes on after it was killed.
+
+    The folder stands beside the output (`.NAME.training/`) while the run works; the main process writes it. What was
+    decided once (a plan, a budget) is a JSON file with the `key` that it holds for: options, hashes of the inputs.
+    """
+
+    def __init__(self, path: Path, distributed: Distributed | None = None) -> None:
+        self.path = Path(os.path.abspath(path))
+        self.distributed = distributed or Distributed()
+
+    @contextmanager
+    def resumable(
+        self,
+        file: str,
+        key: Mapping[str, Any],
+        resume: bool,
+        stopwatch: Stopwatch,
+        resume_point: Callable[[BaseException], str | None],
+    ) -> Iterator[None]:
+        """The block is the run. It begins in an empty folder, unless it is to `resume`; every process enters it.
+
+        The seconds of the `stopwatch` are kept in the folder. After an error the folder stays where `resume_point` of
+        the error says from what a resume would go on ("step 30"), else it is removed. Raises `BadInput` for a resume
+        whose `file` has another key, and for a full disk; a Ctrl-C gets a message that says how to go on.
+        """
+        self.distributed.run_on_main(lambda: self._begin(file, key, resume, stopwatch))
+        try:
+            yield
+        except BaseException as error:
+            point = self._tidy(resume_point, error) if self.distributed.is_main else None
+            if isinstance(error, KeyboardInterrupt) and self.distributed.is_main:
+                message = f"stopped; the same command with --resume goes on from {point}"
+                raise KeyboardInterrupt(*(error.args or [message]) if point else ()) from error
+            if is_disk_full(error) and not isinstance(error, BadInput):
+                remedy = "free some space or choose another disk"
+                raise BadInput(f"--out: the disk is full ({self.path}); {remedy}") from error
+            raise
+
+    def decide(self, file: str, key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """What this run has decided in `file` before, else what `make` gives in the main process, which is kept there.
+
+        Every process calls this and `make`, and gets the same values. Raises `BadInput` where the file has another key.
+        """
+        values = self.distributed.run_on_main(lambda: read_keyed(self.path / file, key))
+        if values is None:
+            values = dict(self.distributed.broadcast(make()))
+            self.distributed.run_on_main(lambda: write_json(self.path / file, {"key": key, **values}))
+        return {name: value for name, value in values.items() if name != "key"}
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written."""
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        for left in self.path.parent.glob(f"{self.path.name}.removed-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        if self.path.exists():
+            _remove(self.path)
+
+    def _begin(self, file: str, key: Mapping[str, Any], resume: bool, stopwatch: Stopwatch) -> None:
+        if resume:
+            read_keyed(self.path / file, key)
+            self.sweep()
+        else:
+            self.remove()
+        stopwatch.keep_in(self.path / CLOCK, resume)
+
+    def _tidy(self, resume_point: Callable[[BaseException], str | None], error: BaseException) -> str | None:
+        self.sweep()
+        point = resume_point(error)
+        if point is None:
+            self.remove()
+        return point
+
+
 @dataclass(frozen=True)
 class TrainingPlan:
     """What is fixed once, before the first step, so that a resumed run ends where an uninterrupted one does.
 
-    `key` is what must not change (options, inputs, number of processes). Every `log_every` steps the loss is noted,
-    every `save_every` (a multiple of it) a checkpoint is written, every `eval_every` (a multiple of that) the model is
-    evaluated on `eval_tokens` validation tokens. `before` are the figures of the untrained model. A run by minutes has
-    the seconds from `begins` to `ends` on its stopwatch (`ends` None: it is not by minutes); `total_steps` are then
-    those that seemed to fit, and an evaluation, a save, and what comes after the last step were expected to take so
-    long.
+    Every `log_every` steps the loss is logged, every `save_every` (a multiple of it) a checkpoint is written, every
+    `eval_every` (a multiple of that) the model is evaluated on `eval_tokens` validation tokens. `before` are the
+    figures of the untrained model. A run by minutes has the seconds from `begins` to `ends` on its stopwatch (`ends`
+    None: it is not by minutes); `total_steps` are then those that seemed to fit, and an evaluation, a save, and what
+    comes after the last step were expected to take so long.
     """
 
-    key: Mapping[str, Any]
     total_steps: int
     log_every: int
     save_every: int
@@ -49,36 +124,33 @@ class TrainingPlan:
     ends: float | None = None
 
 
-class WorkFolder:
-    """The files of one training under `path`."""
+class TrainingFolder(WorkFolder):
+    """The work folder of one training: its plan, what was decided since, and checkpoints, complete or ignored.
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(os.path.abspath(path))
-
-    def read_plan(self, key: Mapping[str, Any]) -> TrainingPlan | None:
-        """The plan of an earlier run with the same `key`, or None. Raises `BadInput` when the key is another one."""
-        values = read_keyed(self.path / PLAN, key)
-        return None if values is None else TrainingPlan(**values)
-
-    def write_plan(self, plan: TrainingPlan) -> None:
-        """Write the plan so that it is there whole or not at all."""
-        write_json(self.path / PLAN, asdict(plan))
+    A checkpoint counts once its marker `complete` is there, and what goes away is renamed first, so that half of a
+    removed checkpoint is never taken for a whole one.
+    """
 
     def read_decisions(self) -> list[Decision]:
         """The decisions that were written, oldest first."""
         file = self.path / DECISIONS
         if not file.is_file():
             return []
-        return [Decision(**each) for each in json.loads(file.read_text(encoding="utf-8"))["decisions"]]
+        return [Decision(**decision) for decision in json.loads(file.read_text(encoding="utf-8"))["decisions"]]
 
     def write_decisions(self, decisions: Sequence[Decision]) -> None:
         """Write the decisions so that the file is the old or the new one."""
-        write_json(self.path / DECISIONS, {"decisions": [asdict(each) for each in decisions]})
+        write_json(self.path / DECISIONS, {"decisions": [asdict(decision) for decision in decisions]})
 
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
         found = [path for path in self.path.glob(f"{_CHECKPOINT}*") if (path / MARKER).is_file()]
         return sorted(found, key=_step)
+
+    def newest(self, error: BaseException | None = None) -> str | None:
+        """ "step N" of the newest complete checkpoint; None where there is none. See `resumable`."""
+        found = self.checkpoints()
+        return f"step {_step(found[-1])}" if found else None
 
     def mark_complete(self, step: int) -> None:
         """Declare the checkpoint of `step` whole."""
@@ -96,13 +168,6 @@ class WorkFolder:
         for path in self.path.glob("*"):
             if path.is_dir() and path.name not in whole:
                 shutil.rmtree(path, ignore_errors=True)
-
-    def remove(self) -> None:
-        """Remove the folder."""
-        for left in self.path.parent.glob(f"{self.path.name}.removed-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        if self.path.exists():
-            _remove(self.path)
 
 
 def read_keyed(file: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:

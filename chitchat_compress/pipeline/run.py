@@ -25,11 +25,12 @@ from typing import Any
 from chitchat.data.corpora import Corpus, open_corpus
 from chitchat.data.survey import open_validation
 from chitchat.errors import BadInput, WorkFailed
-from chitchat.lineage import identity, sha256, verify_lineage
+from chitchat.lineage import identity, verify_lineage
 from chitchat.system.child import run_child
 from chitchat.system.folder import replace_file, write_json
 from chitchat_compress.pipeline.recipe import RecipeStage, StageRef, Value, default_recipe, read_recipe
 from chitchat_compress.pipeline.records import RECORDS, locked, read_record
+from serve.digest import sha256
 
 COMPRESS = (sys.executable, "-m", "chitchat_compress")
 _RESUMABLE = ("train", "prune")

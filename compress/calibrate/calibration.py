@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
+from chitchat.architectures.protocol import last_hidden
 from chitchat.data.dataset import ChatData, Windows, collate
 from chitchat.divergence import compare_states, score_states
 from chitchat.errors import BadInput
 from chitchat.score import score, torch_scorer
-from chitchat.training.objective import label_positions, last_hidden
+from chitchat.training.objective import label_positions
 
 Batch = dict[str, Tensor]
 
@@ -75,7 +76,7 @@ def _draw(windows: Windows, max_tokens: int, seed: int) -> NDArray[np.int64]:
 
 
 @torch.no_grad()
-def divergence(reference: GPT2LMHeadModel, model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Divergence:
+def divergence(reference: PreTrainedModel, model: PreTrainedModel, batches: Sequence[Batch]) -> Divergence:
     """Compare two models of one vocabulary at every position whose next token is scored. Raises `BadInput` when there
     is no such position."""
     kl, same, tokens = 0.0, 0, 0
@@ -89,7 +90,7 @@ def divergence(reference: GPT2LMHeadModel, model: GPT2LMHeadModel, batches: Sequ
 
 
 @torch.no_grad()
-def mean_loss(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> float:
+def mean_loss(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
     """Mean negative log likelihood in nats per scored token (the logarithm of perplexity)."""
     loss, tokens = 0.0, 0
     for batch in batches:
@@ -99,19 +100,19 @@ def mean_loss(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> float:
     return loss / max(1, tokens)
 
 
-def _scored_states(model: GPT2LMHeadModel, batch: Batch) -> tuple[Tensor, Tensor]:
+def _scored_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Final hidden states [positions, width] and targets int64 [positions] where the next token is scored."""
     model.eval()
     wanted, targets = label_positions(batch["labels"].to(model.device))
     return last_hidden(model, batch["input_ids"].to(model.device))[:, :-1][wanted], targets
 
 
-def measure(model: GPT2LMHeadModel, reference: GPT2LMHeadModel, data: ChatData) -> dict[str, Any]:
+def measure(model: PreTrainedModel, reference: PreTrainedModel, data: ChatData) -> dict[str, Any]:
     """Parameters and quality on a bounded number of held-out tokens, for a lineage; `compress eval` scores them all.
 
     `kl` and `top1` say how far the model is from `reference`; they are left out where the two are the same object.
     """
-    windows = data.windows("validation", model.config.n_positions)
+    windows = data.windows("validation", model.config.max_position_embeddings)
     found = score(torch_scorer(model), windows, max_tokens=SCORE_TOKENS)
     metrics = {
         "parameters": model.num_parameters(),

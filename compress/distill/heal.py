@@ -18,23 +18,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
 from chitchat.data.dataset import ChatData
 from chitchat.errors import BadInput
-from chitchat.system.folder import write_json
 from chitchat.training.batches import TrainingWindows
 from chitchat.training.options import FitResult
-from chitchat.training.processes import Distributed
-from chitchat.training.stopwatch import CLOCK, Stopwatch
-from chitchat.training.trainer import fit, step_seconds, weights_sha256
-from chitchat.training.workfolder import MARKER, WorkFolder, read_keyed
+from chitchat.training.planning import step_seconds
+from chitchat.training.run import FitRun
+from chitchat.training.stopwatch import Stopwatch
+from chitchat.training.trainer import weights_sha256
+from chitchat.training.workfolder import MARKER, WorkFolder
 from compress.distill.budget import Budget, share_budget
-from compress.distill.on_policy import OnPolicyResult, heal_on_own_replies
+from compress.distill.on_policy import OnPolicyResult, heal_on_policy
 from compress.distill.options import HealOptions
 from compress.distill.run import HealRun, dropout
 from compress.distill.samples import Joined, SampledWindows, teacher_conversations
 
+BUDGET = "heal.json"
 _SAMPLING_SHARE = 0.25  # of the minutes that the teacher may write, at most
 _USED_SHARE = 0.8  # of the minutes that are steps
 
@@ -67,8 +68,8 @@ class HealResult:
 
 
 def heal(
-    student: GPT2LMHeadModel,
-    teacher: GPT2LMHeadModel,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
     data: ChatData,
     work: Path,
     options: HealOptions,
@@ -86,7 +87,7 @@ def heal(
     minutes ends at `ends`, seconds on the `stopwatch` (default: its minutes, on one that begins now). Raises `BadInput`
     for models that do not fit together.
     """
-    stopwatch, processes = stopwatch or Stopwatch(), Distributed()
+    stopwatch, folder = stopwatch or Stopwatch(), WorkFolder(work)
     context = _context(student, teacher, options.context)
     windows, held_out = (data.windows(split, context, options.loss == "replies") for split in ("train", "validation"))
     if not len(windows):
@@ -99,43 +100,38 @@ def heal(
         "context": context,
         **(inputs or {}),
     }
-    work = Path(work)
-    if processes.first:
-        if not resume:
-            WorkFolder(work).remove()
-        stopwatch.keep_in(work / CLOCK, resume)
-    processes.wait()
     if options.minutes is not None and ends is None:
         ends = 60 * options.minutes
-    run = HealRun(student, teacher, data, windows, held_out, context, options, work, key, resume, processes, stopwatch)
+    run = HealRun(student, teacher, data, windows, held_out, context, options, folder, key, resume, stopwatch)
+
+    def resume_point(error: BaseException) -> str | None:
+        return "here" if any(folder.path.rglob(MARKER)) or any(folder.path.glob("*.npz")) else None
+
     try:
-        with dropout(student, options.dropout):
+        with folder.resumable(BUDGET, key, resume, stopwatch, resume_point), dropout(student, options.dropout):
             budget, run = _decide(run, ends)
             sampled = _teacher_windows(run, budget) if budget.teacher_tokens else None
             joined = windows if sampled is None else Joined(windows, sampled)
             start = copy.deepcopy(student.state_dict())
             main = _main_part(run, budget, joined)
-            if main.before["loss"] <= main.after["loss"]:  # a refitted student has come far without a step
+            if main.before["loss"] <= main.after["loss"]:  # a refitted student can be good without a step
                 student.load_state_dict(start)
             best = min(main.before["loss"], main.after["loss"])
-            own = heal_on_own_replies(run, budget, joined, best, main)
-    except BaseException as error:
-        _tidy(run, error)
-        raise
+            own = heal_on_policy(run, budget, joined, best, main)
     finally:
         student.to("cpu")
         teacher.to("cpu")
     return _result(main, own, run.minutes, 0 if sampled is None else int(sampled.lengths.sum()))
 
 
-def _context(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, context: int | None) -> int:
+def _context(student: PreTrainedModel, teacher: PreTrainedModel, context: int | None) -> int:
     """The window length. Raises `BadInput` where the models do not fit together."""
     if student.config.vocab_size != teacher.config.vocab_size:
         raise BadInput(
             f"--teacher: has a vocabulary of {teacher.config.vocab_size}, the student one of "
             f"{student.config.vocab_size}; distillation needs the same one"
         )
-    longest = min(student.config.n_positions, teacher.config.n_positions)
+    longest = min(student.config.max_position_embeddings, teacher.config.max_position_embeddings)
     if context is not None and context > longest:
         raise BadInput(
             f"--context {context}: teacher and student have {longest} positions in common; give at most {longest}"
@@ -144,25 +140,22 @@ def _context(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, context: int | 
 
 
 def _decide(run: HealRun, ends: float | None) -> tuple[Budget, HealRun]:
-    """The budget in the work folder, else a new one, the same in every process; and the task with its time."""
-    file = run.work / "heal.json"
-    stored = run.run_on_main(lambda: read_keyed(file, run.key))
-    if stored is not None:
-        return Budget(**stored["budget"]), replace(run, begins=stored["begins"], ends=stored["ends"])
-    begins = run.processes.broadcast(run.stopwatch.seconds)
-    ends = run.processes.broadcast(ends)
-    steps = _steps(run)
-    if steps is None:
-        assert ends is not None
-        seconds = step_seconds(
-            run.student, run.windows, run.objective(), run.fit_options(max_minutes=(ends - begins) / 60),
-            run.processes, run.stopwatch,
-        )  # fmt: skip
-        steps = run.processes.broadcast(int(_USED_SHARE * (ends - begins) / seconds))
-    budget = share_budget(steps, int(run.windows.lengths.sum()), len(run.windows), run.options)
-    decided = {"budget": asdict(budget), "begins": begins, "ends": ends}
-    run.run_on_main(lambda: write_json(file, {"key": run.key, **decided}))
-    return budget, replace(run, begins=begins, ends=ends)
+    """The budget in the work folder, else a new one, the same in every process; and the run with its time."""
+
+    def make() -> dict[str, Any]:
+        begins = run.stopwatch.seconds
+        steps = _steps(run)
+        if steps is None:
+            begins, until = run.distributed.broadcast((begins, ends))
+            assert until is not None
+            options = run.fit_options(max_minutes=(until - begins) / 60)
+            timed = FitRun(run.student, run.windows, run.objective(), options, run.distributed, run.stopwatch)
+            steps = int(_USED_SHARE * (until - begins) / step_seconds(timed))
+        budget = share_budget(steps, int(run.windows.lengths.sum()), len(run.windows), run.options)
+        return {"budget": asdict(budget), "begins": begins, "ends": ends}
+
+    decided = run.folder.decide(BUDGET, run.key, make)
+    return Budget(**decided["budget"]), replace(run, begins=decided["begins"], ends=decided["ends"])
 
 
 def _steps(run: HealRun) -> int | None:
@@ -177,13 +170,14 @@ def _teacher_windows(run: HealRun, budget: Budget) -> SampledWindows:
     """The teacher's conversations of an earlier run, else new ones."""
 
     def write() -> SampledWindows:
-        run.teacher.to(run.processes.device)
+        run.teacher.to(run.distributed.device)
+        replies_only, enough = run.options.loss == "replies", run.time_limit(_SAMPLING_SHARE)
         return teacher_conversations(
             run.teacher, run.data, run.context, budget.teacher_tokens, seed=run.options.seed,
-            replies_only=run.options.loss == "replies", enough=run.over(_SAMPLING_SHARE),
+            replies_only=replies_only, enough=enough,
         )  # fmt: skip
 
-    return run.stored_windows(run.work / "teacher.npz", write)
+    return run.stored_windows("teacher.npz", write)
 
 
 def _main_part(run: HealRun, budget: Budget, windows: TrainingWindows) -> FitResult:
@@ -194,12 +188,8 @@ def _main_part(run: HealRun, budget: Budget, windows: TrainingWindows) -> FitRes
         patience=run.options.patience,
         eval_tokens=run.options.eval_tokens,
     )
-    key = {**run.key, "windows": len(windows)}
     ends = None if run.ends is None else run.begins + (1 - budget.own_share) * (run.ends - run.begins)
-    return fit(
-        run.student, windows, run.objective(), options, WorkFolder(run.work / "main"), key, resume=run.resume,
-        stopwatch=run.stopwatch, ends=ends,
-    )  # fmt: skip
+    return run.fit(windows, run.objective(), options, "main", ends, {**run.key, "windows": len(windows)})
 
 
 def _result(main: FitResult, own: OnPolicyResult, minutes: float, teacher_tokens: int) -> HealResult:
@@ -207,7 +197,7 @@ def _result(main: FitResult, own: OnPolicyResult, minutes: float, teacher_tokens
     after, best_step = (main.before, 0) if main.before["loss"] <= main.after["loss"] else (main.after, main.best_step)
     for number, part in enumerate(parts):
         log += [{**entry, "step": entry["step"] + steps} for entry in part.log]
-        if 1 <= number <= own.count:
+        if 1 <= number <= own.kept:
             after, best_step = part.after, steps + part.best_step
         steps += part.steps
     return HealResult(
@@ -224,16 +214,6 @@ def _result(main: FitResult, own: OnPolicyResult, minutes: float, teacher_tokens
         main_kl=main.after["kl"],
         teacher_tokens=teacher_tokens,
         own_steps=steps - main.steps,
-        own_rounds=own.count,
+        own_rounds=own.kept,
         log=log,
     )
-
-
-def _tidy(run: HealRun, error: BaseException) -> None:
-    """Leave a work folder only if there is something in it to go on from, and say so."""
-    if not run.processes.first or isinstance(error, BadInput):  # the folder of another run is not ours to remove
-        return
-    if not any(run.work.rglob(MARKER)) and not any(run.work.glob("*.npz")):
-        WorkFolder(run.work).remove()
-    elif isinstance(error, KeyboardInterrupt) and not error.args:
-        raise KeyboardInterrupt("stopped; the same command with --resume goes on from here") from error

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
+from chitchat.architectures.protocol import all_hidden, last_hidden
 from chitchat.data.windows import Windows, collate
 from chitchat.divergence import compare_states, kl_divergence
 from chitchat.errors import WorkFailed
-from chitchat.training.objective import NextToken, label_positions, last_hidden, sum_by_parts
+from chitchat.training.objective import NextToken, label_positions, sum_by_parts
 
 HIDDEN_WEIGHT = 1.0  # of the cosine loss, per position, beside the KL in nats
 SKEW = 0.1  # the teacher's share in the mixture that the skewed divergence is measured to
@@ -33,7 +34,7 @@ class Distillation:
 
     def __init__(
         self,
-        teacher: GPT2LMHeadModel,
+        teacher: PreTrainedModel,
         held_out: Windows,
         layers_dropped: bool,
         skew: float = 0.0,
@@ -45,7 +46,7 @@ class Distillation:
         self.skew = skew
         self.label_share = label_share
 
-    def loss_sum(self, model: GPT2LMHeadModel, input_ids: Tensor, labels: Tensor) -> Tensor:
+    def loss_sum(self, model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
         """KL (and the labels' share) summed over all labels, plus the cosine loss where layers were dropped."""
         self.teacher.to(input_ids.device)
         wanted, targets = label_positions(labels)
@@ -69,28 +70,26 @@ class Distillation:
             loss = loss + HIDDEN_WEIGHT * (1 - cosine).sum()
         return loss
 
-    def evaluate(self, model: GPT2LMHeadModel, max_tokens: int) -> dict[str, float]:
+    def evaluate(self, model: PreTrainedModel, max_tokens: int) -> dict[str, float]:
         """`held_out_figures`, and as `loss` what is minimised: the held-out KL, with the labels' share."""
         figures = held_out_figures(model, self.teacher, self.held_out, max_tokens)
         share = self.label_share
         return {"loss": (1 - share) * figures["kl"] + share * math.log(figures["perplexity"]), **figures}
 
-    def _states(self, model: GPT2LMHeadModel, input_ids: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _states(self, model: PreTrainedModel, input_ids: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
         """Final hidden states at the wanted positions, [labels, width]; and those two layers before, if they count."""
         if not self.hidden:
             return last_hidden(model, input_ids)[:, :-1][wanted], None
-        states = model.transformer(
-            inputs_embeds=model.transformer.wte(input_ids), use_cache=False, output_hidden_states=True
-        ).hidden_states
+        states = all_hidden(model, input_ids)
         final, middle = states[-1], states[max(-3, -len(states))]
         return final[:, :-1][wanted], middle[:, :-1][wanted]
 
 
-def next_token(teacher: GPT2LMHeadModel, held_out: Windows) -> NextToken:
+def next_token(teacher: PreTrainedModel, held_out: Windows) -> NextToken:
     """The control: cross-entropy of the corpus. The teacher is only compared with; `loss` is the student's own."""
     teacher = teacher.eval().requires_grad_(False)
 
-    def evaluate(model: GPT2LMHeadModel, max_tokens: int) -> dict[str, float]:
+    def evaluate(model: PreTrainedModel, max_tokens: int) -> dict[str, float]:
         figures = held_out_figures(model, teacher, held_out, max_tokens)
         return {"loss": math.log(figures["perplexity"]), **figures}
 
@@ -110,13 +109,13 @@ def skewed_kl(teacher: Tensor, student: Tensor, skew: float) -> Tensor:
 
 
 def held_out_figures(
-    model: GPT2LMHeadModel, teacher: GPT2LMHeadModel, held_out: Windows, max_tokens: int
+    model: PreTrainedModel, teacher: PreTrainedModel, held_out: Windows, max_tokens: int
 ) -> dict[str, float]:
     """`kl` (nats per token), `perplexity`, `teacher_perplexity` over whole windows up to `max_tokens` labels.
 
     Raises `WorkFailed` where the windows have no label.
     """
-    device = model.transformer.wte.weight.device
+    device = model.device
     teacher.to(device)
     training = model.training
     model.eval()

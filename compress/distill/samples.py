@@ -1,6 +1,6 @@
 """Conversations that a model writes itself, as windows to heal on.
 
-The teacher goes on with conversations of the training split until a window is full; the student answers prompts of the
+The teacher continues first turns of the training split until a window is full; the student answers prompts of the
 training split. Both are drawn by nucleus sampling, many rows at once.
 """
 
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset, Subset
 from torch.utils.data import Dataset as TorchDataset
-from transformers import GPT2LMHeadModel, TopPLogitsWarper
+from transformers import PreTrainedModel, TopPLogitsWarper
 
 from chitchat.data.dataset import ChatData
 from chitchat.data.windows import IGNORED, RaggedColumn, counted_turns
@@ -63,40 +64,24 @@ class SampledWindows(TorchDataset[dict[str, Any]]):
             return cls([row.tolist() for row in rows], stored["labelled_from"].tolist())
 
 
-class Joined(TorchDataset[dict[str, Any]]):
+class Joined(ConcatDataset[dict[str, Any]]):
     """The windows of several sets, one after the other; `lengths` int64 [windows]."""
 
     def __init__(self, *parts: TrainingWindows) -> None:
-        self.parts = parts
+        super().__init__(parts)
         self.lengths: NDArray[np.int64] = np.concatenate([part.lengths for part in parts])
-        self._ends = np.cumsum([len(part) for part in parts])
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The window, as its own set gives it."""
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        return self.parts[part][int(index) - int(self._ends[part] - len(self.parts[part]))]
 
 
-class Chosen(TorchDataset[dict[str, Any]]):
+class Chosen(Subset[dict[str, Any]]):
     """Some windows of a set, by their numbers; `lengths` int64 [windows]."""
 
     def __init__(self, windows: TrainingWindows, numbers: NDArray[np.int64]) -> None:
-        self.windows, self.numbers = windows, numbers
+        super().__init__(windows, numbers.tolist())
         self.lengths: NDArray[np.int64] = windows.lengths[numbers]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The window, as its own set gives it."""
-        return self.windows[int(self.numbers[index])]
 
 
 def teacher_conversations(
-    teacher: GPT2LMHeadModel,
+    teacher: PreTrainedModel,
     data: ChatData,
     context: int,
     tokens: int,
@@ -105,8 +90,8 @@ def teacher_conversations(
     replies_only: bool = False,
     enough: Callable[[], bool] = lambda: False,
 ) -> SampledWindows:
-    """Conversations of `context` ids that the teacher wrote after first turns of the training split, `tokens` ids at
-    least in all; fewer and shorter ones when it was `enough` before, which is asked after every id of each.
+    """Conversations of `context` ids that the teacher writes after first turns of the training split, `tokens` ids in
+    all at least; fewer and shorter ones where it is `enough` before, which is asked after every token.
 
     Every id has a label, but for those of a first turn that does not count; with `replies_only` those alone that the
     teacher wrote.
@@ -117,29 +102,19 @@ def teacher_conversations(
     ids = RaggedColumn(data.train, "input_ids")
     counted = counted_turns(data.train)[np.cumsum(turns.lengths) - turns.lengths]  # of the first turns
     prompts: list[list[int]] = []
-    counts: list[bool] = []
+    labelled_from: list[int] = []
     for row in random.integers(len(turns.lengths), size=max(1, -(-tokens // context))):
         first = start + int(turns.slice(int(row), 0, 1)[0])
         prompts.append(ids.slice(int(row), 0, min(first, max(start + 1, context // 2))).tolist())
-        counts.append(bool(counted[row]) and not replies_only)
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    batches = [order[i : i + BATCH_ROWS] for i in range(0, len(order), BATCH_ROWS)]
-    # Long prompts and short ones in any order: a limit of time must not leave the long ones out.
-    banned = data.banned_ids(teacher.config.vocab_size)
-    sampler = Sampler(teacher, banned, seed=int(random.integers(2**31)), enough=enough)
-    written: list[list[int]] = []
-    labelled: list[int] = []
-    for number in random.permutation(len(batches)):
-        batch = batches[number]
-        written += sampler.continue_all([prompts[each] for each in batch], context)
-        labelled += [0 if counts[each] else len(prompts[each]) for each in batch]
-        if enough():
-            break
-    return SampledWindows(written, labelled)
+        labelled_from.append(0 if counted[row] and not replies_only else len(prompts[-1]))
+    order = np.array(sorted(range(len(prompts)), key=lambda number: len(prompts[number])))
+    prompts, labelled_from = [prompts[number] for number in order], [labelled_from[number] for number in order]
+    sampler = Sampler(teacher, data.banned_ids(teacher.config.vocab_size), int(random.integers(2**31)), enough)
+    return _written(sampler, prompts, labelled_from, random, context)
 
 
-def own_replies(
-    student: GPT2LMHeadModel,
+def student_replies(
+    student: PreTrainedModel,
     data: ChatData,
     context: int,
     count: int,
@@ -149,22 +124,38 @@ def own_replies(
 ) -> SampledWindows:
     """`count` prompts of the training split with the student's replies; only these have labels, their end included.
 
-    Fewer, of all lengths, when it was `enough` before; replies that were being written then end early.
+    Fewer, of all lengths, where it is `enough` before; replies that are being written then end early.
     """
     random = np.random.default_rng([seed, 4])
-    room = min(REPLY_TOKENS, context // 2)
-    prompts = sorted(draw_prompts(data, count, min(PROMPT_TOKENS, context - room), random), key=len)
-    banned = data.banned_ids(student.config.vocab_size)
-    sampler = Sampler(student, banned, seed=int(random.integers(2**31)), enough=enough)
-    written: list[list[int]] = []
-    labelled: list[int] = []
-    for number in random.permutation(range(0, count, BATCH_ROWS)):
-        batch = prompts[number : number + BATCH_ROWS]
-        written += sampler.continue_all(batch, context, end_id=data.dialogue.end_of_turn_id, most=room)
-        labelled += [len(prompt) for prompt in batch]
-        if enough():
+    max_tokens = min(REPLY_TOKENS, context // 2)
+    prompts = sorted(draw_prompts(data, count, min(PROMPT_TOKENS, context - max_tokens), random), key=len)
+    sampler = Sampler(student, data.banned_ids(student.config.vocab_size), int(random.integers(2**31)), enough)
+    lengths = [len(prompt) for prompt in prompts]
+    return _written(sampler, prompts, lengths, random, context, data.dialogue.end_of_turn_id, max_tokens)
+
+
+def _written(
+    sampler: "Sampler",
+    prompts: Sequence[Sequence[int]],
+    labelled_from: Sequence[int],
+    random: np.random.Generator,
+    context: int,
+    end_id: int | None = None,
+    max_tokens: int | None = None,
+) -> SampledWindows:
+    """The prompts, in order of their lengths, with what follows, until it is enough.
+
+    Batches of like lengths are written in any order: a limit of time must not leave the long ones out.
+    """
+    ids: list[list[int]] = []
+    labels: list[int] = []
+    for start in random.permutation(np.arange(0, len(prompts), BATCH_ROWS)):
+        batch = slice(start, start + BATCH_ROWS)
+        ids += sampler.continue_all(prompts[batch], context, end_id=end_id, max_tokens=max_tokens)
+        labels += labelled_from[batch]
+        if sampler.enough():
             break
-    return SampledWindows(written, labelled)
+    return SampledWindows(ids, labels)
 
 
 def draw_prompts(data: ChatData, count: int, max_tokens: int, random: np.random.Generator) -> Iterator[list[int]]:
@@ -190,11 +181,11 @@ class Sampler:
     `banned_ids` are never drawn, and nothing more once it is `enough`. The model is left in eval mode.
     """
 
-    model: GPT2LMHeadModel
+    model: PreTrainedModel
     banned_ids: Sequence[int]
     seed: int
-    top_p: float = TOP_P
     enough: Callable[[], bool] = lambda: False
+    top_p: float = TOP_P
 
     def __post_init__(self) -> None:
         self.model.eval()
@@ -203,40 +194,42 @@ class Sampler:
 
     @torch.inference_mode()
     def continue_all(
-        self, prompts: Sequence[Sequence[int]], context: int, *, end_id: int | None = None, most: int | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        context: int,
+        *,
+        end_id: int | None = None,
+        max_tokens: int | None = None,
     ) -> list[list[int]]:
-        """Each prompt with what follows, at most `context` ids together, and at most `most` new ones.
+        """Each prompt with what follows, at most `context` ids together, and at most `max_tokens` new ones.
 
         With `end_id` a row ends with that id; without, it goes on until it is full.
         """
-        rooms = [min(context - len(prompt), most or context) for prompt in prompts]
+        limits = [min(context - len(prompt), max_tokens or context) for prompt in prompts]
         with fused_gelu(self.model):
-            new = self._draw(prompts, max(rooms), end_id)
-        continued = []
-        for prompt, drawn, room in zip(prompts, new, rooms, strict=True):
-            continued.append([*prompt, *drawn[:room]])
-        return continued
+            drawn = self._draw(prompts, max(limits), end_id)
+        return [[*prompt, *ids[:limit]] for prompt, ids, limit in zip(prompts, drawn, limits, strict=True)]
 
     def _draw(self, prompts: Sequence[Sequence[int]], count: int, end_id: int | None) -> list[list[int]]:
         """The next `count` ids of each prompt, or those up to its `end_id`."""
         rows = PaddedRows(self.model)
         drawn: list[list[int]] = [[] for _ in prompts]
-        places = list(range(len(prompts)))  # the prompt of each row
-        ended = [False] * len(places)
+        numbers = list(range(len(prompts)))  # the prompt of each row
+        ended = [False] * len(numbers)
         logits = rows.start(prompts)
         for step in range(1, count + 1):
             ids = self._choose(logits)
             for row, id in enumerate(ids):
                 if not ended[row]:
-                    drawn[places[row]].append(id)
+                    drawn[numbers[row]].append(id)
                     ended[row] = id == end_id
             if step == count or all(ended) or self.enough():
                 break
             if 2 * sum(ended) >= len(ended):  # a finished row costs as much as another
                 left = [row for row, done in enumerate(ended) if not done]
                 rows.keep(left)
-                ids, places, ended = [ids[row] for row in left], [places[row] for row in left], [False] * len(left)
-            logits = rows.step(ids)  # rows that are full are drawn on beside those that are not, and cut afterwards
+                ids, numbers, ended = [ids[row] for row in left], [numbers[row] for row in left], [False] * len(left)
+            logits = rows.step(ids)  # full rows are drawn on beside those that are not, and cut afterwards
         return drawn
 
     def _choose(self, logits: torch.Tensor) -> list[int]:

@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
+from chitchat.architectures.protocol import last_hidden
+from chitchat.architectures.registry import geometry_of
 from chitchat.errors import BadInput
-from chitchat.training.objective import last_hidden, next_token_loss
+from chitchat.training.objective import next_token_loss
 from compress.calibrate.calibration import Batch
 from compress.prune.elimination import unit_scores
-from compress.prune.shape import Shape
 from compress.prune.slicing import Kept
+from serve.geometry import Geometry
 
 Floats = NDArray[np.float64]
 IMPORTANCES = ("obs", "activation", "magnitude", "taylor", "random")
@@ -45,7 +47,7 @@ class Scores:
         """The scores of some of the layers."""
         return Scores(self.channels, [self.heads[layer] for layer in layers], [self.neurons[layer] for layer in layers])
 
-    def keep(self, shape: Shape) -> Kept:
+    def keep(self, shape: Geometry) -> Kept:
         """The best units for `shape`."""
         return Kept(
             channels=best(self.channels, shape.width),
@@ -66,7 +68,7 @@ def score_units(model: GPT2LMHeadModel, batches: Sequence[Batch], importance: st
     if importance == "magnitude":
         return magnitude_scores(model)
     if importance == "random":
-        return random_scores(Shape.of(model.config.to_dict()), seed)
+        return random_scores(geometry_of(model), seed)
     raise BadInput(f"--importance {importance}: there is no such ranking; choose {', '.join(IMPORTANCES)}")
 
 
@@ -265,7 +267,7 @@ def magnitude_scores(model: GPT2LMHeadModel) -> Scores:
     return Scores(magnitude_of(channels), heads, neurons)
 
 
-def random_scores(shape: Shape, seed: int) -> Scores:
+def random_scores(shape: Geometry, seed: int) -> Scores:
     """Scores by lot."""
     draw = np.random.default_rng(seed)
     return Scores(

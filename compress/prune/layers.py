@@ -1,36 +1,34 @@
-"""Cutting whole layers out of a GPT-2: which ones, by trying; and the model without them.
+"""Cutting whole layers out of a model: which ones, by trying; and the model without them.
 
 torch-pruning cannot remove layers. The choice is greedy: the layer whose removal hurts least, measured on calibration
 windows, goes first, then the next is looked for in what is left. The first layer stays unless only one is kept: without
 it a trained chat model's perplexity grows 27-fold, without any other by 1 to 2 % (measured on 6 layers x 320).
 
-Attention that is scaled by the layer's number (`scale_attn_by_inverse_layer_idx`) would change behind a cut: `stage`
-refuses such a model.
+A model that would change behind a cut (`Architecture.refuses_layer_cut`) is refused by `stage`.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-from torch import nn
 from tqdm import tqdm
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
-from chitchat.assemble import build_gpt2
+from chitchat.architectures.registry import architecture_of
 from compress.calibrate.calibration import Batch, mean_loss
 
 
-def removal_order(model: GPT2LMHeadModel, batches: Sequence[Batch], count: int) -> list[int]:
+def removal_order(model: PreTrainedModel, batches: Sequence[Batch], count: int) -> list[int]:
     """Indices of the `count` layers that go, the first to go first."""
-    left = list(range(len(model.transformer.h)))
+    architecture = architecture_of(model)
+    left = list(range(model.config.num_hidden_layers))
     order: list[int] = []
     trials = sum(len(left) - gone - 1 for gone in range(count))
     with tqdm(total=trials, desc="trying layers", unit="layer", disable=None) as bar:
         while len(order) < count:
             losses = {}
-            for layer in left[1:]:
-                with only_layers(model, [each for each in left if each != layer]):
-                    losses[layer] = mean_loss(model, batches)
+            for tried in left[1:]:
+                with architecture.only_layers(model, [layer for layer in left if layer != tried]):
+                    losses[tried] = mean_loss(model, batches)
                 bar.update()
             # Of equal losses the deepest layer goes.
             order.append(min(losses, key=lambda layer: (losses[layer], -layer)))
@@ -38,35 +36,16 @@ def removal_order(model: GPT2LMHeadModel, batches: Sequence[Batch], count: int) 
     return order
 
 
-def choose_layers(model: GPT2LMHeadModel, batches: Sequence[Batch], keep: int) -> list[int]:
-    """Indices of the `keep` layers that stay, ascending."""
-    every = range(len(model.transformer.h))
-    gone = removal_order(model, batches, len(every) - keep)
-    return [layer for layer in every if layer not in gone]
-
-
-def keep_layers(model: GPT2LMHeadModel, layers: Sequence[int]) -> GPT2LMHeadModel:
+def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     """An ordinary model of the given layers, renumbered, their weights bit-identical; `model` is not touched."""
+    architecture = architecture_of(model)
     config = copy.deepcopy(model.config)
-    config.n_layer = len(layers)
-    number = {str(old): str(new) for new, old in enumerate(layers)}
+    old_prefixes = [architecture.layer_prefix(layer) for layer in range(config.num_hidden_layers)]
+    new_prefixes = {old_prefixes[old]: architecture.layer_prefix(new) for new, old in enumerate(layers)}
+    config.num_hidden_layers = len(layers)
     weights = {}
     for name, value in model.state_dict().items():
-        parts = name.split(".")
-        if parts[1] == "h":
-            if parts[2] not in number:
-                continue
-            parts[2] = number[parts[2]]
-        weights[".".join(parts)] = value
-    return build_gpt2(config, weights, model.generation_config)
-
-
-@contextmanager
-def only_layers(model: GPT2LMHeadModel, layers: Sequence[int]) -> Iterator[None]:
-    """Run `model` with some of its layers; all are back after the block."""
-    full = model.transformer.h
-    model.transformer.h = nn.ModuleList([full[index] for index in layers])
-    try:
-        yield
-    finally:
-        model.transformer.h = full
+        prefix = next((prefix for prefix in old_prefixes if name.startswith(prefix)), "")
+        if not prefix or prefix in new_prefixes:
+            weights[new_prefixes.get(prefix, "") + name.removeprefix(prefix)] = value
+    return architecture.build(config, weights, model.generation_config)

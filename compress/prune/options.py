@@ -79,7 +79,3 @@ class PruneOptions:
     @property
     def has_budget(self) -> bool:
         return any(getattr(self, name) is not None for name in BUDGETS)
-
-    @property
-    def cuts_units(self) -> bool:
-        return self.has_budget or any(getattr(self, name) is not None for name in UNIT_AXES)

@@ -1,4 +1,4 @@
-"""The knife: one model, ready to be cut to any shape.
+"""The pruner: one model, ready to be pruned to any shape.
 
 What ranks layers and units is measured once, on the uncut model, and serves every shape that is tried. A cut takes out
 whole layers, slices out units, and repairs what is left in closed form.
@@ -7,7 +7,7 @@ whole layers, slices out units, and repairs what is left in closed form.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
 from chitchat.data.dataset import ChatData
 from chitchat.training.objective import fused_gelu
@@ -15,8 +15,8 @@ from compress.calibrate.calibration import Batch, calibration_batches
 from compress.prune.importance import Scores, score_units
 from compress.prune.layers import keep_layers, removal_order
 from compress.prune.refit import refit
-from compress.prune.shape import Shape
 from compress.prune.slicing import slice_model
+from serve.geometry import Geometry
 
 # Units are ranked and refitted on more tokens than layers are tried on, since every trial of a layer is a run.
 RANKING_TOKENS, LAYER_TOKENS, REFIT_TOKENS, TRIAL_TOKENS = 16_384, 4_096, 32_768, 12_288
@@ -24,26 +24,26 @@ RANKING_TOKENS, LAYER_TOKENS, REFIT_TOKENS, TRIAL_TOKENS = 16_384, 4_096, 32_768
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """A model after the knife, unhealed, and the numbers of the layers that stayed."""
+    """A pruned model, refitted and not healed, and the numbers of the layers that stayed."""
 
-    student: GPT2LMHeadModel
+    student: PreTrainedModel
     layers: list[int]
 
 
 class Pruner:
-    """Cuts copies of `model`; the same data, ranking and seed give the same weights."""
+    """Prunes copies of `model`; the same data, ranking and seed give the same weights."""
 
     def __init__(
-        self, model: GPT2LMHeadModel, data: ChatData, importance: str = "obs", refits: bool = True, seed: int = 0
+        self, model: PreTrainedModel, data: ChatData, importance: str = "obs", refits: bool = True, seed: int = 0
     ) -> None:
         self.model = model
         self.importance, self.refits, self.seed = importance, refits, seed
-        self._windows = data.windows("train", model.config.n_positions)
+        self._windows = data.windows("train", model.config.max_position_embeddings)
         self._pad_id = data.dialogue.pad_id
         self._order: list[int] = []
         self._scores: Scores | None = None
 
-    def cut(self, shape: Shape, refit_tokens: int = REFIT_TOKENS) -> PrunedModel:
+    def prune(self, shape: Geometry, refit_tokens: int = REFIT_TOKENS) -> PrunedModel:
         """A copy of the model in `shape` (of its vocabulary and positions)."""
         layers = self.layers(shape.layers)
         kept = self.scores().of_layers(layers).keep(shape)
@@ -55,7 +55,7 @@ class Pruner:
 
     def layers(self, keep: int) -> list[int]:
         """The `keep` layers that stay, ascending. Fewer layers are a part of more."""
-        every = range(len(self.model.transformer.h))
+        every = range(self.model.config.num_hidden_layers)
         if len(self._order) < len(every) - keep:
             with fused_gelu(self.model):
                 self._order = removal_order(self.model, self.calibration(LAYER_TOKENS), len(every) - keep)
@@ -71,5 +71,5 @@ class Pruner:
         return self._scores
 
     def calibration(self, tokens: int, seed: int | None = None) -> Sequence[Batch]:
-        """Windows of training conversations, the same ones for the same seed (default: the knife's)."""
+        """Windows of training conversations, the same ones for the same seed (default: the pruner's)."""
         return calibration_batches(self._windows, self._pad_id, tokens, self.seed if seed is None else seed)

@@ -52,9 +52,9 @@ def retokenize(data: ChatData, tokenizer: PreTrainedTokenizerFast, folder: Path)
         with tqdm(total=data.report["conversations"], desc="spelling", unit=" conversations", disable=None) as progress:
             for split in SPLITS:
                 counters[split] = Counter()
-                with split_writer(scratch / f"{split}.arrow") as out_proj:
+                with split_writer(scratch / f"{split}.arrow") as writer:
                     for rows in _spelled(getattr(data, split), speller, data.dialogue, dialogue):
-                        out_proj.write_table(rows)
+                        writer.write_table(rows)
                         counters[split].add(rows, dialogue)
                         progress.update(rows.num_rows)
                 save_split(scratch / f"{split}.arrow", staging / split)
@@ -125,7 +125,7 @@ class TokenRemapper:
         """A WordPiece turn, the words that lost a piece spelled with the pieces that are left."""
         prefix = self._model.continuing_subword_prefix
         continues = [self._piece[index].startswith(prefix) for index in turn.tolist()]
-        begins = [place for place, inside in enumerate(continues) if place and not inside]
+        begins = [index for index, inside in enumerate(continues) if index and not inside]
         ids: list[int] = []
         for word in np.split(turn, begins):
             mapped = self._new_id[word]
@@ -141,19 +141,17 @@ class TokenRemapper:
 
 def _spelled(rows: Dataset, speller: TokenRemapper, old: Dialogue, new: Dialogue) -> Iterator[pa.Table]:
     """The rows in new ids, some at a time; the columns that hold no ids are passed on."""
-    start = len(old.start_ids)
     counted = "counts" in rows.column_names  # an older data set has no mask: all turns count
     for batch in rows.with_format("arrow").iter(_ROWS_AT_ONCE):
-        lengths = [np.asarray(each) for each in batch.column("turn_lengths").to_pylist()]
+        lengths = batch.column("turn_lengths").to_pylist()
         turns = []
         for ids, of_row in zip(batch.column("input_ids"), lengths, strict=True):
-            pieces = np.split(ids.values.to_numpy()[start:], np.cumsum(of_row)[:-1])
-            turns += [piece[:-1] for piece in pieces]  # the end of turn is not text
+            turns += old.turn_texts(ids.values.to_numpy(), of_row)
         spelled = iter(speller.remap(turns))
         by_row = [[next(spelled) for _ in of_row] for of_row in lengths]
         columns = {
             "input_ids": [new.encode(of_row) for of_row in by_row],
-            "turn_lengths": [[len(turn) + 1 for turn in of_row] for of_row in by_row],
+            "turn_lengths": [new.turn_lengths(of_row) for of_row in by_row],
             "replies": batch.column("replies"),
             "counts": batch.column("counts") if counted else [[True] * len(of_row) for of_row in lengths],
             "turn_bytes": batch.column("turn_bytes"),

@@ -1,4 +1,4 @@
-"""Which of the shapes that a budget buys: cut them all, heal the better half for a while, keep the best.
+"""Which of the shapes that a budget buys: prune to them all, heal the better half for a while, keep the best.
 
 Minitron (arXiv 2407.14679) finds that the order of candidates settles after a few hundred steps of healing, and that
 the order right after the cut is not yet it. Here the cut is repaired in closed form first, which settles much of it;
@@ -7,27 +7,63 @@ so the worse half goes by its held-out KL after the refit, and the rest is heale
 
 import math
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from tqdm import tqdm
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
-from chitchat.data.dataset import ChatData
-from chitchat.training.processes import Distributed
-from chitchat.training.stopwatch import Stopwatch
-from compress.calibrate.calibration import calibration_batches, divergence, mean_loss
+from compress.calibrate.calibration import Batch, calibration_batches, divergence, mean_loss
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from compress.prune.plan import Candidate
 from compress.prune.pruner import TRIAL_TOKENS, Pruner
+from compress.prune.run import PruneRun
+from serve.geometry import Geometry
 
 SEARCH_SHARE = 0.2  # of the healing budget goes to trials
 MIN_MINUTES, MIN_STEPS = 1.0, 30  # of a trial: less says no more than the refit does
 MIN_SHARE = 0.6  # of its minutes, for a trial to begin
 MAX_STEPS = 300
 COMPARED_TOKENS = 8_192  # held-out
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The candidates with what was measured of them, and the healing that the trials left."""
+
+    candidates: Sequence[Candidate]
+    healing: HealOptions | None
+
+    @property
+    def shape(self) -> Geometry:
+        """The one that was taken."""
+        return next(candidate.shape for candidate in self.candidates if candidate.chosen)
+
+
+def choose_shape(
+    run: PruneRun, full: Geometry, candidates: Callable[[], Sequence[Candidate]], pruner: Pruner
+) -> Choice:
+    """The choice of the run that is resumed, else the best of the `candidates`, which are cut from `full`.
+
+    They are planned in the main process. Under a launcher every process calls this.
+    """
+
+    def make() -> dict[str, Any]:
+        with run.stopwatch.paused():
+            found = run.processes.run_on_main(candidates)
+        trial = None
+        if run.healing is not None and len(found) > 1:
+            windows = run.source.data.windows("train", run.source.model.config.max_position_embeddings)
+            trial = trial_of(run.healing, len(windows), len(found))
+        return {"candidates": [row.as_json() for row in try_candidates(run, found, pruner, trial)]}
+
+    rows = run.folder.decide("choice.json", {}, make)["candidates"]
+    tried, healing = [Candidate.from_json(row, full) for row in rows], run.healing
+    if healing is not None and any(candidate.steps for candidate in tried):
+        healing = healing.part(1 - SEARCH_SHARE)
+    return Choice(tried, healing)
 
 
 def trial_of(healing: HealOptions, windows: int, candidates: int) -> HealOptions | None:
@@ -52,50 +88,53 @@ def finalists(candidates: int) -> int:
 
 
 def try_candidates(
-    candidates: Sequence[Candidate], knife: Pruner, teacher: GPT2LMHeadModel, data: ChatData, trial: HealOptions | None,
-    work: Path, seed: int = 0, stopwatch: Stopwatch | None = None, ends: float | None = None,
-) -> list[Candidate]:  # fmt: skip
+    run: PruneRun, candidates: Sequence[Candidate], pruner: Pruner, trial: HealOptions | None
+) -> list[Candidate]:
     """The candidates with what was measured of them, in the order given; the one with the least KL is `chosen`.
 
-    `trial` heals the better half of them; None for none. Trials by minutes end at `ends`, seconds on the `stopwatch`,
-    which stands still while shapes are cut and measured. `work` is a folder for the trials, removed at the end. Under a
-    launcher every process calls this.
+    `trial` heals the better half of them; None for none. Trials by minutes share `SEARCH_SHARE` of the run's, on its
+    stopwatch, which stands still while shapes are cut and measured.
     """
-    stopwatch = stopwatch or Stopwatch()
     if len(candidates) == 1:
         return [replace(candidates[0], chosen=True)]
-    windows = data.windows("validation", knife.model.config.n_positions)
-    held_out = calibration_batches(windows, data.dialogue.pad_id, COMPARED_TOKENS, seed)
-    uncut = mean_loss(knife.model, held_out)
-
-    def measured(candidate: Candidate, student: GPT2LMHeadModel) -> Candidate:
-        kl, loss = divergence(knife.model, student, held_out).kl, mean_loss(student, held_out)
-        return replace(candidate, kl=kl, perplexity=math.exp(loss), perplexity_ratio=math.exp(loss - uncut))
-
-    with stopwatch.paused():
+    ends = None if run.ends is None else run.stopwatch.part(run.ends, SEARCH_SHARE)
+    data = run.source.data
+    windows = data.windows("validation", pruner.model.config.max_position_embeddings)
+    held_out = calibration_batches(windows, data.dialogue.pad_id, COMPARED_TOKENS, run.options.seed)
+    uncut = mean_loss(pruner.model, held_out)
+    with run.stopwatch.paused():
         tried = [
-            measured(each, knife.cut(each.shape, TRIAL_TOKENS).student)
-            for each in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
+            _measured(candidate, pruner.prune(candidate.shape, TRIAL_TOKENS).student, pruner.model, held_out, uncut)
+            for candidate in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
         ]
     if trial is not None:
-        order = Distributed().broadcast(sorted(range(len(tried)), key=lambda place: tried[place].kl or 0.0))
+        order = run.processes.broadcast(sorted(range(len(tried)), key=lambda index: tried[index].kl or 0.0))
         chosen = order[: finalists(len(tried))]
-        for number, place in enumerate(tqdm(chosen, desc="healing candidates", unit="shape", disable=None)):
-            with stopwatch.paused():
-                student = knife.cut(tried[place].shape, TRIAL_TOKENS).student
-            until = None if ends is None else stopwatch.part(ends, 1 / (len(chosen) - number))
-            if not Distributed().broadcast(_long_enough(trial, stopwatch, until)):
+        for number, index in enumerate(tqdm(chosen, desc="healing candidates", unit="shape", disable=None)):
+            with run.stopwatch.paused():
+                student = pruner.prune(tried[index].shape, TRIAL_TOKENS).student
+            until = None if ends is None else run.stopwatch.part(ends, 1 / (len(chosen) - number))
+            if not run.processes.broadcast(_long_enough(run, trial, until)):
                 break
-            result = heal(student, teacher, data, work / f"trial-{place}", trial, stopwatch=stopwatch, ends=until)
-            with stopwatch.paused():
-                tried[place] = measured(replace(tried[place], steps=result.steps), student)
-        shutil.rmtree(work, ignore_errors=True)
-    best = min(tried, key=lambda each: (-min(each.steps, 1), each.kl))
-    return [replace(each, chosen=each is best) for each in tried]
+            folder = run.work / "trials" / f"trial-{index}"
+            result = heal(student, run.teacher, data, folder, trial, stopwatch=run.stopwatch, ends=until)
+            with run.stopwatch.paused():
+                healed = replace(tried[index], steps=result.steps)
+                tried[index] = _measured(healed, student, pruner.model, held_out, uncut)
+        shutil.rmtree(run.work / "trials", ignore_errors=True)
+    best = min(tried, key=lambda candidate: (-min(candidate.steps, 1), candidate.kl))
+    return [replace(candidate, chosen=candidate is best) for candidate in tried]
 
 
-def _long_enough(trial: HealOptions, stopwatch: Stopwatch, until: float | None) -> bool:
+def _measured(
+    candidate: Candidate, student: PreTrainedModel, model: PreTrainedModel, held_out: Sequence[Batch], uncut: float
+) -> Candidate:
+    kl, loss = divergence(model, student, held_out).kl, mean_loss(student, held_out)
+    return replace(candidate, kl=kl, perplexity=math.exp(loss), perplexity_ratio=math.exp(loss - uncut))
+
+
+def _long_enough(run: PruneRun, trial: HealOptions, until: float | None) -> bool:
     """Whether the time until then is most of what a trial was to have: a machine that got slow tries fewer shapes."""
     if until is None or trial.minutes is None:
         return True
-    return until - stopwatch.seconds >= MIN_SHARE * 60 * trial.minutes
+    return until - run.stopwatch.seconds >= MIN_SHARE * 60 * trial.minutes

@@ -1,19 +1,19 @@
-"""Cutting units out of a GPT-2: embedding channels, attention heads and FFN neurons.
+"""Cutting units out of a model: embedding channels, attention heads and units of the feed-forward.
 
-torch-pruning's DependencyGraph finds every tensor that a unit lives in, on the Linear view of the model. Which units
-stay is decided elsewhere (`importance`); whole layers are cut by `layers`.
+torch-pruning's DependencyGraph finds every tensor that a unit lives in, on the architecture's Linear view of the model.
+Which units stay is decided elsewhere (`importance`); whole layers are cut by `layers`.
 """
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch_pruning
 from torch import nn
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
-from compress.prune.linear_view import linear_view, to_gpt2
+from chitchat.architectures.registry import architecture_of
+from serve.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -25,34 +25,35 @@ class Kept:
     neurons: Sequence[Sequence[int]]
 
 
-def slice_model(model: GPT2LMHeadModel, kept: Kept) -> GPT2LMHeadModel:
-    """An ordinary GPT2LMHeadModel of the kept units, their weights bit-identical; `model` is not touched.
+def slice_model(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
+    """An ordinary model of the kept units, their weights bit-identical; `model` is not touched.
 
-    Raises `ValueError` when the kept units are no shape that GPT2Config can express.
+    Raises `ValueError` when the kept units are no shape that the architecture can express.
     """
-    config = copy.deepcopy(model.config)
-    head_dim = config.n_embd // config.n_head
-    _check(kept, model, head_dim)
-    view = linear_view(model)
+    architecture = architecture_of(model)
+    geometry = architecture.geometry(model.config)
+    _check(kept, geometry)
+    narrow = replace(geometry.with_heads(len(kept.heads[0])), width=len(kept.channels), ffn=len(kept.neurons[0]))
+    config = architecture.configure(model.config, narrow)
+    view = architecture.linear_view(model)
     # The graph follows autograd; its trace needs a sentence of any tokens, shorter than the context.
-    tokens = torch.zeros((1, min(4, config.n_positions)), dtype=torch.long, device=model.device)
+    tokens = torch.zeros((1, min(4, geometry.context)), dtype=torch.long, device=model.device)
     with torch.enable_grad():
         graph = torch_pruning.DependencyGraph().build_dependency(
-            view,
+            view.model,
             example_inputs={"input_ids": tokens, "attention_mask": torch.ones_like(tokens)},
             output_transform=lambda output: output.logits,
             verbose=False,
         )
-    wte = view.transformer.wte
-    _cut(graph, wte, torch_pruning.prune_embedding_out_channels, kept.channels, wte.embedding_dim)
-    for block, heads, neurons in zip(view.transformer.h, kept.heads, kept.neurons, strict=True):
-        columns = [head * head_dim + column for head in heads for column in range(head_dim)]
-        _cut(graph, block.attn.o, torch_pruning.prune_linear_in_channels, columns, block.attn.o.in_features)
-        _cut(graph, block.mlp.c_fc, torch_pruning.prune_linear_out_channels, neurons, block.mlp.c_fc.out_features)
-    config.n_embd = len(kept.channels)
-    config.n_head = len(kept.heads[0])
-    config.n_inner = len(kept.neurons[0])
-    return to_gpt2(view, config)
+    size = geometry.head_dim
+    _cut(graph, view.table, torch_pruning.prune_embedding_out_channels, kept.channels, geometry.width)
+    for attention, feed_forward, heads, neurons in zip(
+        view.head_inputs, view.inner_outputs, kept.heads, kept.neurons, strict=True
+    ):
+        columns = [head * size + column for head in heads for column in range(size)]
+        _cut(graph, attention, torch_pruning.prune_linear_in_channels, columns, geometry.heads * size)
+        _cut(graph, feed_forward, torch_pruning.prune_linear_out_channels, neurons, geometry.ffn)
+    return architecture.build(config, architecture.linear_view_weights(view), model.generation_config)
 
 
 def _cut(
@@ -65,11 +66,12 @@ def _cut(
         graph.get_pruning_group(module, function, idxs=removed).prune()
 
 
-def _check(kept: Kept, model: GPT2LMHeadModel, head_dim: int) -> None:
-    layers = len(model.transformer.h)
+def _check(kept: Kept, geometry: Geometry) -> None:
+    layers = geometry.layers
     if len(kept.heads) != layers or len(kept.neurons) != layers:
         raise ValueError(f"{len(kept.heads)} lists of heads and {len(kept.neurons)} of neurons for {layers} layers")
     if len({len(heads) for heads in kept.heads}) != 1 or len({len(neurons) for neurons in kept.neurons}) != 1:
-        raise ValueError("layers that keep different numbers of heads or neurons are no GPT2Config")
-    if len(kept.channels) != len(kept.heads[0]) * head_dim:
-        raise ValueError(f"{len(kept.channels)} channels are not {len(kept.heads[0])} heads of {head_dim}")
+        raise ValueError("layers that keep different numbers of heads or neurons are no shape")
+    width = geometry.with_heads(len(kept.heads[0])).width
+    if len(kept.channels) != width:
+        raise ValueError(f"{len(kept.channels)} channels do not go with {len(kept.heads[0])} heads, {width} do")

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from chitchat.assemble import build_gpt2
+from chitchat.architectures.registry import architecture_of
 from chitchat.data.dataset import ChatData
 from chitchat.errors import BadInput
 
@@ -196,8 +196,8 @@ def _renumber(processor: dict[str, Any] | None, new_id: Mapping[int, int]) -> No
     """Put new ids into a post-processor of tokenizer.json: a template, BERT's, RoBERTa's, or a sequence of them."""
     if processor is None:
         return
-    for each in processor.get("processors", ()):
-        _renumber(each, new_id)
+    for part in processor.get("processors", ()):
+        _renumber(part, new_id)
     for name in ("cls", "sep"):
         if name in processor:
             token, index = processor[name]
@@ -206,7 +206,7 @@ def _renumber(processor: dict[str, Any] | None, new_id: Mapping[int, int]) -> No
         special["ids"] = [new_id[index] for index in special["ids"]]
 
 
-def trim_vocabulary(model: GPT2LMHeadModel, keep: Sequence[int]) -> GPT2LMHeadModel:
+def trim_vocabulary(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
     """An ordinary model of the table rows in `keep` (ascending), bit-identical; `model` is not touched.
 
     A tied head stays tied, a head of its own loses the same rows. Ids in the configurations are renumbered; one whose
@@ -223,25 +223,27 @@ def trim_vocabulary(model: GPT2LMHeadModel, keep: Sequence[int]) -> GPT2LMHeadMo
                 setattr(settings, name, [new_id[index] for index in value if index in new_id] or None)
             elif value is not None:
                 setattr(settings, name, new_id.get(value))
-    weights = dict(model.state_dict())
-    for name in ("transformer.wte.weight", "lm_head.weight"):
-        weights[name] = weights[name][list(new_id)]
-    return build_gpt2(config, weights, generation)
+    architecture, weights = architecture_of(model), dict(model.state_dict())
+    for module in (architecture.table_name, architecture.head_name):
+        weights[f"{module}.weight"] = weights[f"{module}.weight"][list(new_id)]
+    return architecture.build(config, weights, generation)
 
 
-def trim_positions(model: GPT2LMHeadModel, count: int) -> GPT2LMHeadModel:
+def trim_positions(model: PreTrainedModel, count: int) -> PreTrainedModel:
     """An ordinary model that reads `count` positions; every logit within them is bit-identical, `model` not touched.
 
     Raises `BadInput` for a count below 1 and above the model's context.
     """
-    most = model.config.n_positions
+    most = model.config.max_position_embeddings
     if not 1 <= count <= most:
         raise BadInput(f"--context {count}: the model has {most}; choose 1 to {most}")
+    architecture, weights = architecture_of(model), dict(model.state_dict())
     config = copy.deepcopy(model.config)
-    config.n_positions = count
-    weights = dict(model.state_dict())
-    weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][:count]
-    return build_gpt2(config, weights, model.generation_config)
+    config.max_position_embeddings = count
+    table = architecture.position_table(model)
+    if table is not None:
+        weights[f"{table[0]}.weight"] = weights[f"{table[0]}.weight"][:count]
+    return architecture.build(config, weights, model.generation_config)
 
 
 def _checked(keep: Sequence[int], rows: int | None = None) -> Sequence[int]:

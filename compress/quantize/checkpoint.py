@@ -1,14 +1,10 @@
-"""A quantized checkpoint: an ordinary GPT-2 folder whose weight matrices are integers and scales.
+"""A quantized checkpoint: an ordinary folder whose weight matrices are integers and scales.
 
 In `model.quantized.safetensors`, for every weight matrix and table the name of its module with `.qweight` (uint8) and
-`.scales` (float32), laid out as `blockwise.BlockTensor` says: [N, K] is [out, in], so that Conv1D's matrices stand
-transposed. The linear layers of scheme w8a8 are laid out as `channelwise.ChannelTensor` says, with `.input_scale` and
-`.input_zero_point` beside them. LayerNorms and biases stay float32 under their own names. Modules:
-
-    transformer.wte                             [vocab, width]; embedding, and head too where that is tied
-    transformer.wpe                             [positions, width]
-    transformer.h.{i}.attn.c_attn | attn.c_proj | mlp.c_fc | mlp.c_proj
-    lm_head                                     [vocab, width]; only where the head is not tied
+`.scales` (float32), laid out as `blockwise.BlockTensor` says: [N, K] is [out, in], so that matrices which a
+model keeps as [in, out] stand transposed. The linear layers of scheme w8a8 are laid out as `channelwise.ChannelTensor`
+says, with `.input_scale` and `.input_zero_point` beside them. Norms and biases stay float32 under their own names.
+Which modules there are, and in which order, is the architecture's (`Architecture.matrices`); a tied head is its table.
 
 `config.json` has `quantization_config`: {"quant_method": "compress", "scheme", "method", "bits", "table_bits",
 "block_size", "symmetric": true}; "block_sizes" {module: size} for those that differ; in w8a8 "activation_bits" and
@@ -18,7 +14,7 @@ is measured there). transformers finds no weights in the folder and refuses it.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +23,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from chitchat.assemble import build_gpt2
+from chitchat.architectures.registry import architecture_of, geometry_of
 from chitchat.checkpoint import load_tokenizer, read_config
 from chitchat.errors import BadInput
 from chitchat.formats.tokenizer_files import save_tokenizer
 from chitchat.lineage import Stage, write_lineage
-from compress.calibrate.ranges import LINEARS
 from compress.quantize.blockwise import BlockTensor, dequantize_blocks
 from compress.quantize.channelwise import ChannelTensor, dequantize_channels
 
@@ -55,17 +50,17 @@ class QuantizedCheckpoint:
     floats: dict[str, NDArray[np.float32]]
     tokenizer: PreTrainedTokenizerFast
 
-    def dequantized_model(self) -> GPT2LMHeadModel:
+    def dequantized_model(self) -> PreTrainedModel:
         """The float32 model that the integers stand for, in eval mode; a tied head is tied to the same table.
 
         Activations are not rounded in it: of a w8a8 checkpoint it shows the weights' share of the loss.
         """
-        config = GPT2Config.from_dict({k: v for k, v in self.config.items() if k != "quantization_config"})
+        architecture = architecture_of(self.config)
         weights = {name: torch.from_numpy(array.copy()) for name, array in self.floats.items()}
         for name, tensor in self.matrices.items():
             matrix = torch.from_numpy(dequantize(tensor))
-            weights[f"{name}.weight"] = matrix.T.contiguous() if is_conv1d(name) else matrix
-        return build_gpt2(config, weights)
+            weights[f"{name}.weight"] = matrix.T.contiguous() if architecture.is_transposed(name) else matrix
+        return architecture.build(architecture.to_config(self.config), weights)
 
     @property
     def weight_bytes(self) -> int:
@@ -78,24 +73,6 @@ def dequantize(tensor: QuantizedTensor) -> NDArray[np.float32]:
     return dequantize_blocks(tensor) if isinstance(tensor, BlockTensor) else dequantize_channels(tensor)
 
 
-def matrix_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """`(module, (N, K))` of every weight matrix and table of a GPT-2, in the model's order."""
-    width = config["n_embd"]
-    ffn = config.get("n_inner") or 4 * width
-    yield "transformer.wte", (config["vocab_size"], width)
-    yield "transformer.wpe", (config["n_positions"], width)
-    shapes = ((3 * width, width), (width, width), (ffn, width), (width, ffn))
-    for layer in range(config["n_layer"]):
-        yield from ((f"transformer.h.{layer}.{name}", shape) for name, shape in zip(LINEARS, shapes, strict=True))
-    if not config.get("tie_word_embeddings", True):
-        yield "lm_head", (config["vocab_size"], width)
-
-
-def is_conv1d(module: str) -> bool:
-    """Whether transformers keeps this module's weight as [in, out]."""
-    return module.endswith(LINEARS)
-
-
 def save_quantized(
     folder: Path, checkpoint: QuantizedCheckpoint, stage: Stage, parent: str | Path | None = None
 ) -> None:
@@ -106,7 +83,7 @@ def save_quantized(
     # safetensors wants rows to be contiguous; np.ascontiguousarray would make a scalar an array of one.
     rows = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     save_file(rows, folder / WEIGHTS, {"format": "pt"})
-    config = {**checkpoint.config, "architectures": ["GPT2LMHeadModel"]}
+    config = {**checkpoint.config, "architectures": [architecture_of(checkpoint.config).class_name]}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_tokenizer(checkpoint.tokenizer, folder)
     known = Path(parent) if parent is not None and Path(parent).is_dir() else None
@@ -133,14 +110,15 @@ def load_quantized(folder: str | Path) -> QuantizedCheckpoint:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise BadInput(f"{folder}/{WEIGHTS}: {name} has numbers that are NaN or infinite; make the folder again")
     matrices = {}
-    for name, (rows, columns) in matrix_shapes(config):
+    for matrix in architecture_of(config).matrices(geometry_of(config)):
+        name, shape = matrix.module, (matrix.rows, matrix.columns)
         try:
-            matrices[name] = _take(tensors, name, columns, quantization)
+            matrices[name] = _take(tensors, name, matrix.columns, quantization)
         except (KeyError, IndexError, ValueError) as error:
             raise BadInput(f"{folder}/{WEIGHTS}: {name} does not fit config.json ({error}); make it again") from error
-        if matrices[name].shape != (rows, columns):
+        if matrices[name].shape != shape:
             raise BadInput(
-                f"{folder}/{WEIGHTS}: {name} is {list(matrices[name].shape)}, config.json says {[rows, columns]}; "
+                f"{folder}/{WEIGHTS}: {name} is {list(matrices[name].shape)}, config.json says {list(shape)}; "
                 "make it again"
             )
     return QuantizedCheckpoint(config, matrices, tensors, load_tokenizer(folder))

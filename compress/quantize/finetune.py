@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
+from chitchat.architectures.registry import architecture_of
 from chitchat.data.dataset import ChatData
 from chitchat.training.options import FitOptions, FitResult
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.train import scratch_rate
 from chitchat.training.trainer import fit
-from chitchat.training.workfolder import WorkFolder
 from compress.distill.objective import Distillation
 from compress.quantize.blockwise import LIMITS, BlockTensor, from_integers, round_to, unpack
 from compress.quantize.scales import per_column
@@ -77,8 +77,8 @@ class FakeQuant(nn.Module):
 
 
 def finetune(
-    model: GPT2LMHeadModel,
-    original: GPT2LMHeadModel,
+    model: PreTrainedModel,
+    original: PreTrainedModel,
     matrices: Mapping[str, BlockTensor],
     floats: Mapping[str, NDArray[np.float32]],
     data: ChatData,
@@ -101,12 +101,13 @@ def finetune(
     for name, layer in layers.items():
         layer.weight.data.copy_(torch.from_numpy(_latent(matrices[name], floats[name])).T)
         parametrize.register_parametrization(layer, "weight", FakeQuant(matrices[name]))
-    for table in (model.transformer.wte, model.transformer.wpe, model.lm_head):
+    architecture = architecture_of(model)
+    for _, table in (*architecture.tables(model), architecture.head(model)):
         table.weight.requires_grad_(False)
-    context = model.config.n_positions
+    context = model.config.max_position_embeddings
     windows, held_out = (data.windows(split, context) for split in ("train", "validation"))
     options = FitOptions(
-        learning_rate=RATE * scratch_rate(model.config.n_embd),
+        learning_rate=RATE * scratch_rate(model.config.hidden_size),
         batch_size=BATCH_SIZE,
         max_minutes=minutes,
         weight_decay=0.0,
@@ -114,7 +115,7 @@ def finetune(
     )
     objective = Distillation(original, held_out, layers_dropped=False)
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    result = fit(model, windows, objective, options, WorkFolder(work), inputs, resume=resume, stopwatch=stopwatch)
+    result = fit(model, windows, objective, options, work, inputs, resume=resume, stopwatch=stopwatch)
     if result.before["loss"] <= result.after["loss"]:
         model.load_state_dict(before)
     tuned = {name: _settle(layer) for name, layer in layers.items()}

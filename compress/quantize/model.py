@@ -9,18 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from chitchat.architectures.registry import architecture_of
 from compress.calibrate.calibration import Batch
 from compress.calibrate.ranges import Range, input_ranges
 from compress.quantize.channelwise import ChannelTensor, with_input_range
-from compress.quantize.checkpoint import (
-    QuantizedCheckpoint,
-    QuantizedTensor,
-    dequantize,
-    is_conv1d,
-    matrix_shapes,
-)
+from compress.quantize.checkpoint import QuantizedCheckpoint, QuantizedTensor, dequantize
 from compress.quantize.methods import quantize_matrix, quantize_matrix_or_search
 from compress.quantize.rounding import block_product, channel_product
 from compress.quantize.schemes import Grid, quantization_config
@@ -33,14 +28,14 @@ class QuantizedModel:
     """A model whose matrices stand for integers. `before` are the matrices [N, K] that were rounded, by module, and
     `folded` the share of the rounding error of a product that rescaling its channels left."""
 
-    model: GPT2LMHeadModel
+    model: PreTrainedModel
     matrices: dict[str, QuantizedTensor]
     before: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     folded: dict[str, float] = field(default_factory=dict)
 
 
 def round_model(
-    model: GPT2LMHeadModel, chosen: Mapping[str, Grid], method: str, ranges: Mapping[str, Range] | None = None
+    model: PreTrainedModel, chosen: Mapping[str, Grid], method: str, ranges: Mapping[str, Range] | None = None
 ) -> QuantizedModel:
     """Quantize every weight matrix and table of `model` by itself, by a method that needs no data; `model` stays.
 
@@ -48,9 +43,10 @@ def round_model(
     """
     rounded = copy.deepcopy(model).eval()
     matrices: dict[str, QuantizedTensor] = {}
-    for name, _ in tqdm(list(matrix_shapes(model.config.to_dict())), desc="quantizing", unit="matrix", disable=None):
+    architecture = architecture_of(model)
+    for name in tqdm(list(chosen), desc="quantizing", unit="matrix", disable=None):
         weight = model.get_submodule(name).weight.detach().float().numpy()
-        weight = np.ascontiguousarray(weight.T if is_conv1d(name) else weight)
+        weight = np.ascontiguousarray(weight.T if architecture.is_transposed(name) else weight)
         tensor = quantize_matrix(weight, chosen[name], method)
         matrices[name] = (
             with_input_range(tensor, *(ranges or {})[name]) if isinstance(tensor, ChannelTensor) else tensor
@@ -60,7 +56,7 @@ def round_model(
 
 
 def calibrate_model(
-    model: GPT2LMHeadModel,
+    model: PreTrainedModel,
     chosen: Mapping[str, Grid],
     method: str,
     batches: Sequence[Batch],
@@ -71,7 +67,7 @@ def calibrate_model(
     `batches` are right-padded calibration windows, `sequences` the same without padding, for the ranges of w8a8.
     """
     rounded = copy.deepcopy(model).eval()
-    linear = next(grid for name, grid in chosen.items() if is_conv1d(name))
+    linear = next(grid for grid in chosen.values() if not grid.table)
     product = (
         channel_product
         if linear.static_inputs
@@ -96,11 +92,12 @@ def calibrate_model(
 
 
 @torch.no_grad()
-def load_dequantized_(model: GPT2LMHeadModel, matrices: Mapping[str, QuantizedTensor]) -> None:
+def load_dequantized_(model: PreTrainedModel, matrices: Mapping[str, QuantizedTensor]) -> None:
     """Put what `matrices` stand for into `model`, in place."""
+    architecture = architecture_of(model)
     for name, tensor in matrices.items():
         weight = torch.from_numpy(dequantize(tensor))
-        model.get_submodule(name).weight.copy_(weight.T if is_conv1d(name) else weight)
+        model.get_submodule(name).weight.copy_(weight.T if architecture.is_transposed(name) else weight)
 
 
 def checkpoint_of(

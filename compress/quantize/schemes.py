@@ -7,12 +7,14 @@ products, and w8's tables. `auto` (`compress.quantize.allocation`): w4's and w8'
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from chitchat.architectures.registry import architecture_of
 from chitchat.errors import BadInput
 from compress.quantize.channelwise import KERNEL
-from compress.quantize.checkpoint import QUANT_METHOD, is_conv1d, matrix_shapes
+from compress.quantize.checkpoint import QUANT_METHOD
+from serve.geometry import Geometry
 
 AUTO = "auto"
 MIN_BLOCK = 16
@@ -38,11 +40,13 @@ SCHEMES = {"w8": Scheme(8, 8, 128), "w8a8": Scheme(8, 8, 128, static_inputs=True
 
 @dataclass(frozen=True)
 class Grid:
-    """How one matrix is stored: blocks of `bits` bits, or (`static_inputs`) a scale an output channel."""
+    """How one matrix is stored: blocks of `bits` bits, or (`static_inputs`) a scale an output channel. `table` says
+    that it is looked up or gives logits, and is no linear layer."""
 
     bits: int
     block_size: int
     static_inputs: bool = False
+    table: bool = False
 
 
 def check_scheme(scheme: str) -> None:
@@ -51,48 +55,48 @@ def check_scheme(scheme: str) -> None:
         raise BadInput(f"--scheme {scheme}: there is no such scheme; choose {', '.join(SCHEMES)} or {AUTO}")
 
 
-def grids(config: Mapping[str, Any], scheme: str, block_size: int | None = None) -> dict[str, Grid]:
-    """The grid of every matrix of a GPT-2, by module.
+def grids(geometry: Geometry, scheme: str, block_size: int | None = None) -> dict[str, Grid]:
+    """The grid of every matrix, by module, in the model's order.
 
     `block_size` None takes the scheme's own, and a smaller one where that does not divide a matrix's rows.
     """
     known = SCHEMES[scheme]
     size = block_size or known.block_size
-    sizes = fitting_blocks(config, size) if block_size is None else {}
+    sizes = fitting_blocks(geometry, size) if block_size is None else {}
     found = {}
-    for name, _ in matrix_shapes(config):
-        static = known.static_inputs and is_conv1d(name)
-        found[name] = Grid(known.bits if is_conv1d(name) else known.table_bits, sizes.get(name, size), static)
+    for matrix in architecture_of(geometry).matrices(geometry):
+        bits, static = (known.table_bits, False) if matrix.table else (known.bits, known.static_inputs)
+        found[matrix.module] = Grid(bits, sizes.get(matrix.module, size), static, matrix.table)
     return found
 
 
-def mixed_grids(config: Mapping[str, Any], low: Collection[str], block_size: int | None = None) -> dict[str, Grid]:
+def mixed_grids(geometry: Geometry, low: Collection[str], block_size: int | None = None) -> dict[str, Grid]:
     """w8's grids, with 4 bits in blocks of w4's size in the modules `low`."""
     four = SCHEMES["w4"].block_size if block_size is None else block_size
-    sizes = fitting_blocks(config, four) if block_size is None else {}
-    mixed = {name: Grid(4, sizes.get(name, four)) for name in low}
-    return grids(config, "w8", block_size) | mixed
+    sizes = fitting_blocks(geometry, four) if block_size is None else {}
+    found = grids(geometry, "w8", block_size)
+    return found | {name: replace(found[name], bits=4, block_size=sizes.get(name, four)) for name in low}
 
 
-def fitting_blocks(config: Mapping[str, Any], block_size: int) -> dict[str, int]:
+def fitting_blocks(geometry: Geometry, block_size: int) -> dict[str, int]:
     """Block sizes of the modules whose rows `block_size` does not divide: the largest half, quarter, … that does.
 
     Padding would be stored and multiplied. A row that no block of at least 16 divides keeps `block_size` and is padded.
     """
     sizes = {}
-    for name, (_, columns) in matrix_shapes(config):
+    for matrix in architecture_of(geometry).matrices(geometry):
         size = block_size
-        while columns % size and size > MIN_BLOCK:
+        while matrix.columns % size and size > MIN_BLOCK:
             size //= 2
-        if size != block_size and columns % size == 0:
-            sizes[name] = size
+        if size != block_size and matrix.columns % size == 0:
+            sizes[matrix.module] = size
     return sizes
 
 
 def quantization_config(scheme: str, method: str, chosen: Mapping[str, Grid]) -> dict[str, Any]:
     """What `config.json` says of it; `compress.quantize.checkpoint` describes the fields."""
-    linears = [grid for name, grid in chosen.items() if is_conv1d(name)]
-    tables = [grid for name, grid in chosen.items() if not is_conv1d(name)]
+    linears = [grid for grid in chosen.values() if not grid.table]
+    tables = [grid for grid in chosen.values() if grid.table]
     sizes = {name: grid.block_size for name, grid in chosen.items() if not grid.static_inputs}
     common = Counter(sizes.values()).most_common(1)[0][0]
     others = {name: size for name, size in sizes.items() if size != common}

@@ -4,7 +4,7 @@ Where how many bits go stands in `compress.quantize.schemes`, how the integers a
 `compress.quantize.methods`. Calibration reads the data set's training part, the figures its held-out part.
 
 Weight bytes are those of weight matrices and tables, counted as float32: LayerNorms and biases, which stay float32, are
-not among them (in a tiny model they are more than 5 % of everything, in GPT-2 0.1 %).
+not among them (in a tiny model they are more than 5 % of everything, in a model of 100 M parameters 0.1 %).
 """
 
 import copy
@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
+from chitchat.architectures.registry import architecture_of, geometry_of
 from chitchat.checkpoint import load_model
 from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import Stage, identity
 from chitchat.system.folder import check_output, staged_folder
 from chitchat.tokenizer import tokenizer_of
-from chitchat.training.processes import Distributed
+from chitchat.training.distributed import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from compress.calibrate.calibration import (
     CALIBRATION_TOKENS,
@@ -38,7 +39,7 @@ from compress.calibrate.calibration import (
 from compress.calibrate.ranges import input_ranges
 from compress.quantize.allocation import Allocation, Sensitivity, allocate
 from compress.quantize.blockwise import BlockTensor
-from compress.quantize.checkpoint import WEIGHTS, QuantizedTensor, is_conv1d, matrix_shapes, save_quantized
+from compress.quantize.checkpoint import WEIGHTS, QuantizedTensor, save_quantized
 from compress.quantize.finetune import finetune
 from compress.quantize.methods import CALIBRATED, quantize_matrix
 from compress.quantize.model import QuantizedModel, calibrate_model, checkpoint_of, load_dequantized_, round_model
@@ -51,9 +52,14 @@ SENSITIVITY_TOKENS = 2_048  # training tokens that the loss of one tensor is mea
 
 
 def quantize(
-    checkpoint: str, data: Path, out: Path, options: QuantizeOptions | None = None, *, resume: bool = False,
+    checkpoint: str,
+    data: Path,
+    out: Path,
+    options: QuantizeOptions | None = None,
+    *,
+    resume: bool = False,
     stopwatch: Stopwatch | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Write the quantized checkpoint `out`, print the bytes that were quantized, and return its figures.
 
     `resume` goes on with a fine-tune (method kd) that was stopped. Its minutes are those on the `stopwatch` (default:
@@ -63,20 +69,21 @@ def quantize(
     weight bytes could be quantized. Under a launcher every process calls this; the first one writes.
     """
     started, options, stopwatch = time.monotonic(), options or QuantizeOptions(), stopwatch or Stopwatch()
+    out = Path(out)
     check_output(out, "checkpoint")
     model, opened = load_model(checkpoint), open_dataset(data)
     tokenizer = tokenizer_of(checkpoint, options.tokenizer, opened.tokenizer)
     opened.check_tokenizer(tokenizer, options.tokenizer or checkpoint)
     work, processes = out.parent / f".{out.name}.quantizing", Distributed()
-    task = _Task(model, opened, options, work, resume)
+    run = _QuantizeRun(model, opened, options, work, resume)
 
     with stopwatch.paused():
-        chosen, notes = task.choose()
-        rounded = task.round(chosen)
+        chosen, notes = run.choose()
+        rounded = run.round(chosen)
     if options.method == "kd":
-        notes |= task.finetune(rounded, stopwatch)
+        notes |= run.finetune(rounded, stopwatch)
     done, total = count_weight_bytes(model, rounded.matrices)
-    if processes.first:
+    if processes.is_main:
         print(f"{done:,} of {total:,} weight bytes quantized")
     if done < MIN_SHARE * total:
         raise WorkFailed(f"{checkpoint}: only {done / total:.1%} of the weight bytes could be quantized, not 95 %")
@@ -90,27 +97,27 @@ def quantize(
     }
     parent = identity(Path(checkpoint)) if Path(checkpoint).is_dir() else None
     recorded = {**asdict(options), "block_size": quantized.config["quantization_config"]["block_size"]}
-    if processes.first:
+    if processes.is_main:
         with staged_folder(out, "checkpoint") as staging:
             model.generation_config.save_pretrained(staging)
             stage = Stage("quantize", recorded, options.seed, parent, opened.identity, metrics)
             save_quantized(staging, quantized, stage, parent=checkpoint)
         shutil.rmtree(work, ignore_errors=True)
-    processes.wait()
+    processes.barrier()
     minutes = (time.monotonic() - started) / 60
     figures = {"scheme": options.scheme, "method": options.method, "block_size": recorded["block_size"]}
     return {**figures, **_figures(metrics), "file_mb": (out / WEIGHTS).stat().st_size / 1e6, "minutes": minutes}
 
 
-class _Task:
+class _QuantizeRun:
     """One quantization: what is quantized, how, and on which conversations."""
 
     def __init__(
-        self, model: GPT2LMHeadModel, data: ChatData, options: QuantizeOptions, work: Path, resume: bool
+        self, model: PreTrainedModel, data: ChatData, options: QuantizeOptions, work: Path, resume: bool
     ) -> None:
         self.model, self.data, self.options, self.work, self.resume = model, data, options, work, resume
-        self.config = model.config.to_dict()
-        self.windows = data.windows("train", model.config.n_positions)
+        self.architecture, self.geometry = architecture_of(model), geometry_of(model)
+        self.windows = data.windows("train", model.config.max_position_embeddings)
         if options.calibrates:
             _check_enough(data, self.windows.lengths, options)
 
@@ -118,12 +125,12 @@ class _Task:
         """The grid of every matrix, and what is to be noted of the choice."""
         options = self.options
         if options.scheme != AUTO:
-            return grids(self.config, options.scheme, options.block_size), {}
+            return grids(self.geometry, options.scheme, options.block_size), {}
         found = self._sensitivities()
         assert options.max_kl is not None
         allocation = allocate(found, self._lost, options.max_kl)
         print(f"{len(allocation.low)} of {len(found)} matrices at 4 bits, KL {allocation.kl:.2g}")
-        return mixed_grids(self.config, allocation.low, options.block_size), _noted(allocation, found)
+        return mixed_grids(self.geometry, allocation.low, options.block_size), _noted(allocation, found)
 
     def round(self, chosen: Mapping[str, Grid]) -> QuantizedModel:
         """The model on those grids, by the method (kd: by the one that it begins with)."""
@@ -140,8 +147,9 @@ class _Task:
     def finetune(self, rounded: QuantizedModel, stopwatch: Stopwatch) -> dict[str, Any]:
         """Fine-tune the linear layers through their rounding, in place; gives what is to be noted."""
         options = self.options
-        linears = {name: each for name, each in rounded.matrices.items() if is_conv1d(name)}
-        blocks = {name: each for name, each in linears.items() if isinstance(each, BlockTensor)}
+        tables = {matrix.module for matrix in self.architecture.matrices(self.geometry) if matrix.table}
+        linears = {name: tensor for name, tensor in rounded.matrices.items() if name not in tables}
+        blocks = {name: tensor for name, tensor in linears.items() if isinstance(tensor, BlockTensor)}
         inputs = {"data": self.data.identity, "options": asdict(options)}
         tuned = finetune(
             rounded.model, self.model, blocks, rounded.before, self.data, options.kd_minutes, self.work, inputs,
@@ -164,13 +172,13 @@ class _Task:
     def _sensitivities(self) -> list[Sensitivity]:
         """What 4 bits in every single matrix cost, on training conversations."""
         batches = calibration_batches(self.windows, self.data.dialogue.pad_id, SENSITIVITY_TOKENS, self.options.seed)
-        every = [name for name, _ in matrix_shapes(self.config)]
-        low = mixed_grids(self.config, every, self.options.block_size)
-        high = grids(self.config, "w8", self.options.block_size)
+        every = [matrix.module for matrix in self.architecture.matrices(self.geometry)]
+        low = mixed_grids(self.geometry, every, self.options.block_size)
+        high = grids(self.geometry, "w8", self.options.block_size)
         trial, found = copy.deepcopy(self.model), []
         for name in tqdm(every, desc="trying 4 bits", unit="matrix", disable=None):
             weight = self.model.get_submodule(name).weight.detach()
-            matrix = (weight.T if is_conv1d(name) else weight).float().contiguous().numpy()
+            matrix = (weight.T if self.architecture.is_transposed(name) else weight).float().contiguous().numpy()
             four, eight = (quantize_matrix(matrix, grid[name], "mse") for grid in (low, high))
             load_dequantized_(trial, {name: four})
             found.append(Sensitivity(name, divergence(self.model, trial, batches).kl, eight.nbytes - four.nbytes))
@@ -179,8 +187,8 @@ class _Task:
 
     def _lost(self, low: Sequence[str]) -> float:
         """The held-out KL with the matrices `low` at 4 bits."""
-        rounded = self.round(mixed_grids(self.config, low, self.options.block_size))
-        windows = self.data.windows("validation", self.model.config.n_positions)
+        rounded = self.round(mixed_grids(self.geometry, low, self.options.block_size))
+        windows = self.data.windows("validation", self.model.config.max_position_embeddings)
         return divergence(
             self.model, rounded.model, calibration_batches(windows, self.data.dialogue.pad_id, KL_TOKENS)
         ).kl
@@ -199,7 +207,7 @@ def _check_enough(data: ChatData, lengths: Sequence[int], options: QuantizeOptio
 
 def _noted(allocation: Allocation, found: Sequence[Sensitivity]) -> dict[str, Any]:
     """The choice of bits as the lineage has it."""
-    rows = [{**asdict(each), "bits": 4 if each.module in allocation.low else 8} for each in found]
+    rows = [{**asdict(row), "bits": 4 if row.module in allocation.low else 8} for row in found]
     return {
         "allocation": {
             "kl": allocation.kl,
@@ -209,7 +217,7 @@ def _noted(allocation: Allocation, found: Sequence[Sensitivity]) -> dict[str, An
     }
 
 
-def count_weight_bytes(model: GPT2LMHeadModel, matrices: Mapping[str, QuantizedTensor]) -> tuple[int, int]:
+def count_weight_bytes(model: PreTrainedModel, matrices: Mapping[str, QuantizedTensor]) -> tuple[int, int]:
     """`(quantized, all)` float32 bytes of the model's matrices and tables; a tied table counts once.
 
     All is counted on the model itself, so that a matrix which the quantizer does not know shows.

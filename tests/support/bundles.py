@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from chitchat.architectures.registry import architecture_of
 from compress.calibrate.ranges import calibrate_kv, input_ranges
 from compress.quantize.blockwise import quantize_blocks
 from compress.quantize.channelwise import quantize_channels
-from compress.quantize.checkpoint import QuantizedTensor, dequantize, is_conv1d
+from compress.quantize.checkpoint import QuantizedTensor, dequantize
 from export.bundle import write_graph, write_manifest
-from export.graph import build_graph, graph_names, graph_spec
+from export.graph.builder import build_graph, graph_spec
+from export.graph.spec import graph_names
 from export.weights import GraphWeights, float_weights, quantized_weights, with_kv_scales
 from serve.bundle import GRAPH, Bundle, Graph, Manifest
 from serve.options import SamplingOptions
@@ -24,7 +26,7 @@ DIALOGUE = {
     "end_of_turn_id": 2,
     "pad_id": 0,
     "unk_id": None,
-    "unconditional_prompt_ids": [1],
+    "blank_ids": [1],
     "banned_ids": [0, 1],
 }
 
@@ -56,13 +58,13 @@ def weights_of(model: GPT2LMHeadModel, bits: int | str | None = None, block_size
         if value.ndim != 2:
             floats[name] = array
         elif not (tied and name == "lm_head.weight"):
-            matrix = np.ascontiguousarray(array.T) if is_conv1d(module) else array
+            matrix = np.ascontiguousarray(array.T) if architecture_of(model).is_transposed(module) else array
             if module in ranges:
                 matrices[module] = quantize_channels(matrix, *ranges[module])
             else:
                 matrices[module] = quantize_blocks(matrix, 8 if isinstance(bits, str) else bits, block_size)
             stands_for = torch.from_numpy(dequantize(matrices[module]))
-            value.copy_(stands_for.T if is_conv1d(module) else stands_for)
+            value.copy_(stands_for.T if architecture_of(model).is_transposed(module) else stands_for)
     return quantized_weights(matrices, floats, tied=tied)
 
 

@@ -10,14 +10,15 @@ from typing import Any
 import httpx
 from starlette.applications import Starlette
 
+from serve.app import Settings, create_app
 from serve.dialogue import Dialogue
 from serve.options import SamplingOptions
+from serve.protocols import Codec
 from serve.worker import ReplyWorker
+from support.runners import runner_of
 from support.tiny_codecs import byte_level
 
 TALK = {"messages": [{"role": "user", "content": "hello 你好 😀"}]}
-
-
 CODEC = byte_level()
 
 
@@ -59,6 +60,11 @@ class Endless(Scripted):
             threading.Event().wait(0.001)
             self.steps += 1
             yield self.reply[0]
+
+
+def app_of(generator: Any, codec: Codec = CODEC, settings: Settings | None = None) -> Starlette:
+    """The application over an engine, or over a generator that has only `stream`."""
+    return create_app(runner_of(generator), codec, settings)
 
 
 @contextlib.asynccontextmanager

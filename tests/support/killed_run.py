@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from chitchat.training.workfolder import WorkFolder
+from chitchat.training.workfolder import TrainingFolder
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen:
@@ -20,7 +20,7 @@ def start(code: str, *arguments: object) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=environment)
 
 
-def kill_after_checkpoint(process: subprocess.Popen, work: WorkFolder) -> int:
+def kill_after_checkpoint(process: subprocess.Popen, work: TrainingFolder) -> int:
     """SIGKILL the process once a complete checkpoint is there; returns its step."""
     while process.poll() is None:
         steps = [int(path.name.rpartition("-")[2]) for path in work.checkpoints()]

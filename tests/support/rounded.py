@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from chitchat.architectures.registry import geometry_of
 from compress.calibrate.ranges import Range
 from compress.quantize.checkpoint import QuantizedCheckpoint
 from compress.quantize.model import checkpoint_of, round_model
@@ -20,6 +21,6 @@ def rounded_checkpoint(
     ranges: Mapping[str, Range] | None = None,
 ) -> QuantizedCheckpoint:
     """Everything to the nearest integer; `sizes` are the blocks of modules that differ."""
-    chosen = grids(model.config.to_dict(), scheme, block_size)
+    chosen = grids(geometry_of(model), scheme, block_size)
     chosen |= {name: replace(chosen[name], block_size=size) for name, size in (sizes or {}).items()}
     return checkpoint_of(round_model(model, chosen, "rtn", ranges), tokenizer, chosen, scheme, "rtn")

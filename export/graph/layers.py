@@ -1,6 +1,6 @@
 """The layers of the graph, each in a float and in quantized forms.
 
-A float linear keeps its weight as GPT-2's Conv1D does, [in, out]. A blockwise one (`Blocks`) holds integers [out,
+A float linear keeps its weight as [in, out]. A blockwise one (`Blocks`) holds integers [out,
 blocks, block_size * bits / 8] uint8 and scales [out, blocks], the layout of onnxruntime's MatMulNBits; the zero point
 is 2^(bits - 1). A channelwise one (`Channels`) holds integers [in, out] uint8 with zero point 128, scales [out], and
 the scale and zero point of its input, for MatMulIntegerToFloat. The integers come from a quantized checkpoint; nothing
@@ -171,6 +171,11 @@ def trim_heads(op: OpBuilder, x: ir.Value, heads: int, padded: int, size: int) -
         return x
     apart = op.Slice(op.Reshape(x, [0, 0, heads, padded]), [0], [size], [3])
     return op.Reshape(apart, [0, 0, heads * size])
+
+
+def pick(op: OpBuilder, value: ir.Value, rows: ir.Value | None) -> ir.Value:
+    """Rows [batch, n, 1] of a value [batch, seq, width]: [batch, n, width]; all of them when `rows` is None."""
+    return value if rows is None else op.GatherND(value, rows, batch_dims=1)
 
 
 def matmul_blocks(

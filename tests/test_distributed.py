@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chitchat.training.processes import Distributed, launched, no_leftovers
+from chitchat.training.distributed import Distributed, launched, no_leftovers
 
 ROOT = Path(__file__).parents[1]
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -43,7 +43,7 @@ def test_what_a_shell_or_a_cluster_left_behind_is_no_launcher(left, monkeypatch)
         monkeypatch.setenv(name, value)
     assert not launched(os.environ)
     processes = Distributed()
-    assert (processes.index, processes.count, processes.first) == (0, 1, True)
+    assert (processes.index, processes.count, processes.is_main) == (0, 1, True)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,15 @@ left one behind. So a run counts as launched only where everything that torch's 
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+from chitchat.errors import ChitchatError
+
+T = TypeVar("T")
 
 # What torch's launchers (https://docs.pytorch.org/docs/stable/elastic/run.html) and those of MPI tell a process: its
 # number, and how many there are.
@@ -34,7 +38,7 @@ _LEFTOVERS = (
 
 
 class Distributed:
-    """The processes of a distributed run; one where there is no launcher."""
+    """The processes of a run, or the one process where there is no launcher. `is_main`: the one that writes files."""
 
     def __init__(self) -> None:
         self.index, self.count = 0, 1
@@ -42,28 +46,41 @@ class Distributed:
         if launched(os.environ):
             from accelerate import PartialState
 
-            _tell_of_the_others(os.environ)
+            _announce_others(os.environ)
             self._state = PartialState(cpu=not torch.cuda.is_available())
             self.index, self.count = self._state.process_index, self._state.num_processes
             self.device = self._state.device
-        self.first = self.index == 0
+        self.is_main = self.index == 0
 
-    def broadcast(self, value: Any) -> Any:
-        """The first process's value, in every process."""
+    def broadcast(self, value: T) -> T:
+        """The main process's value, in every process."""
         if self.count == 1:
             return value
         values = [value]
         torch.distributed.broadcast_object_list(values, src=0)
         return values[0]
 
-    def wait(self) -> None:
+    def run_on_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns in the main process, in every process, after it is done; a `ChitchatError` too."""
+        result: Any = None
+        if self.is_main:
+            try:
+                result = work()
+            except ChitchatError as error:
+                result = error
+        result = self.broadcast(result)
+        if isinstance(result, ChitchatError):
+            raise result
+        return result
+
+    def barrier(self) -> None:
         """Wait until every process is here."""
         if self.count > 1:
             self._state.wait_for_everyone()
 
 
 def launched(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher started this process beside others: their number, ours, and where they meet are all told."""
+    """Whether a launcher started this process beside others: their number, its own and the rendezvous are all given."""
     if not all(environment.get(name) for name in _RENDEZVOUS):
         return False
     for rank, size in _NUMBERS:
@@ -85,7 +102,7 @@ def no_leftovers() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _tell_of_the_others(environment: Mapping[str, str]) -> None:
+def _announce_others(environment: Mapping[str, str]) -> None:
     """One line where no known launcher vouches for the variables, since without the others this process waits."""
     if torch.distributed.is_initialized() or "TORCHELASTIC_RUN_ID" in environment:
         return
