@@ -13,8 +13,7 @@ from chitchat.lineage import identity, read_lineage
 if TYPE_CHECKING:
     from bench.models.kind import RuntimeKind
     from bench.models.loaded import LoadedModel
-    from chitchat.dialogue import Dialogue as TrainingDialogue
-    from serve.dialogue import Dialogue as ServeDialogue
+    from serve.dialogue import Dialogue
     from serve.terminal import Generator
     from serve.text import TextCodec
 
@@ -65,7 +64,7 @@ class ModelHandle(ABC):
 
     @property
     @abstractmethod
-    def dialogue(self) -> "TrainingDialogue | ServeDialogue":
+    def dialogue(self) -> "Dialogue":
         """The dialogue format; `end_of_turn_id`, `start_ids` and `banned_ids` are what is used here."""
 
     @abstractmethod

@@ -16,8 +16,8 @@ from chitchat.errors import BadInput
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from chitchat.dialogue import Dialogue
     from chitchat.generate import TorchGenerator
+    from serve.dialogue import Dialogue
     from serve.geometry import Geometry
 
 

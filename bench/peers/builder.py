@@ -22,8 +22,7 @@ from chitchat.system.folder import staged_folder
 from chitchat.system.interpreters import PORTABLE, find_interpreter
 
 if TYPE_CHECKING:
-    from chitchat.dialogue import Dialogue as TrainingDialogue
-    from serve.dialogue import Dialogue as ServeDialogue
+    from serve.dialogue import Dialogue
 
 
 class CannotPrepare(Exception):
@@ -83,7 +82,7 @@ class PeerHandle(ModelHandle):
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     @property
-    def dialogue(self) -> "TrainingDialogue | ServeDialogue":
+    def dialogue(self) -> "Dialogue":
         return self._base.dialogue
 
     def tokenizer_json(self) -> str:

@@ -123,7 +123,7 @@ def _in_own_ids(
 
 def _text_pipeline(model: ModelHandle, path: Path) -> dict[str, Any]:
     path.write_text(model.tokenizer_json(), encoding="utf-8")
-    return asdict(TextPipelineSpec(str(path), asdict(model.dialogue)))
+    return asdict(TextPipelineSpec(str(path), model.dialogue.as_json()))
 
 
 def unique_names(models: Sequence[ModelHandle]) -> list[str]:
