@@ -12,7 +12,7 @@ from bench.models.open import open_model
 from bench.models.stepping import SteppingModel
 from bench.models.torch import CheckpointModel
 from chitchat.data.dataset import collate, open_dataset
-from compress.calibrate.calibration import divergence
+from compress.calibrate.measure import divergence
 
 
 @pytest.fixture(scope="module")

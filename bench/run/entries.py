@@ -15,7 +15,8 @@ from bench.models.text_pipeline import TextPipelineSpec
 from bench.peers.builder import CannotPrepare, PeerBuilder, PeerHandle, find_python
 from bench.peers.registry import PeerRequest
 from bench.run.controller import BenchEntry
-from bench.run.options import WARMUPS, BenchOptions, make_prompts
+from bench.run.options import BenchOptions
+from bench.run.prompts import WARMUPS, make_prompts
 from chitchat.errors import BadInput
 
 if TYPE_CHECKING:
@@ -56,11 +57,9 @@ def peer_rows(
     folder: Path,
     options: BenchOptions,
     data: Path | None,
-    peers_python: str | None,
-    portable_python: str | None,
 ) -> list[PlannedRow]:
     """A row a peer and weight format, converted and ready; a peer that is not installed says how it would be."""
-    builder = PeerBuilder(checkpoint, folder / "peers", options.threads or 1, data, portable_python)
+    builder = PeerBuilder(checkpoint, folder / "peers", options.threads or 1, data, options.portable_python)
     rows = []
     for request in requests:
         unprepared = PeerHandle(request, checkpoint, checkpoint.folder)
@@ -68,7 +67,7 @@ def peer_rows(
         if row.device == "cuda" and (why := why_no_cuda()):
             rows.append(replace(row, error=f"skipped: {why}"))
             continue
-        interpreter = find_python(request.peer, peers_python, portable_python)
+        interpreter = find_python(request.peer, options.peers_python, options.portable_python)
         if interpreter is None:
             rows.append(replace(row, error=request.peer.missing))
             continue
