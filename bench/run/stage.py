@@ -9,66 +9,66 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.evaluate.measure import EvalTask, check_vocabulary, open_held_out
 from bench.machine.environment import cores, environment, load_average
 from bench.models.handle import ModelHandle
-from bench.models.open import for_missing, open_model
-from bench.peers.builder import PeerHandle, read_peers
+from bench.models.open import CheckpointHandle, for_missing, open_model
+from bench.peers.builder import PeerHandle
+from bench.peers.registry import read_peers
 from bench.report.candidates import pruning_candidates
 from bench.report.document import FORMAT, write_report
 from bench.report.rows import build_rows
 from bench.run.controller import BenchPlan
-from bench.run.entries import Row, jobs_of, model_rows, peer_rows, why_no_cuda
-from bench.run.options import WARMUPS, BenchOptions, held_out_texts, make_prompts
+from bench.run.entries import PlannedRow, build_entries, model_rows, peer_rows, why_no_cuda
+from bench.run.options import BenchOptions
+from bench.run.prompts import WARMUPS, held_out_texts, make_prompts
 from bench.run.rounds import BenchResult, measure
+from bench.run.scenarios import SCENARIOS
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.system.folder import check_output, staged_folder
 
+if TYPE_CHECKING:
+    from chitchat.data.dataset import ChatData
+
 KL_TOKENS = 4_096  # every row computes the first row's predictions again, so fewer than `compress eval` takes
-DEVICES = ("cpu", "cuda")
 
 
 def bench(
-    models: Sequence[str],
-    out: Path,
-    data: Path | None = None,
-    work: BenchOptions | None = None,
-    peers: str | None = None,
-    peers_python: str | None = None,
-    tokenizer: str | None = None,
-    portable_python: str | None = None,
+    models: Sequence[str], out: Path, data: Path | None = None, work: BenchOptions | None = None
 ) -> dict[str, Any]:
     """Measure `models` and write report.json, .md, .html and .png into the folder `out`; give the report.
 
     With `data` (a data set folder) prompts are held-out conversations and quality is measured on them, in windows of
     the smallest context, so that all models score the same tokens, with replies to the same prompts and, where the
     vocabulary is the same, against the first model; without it prompts are random ids. A model of another tokenizer
-    reads the same conversations in its own ids. `peers` are the tools of `bench.peers.builder` that run the first
-    model, a checkpoint, in the interpreters that have them (`bench.peers.builder.find_python`); `tokenizer` is that of
-    checkpoints that hold none. Raises `BadInput`, and `WorkFailed` when no model at all could be measured.
+    reads the same conversations in its own ids. `work.peers` are the tools of `bench.peers` that run the first
+    model, a checkpoint, in the interpreters that have them (`bench.peers.builder.find_python`); `work.tokenizer` is
+    that of checkpoints that hold none. Raises `BadInput`, and `WorkFailed` when no model at all could be measured.
     """
     out, work = Path(out), work or BenchOptions()
     check_output(out, "report")
-    _check_numbers(models, work)
+    if not models:
+        raise BadInput("MODEL: none given; name the checkpoints, bundles or hub ids to measure")
     _check_devices(work.devices)
-    asked = read_peers(peers, work.devices)
-    opened = [open_model(spec, tokenizer=for_missing(spec, tokenizer)) for spec in models]
-    if asked and opened[0].kind != "checkpoint":
-        raise BadInput(f"--peers: they run the first model, and {opened[0].spec} is no checkpoint; name one first")
+    requests = read_peers(work.peers, work.devices)
+    opened = [open_model(spec, tokenizer=for_missing(spec, work.tokenizer)) for spec in models]
+    first = opened[0]
+    if requests and not (isinstance(first, CheckpointHandle) and first.kind == "checkpoint"):
+        raise BadInput(f"--peers: they run the first model, and {first.spec} is no checkpoint; name one first")
     for model in opened:
         _check_context(model, work)
     held_out = _open_data(data, opened)
     machine = environment(work.threads or cores())
     work = replace(work, threads=machine["threads"])
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch, staged_folder(out, "report") as staging:
-        rows = [
-            *model_rows(opened, work.devices),
-            *peer_rows(asked, opened[0], Path(scratch), work, data, peers_python, portable_python),
-        ]
+        rows = model_rows(opened, work.devices)
+        if requests:
+            assert isinstance(first, CheckpointHandle)
+            rows += peer_rows(requests, first, Path(scratch), work, data)
         plan = _plan(opened, held_out, work, data)
-        measured = measure(jobs_of(rows, held_out, Path(scratch), work), plan)
+        measured = measure(build_entries(rows, held_out, Path(scratch), work), plan)
         if all(result.error for result in measured.rows):
             raise WorkFailed(f"no model could be measured; {rows[0].name}: {measured.rows[0].error}")
         report = _report(rows, measured, plan, work, held_out, machine)
@@ -76,28 +76,31 @@ def bench(
     return report
 
 
-def _plan(models: Sequence[ModelHandle], held_out: Any, work: BenchOptions, data: Path | None) -> BenchPlan:
+def _plan(
+    models: Sequence[ModelHandle], held_out: "ChatData | None", work: BenchOptions, data: Path | None
+) -> BenchPlan:
     prompts = make_prompts(models, held_out, work.prompt_tokens, WARMUPS + work.repetitions, work.seed)
     context = min(model.context for model in models)
+    scenarios = tuple(SCENARIOS) if work.full else work.scenarios
     return BenchPlan(
         warmups=prompts[:WARMUPS],
         prompts=prompts[WARMUPS:],
         new_tokens=work.new_tokens,
         threads=work.threads or 1,
         data=data,
-        task=asdict(EvalTask(context, work.max_eval_tokens, kl_tokens=KL_TOKENS)),
-        scenarios=work.scenarios,
-        texts=held_out_texts(held_out) if held_out is not None and "replies" in work.scenarios else (),
+        task=asdict(EvalTask(context, work.max_tokens, kl_tokens=KL_TOKENS)),
+        scenarios=scenarios,
+        texts=held_out_texts(held_out) if held_out is not None and "replies" in scenarios else (),
         context=context,
     )
 
 
 def _report(
-    rows: Sequence[Row],
+    rows: Sequence[PlannedRow],
     measured: BenchResult,
     plan: BenchPlan,
     work: BenchOptions,
-    held_out: Any,
+    held_out: "ChatData | None",
     machine: dict[str, Any],
 ) -> dict[str, Any]:
     names, models = [row.name for row in rows], [row.model for row in rows]
@@ -105,11 +108,11 @@ def _report(
     return {
         "format": FORMAT,
         "partial": measured.partial,
-        "rows": build_rows(names, models, measured),
-        "samples": {result.job.name: result.samples for result in measured.rows},
-        "scenarios": {result.job.name: result.extra for result in measured.rows},
+        "rows": [row.as_json() for row in build_rows(names, models, measured)],
+        "samples": {result.entry.name: result.samples for result in measured.rows},
+        "scenarios": {result.entry.name: result.extra for result in measured.rows},
         "bandwidth_gb_per_s": measured.bandwidth,
-        "quality": {result.job.name: result.quality for result in measured.rows if result.quality},
+        "quality": {result.entry.name: result.quality for result in measured.rows if result.quality},
         "candidates": pruning_candidates([name for name, _ in own], [model for _, model in own]),
         "settings": {
             "prompt_tokens": work.prompt_tokens,
@@ -119,31 +122,15 @@ def _report(
             "seed": work.seed,
             "data": held_out.identity if held_out else None,
             "context": plan.context,
-            "max_eval_tokens": work.max_eval_tokens,
+            "max_eval_tokens": work.max_tokens,
             "scenarios": list(plan.scenarios),
         },
         "environment": {**machine, "load_average_after": load_average()},
     }
 
 
-def _check_numbers(models: Sequence[str], work: BenchOptions) -> None:
-    if not models:
-        raise BadInput("MODEL: none given; name the checkpoints, bundles or hub ids to measure")
-    for option, value, least in (
-        ("--prompt-tokens", work.prompt_tokens, 1),
-        ("--new-tokens", work.new_tokens, 2),
-        ("--repetitions", work.repetitions, 1),
-        ("--threads", work.threads if work.threads is not None else 1, 1),
-    ):
-        if value < least:
-            raise BadInput(f"{option} {value}: too few; give at least {least}")
-
-
 def _check_devices(devices: Sequence[str]) -> None:
     """A GPU that is not there is refused where nothing else was asked for; beside the CPU its rows say why."""
-    for device in devices:
-        if device not in DEVICES:
-            raise BadInput(f"--device {device}: no such device; give cpu, cuda or cpu,cuda")
     if tuple(devices) == ("cuda",) and (why := why_no_cuda()):
         raise BadInput(f"--device cuda: {why}; use --device cpu")
 
@@ -157,7 +144,7 @@ def _check_context(model: ModelHandle, work: BenchOptions) -> None:
         )
 
 
-def _open_data(data: Path | None, models: Sequence[ModelHandle]) -> Any:
+def _open_data(data: Path | None, models: Sequence[ModelHandle]) -> "ChatData | None":
     if data is None:
         return None
     opened = open_held_out(data)

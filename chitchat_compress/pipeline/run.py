@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from chitchat.data.corpora import Corpus, open_corpus
-from chitchat.data.survey import open_validation
+from chitchat.data.index import open_validation
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import identity, verify_lineage
 from chitchat.system.child import run_child
@@ -179,11 +179,11 @@ def _conclude(
     models = [stage for stage in stages if stage.makes in ("checkpoint", "quantized", "bundle")]
     if models:
         bundles = [stage for stage in models if stage.makes == "bundle"]
-        result["talk"] = shlex.join([_front_door(), "chat", str(job.folder((bundles or models)[-1]))])
+        result["talk"] = shlex.join([_command_name(), "chat", str(job.folder((bundles or models)[-1]))])
     return result
 
 
-def _front_door() -> str:
+def _command_name() -> str:
     """`compress` as the user can type it: by its path where it is not on the search path."""
     typed = Path(sys.argv[0])
     if shutil.which("compress") or typed.name != "compress":

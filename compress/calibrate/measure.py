@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from chitchat.architectures.protocol import last_hidden
+from chitchat.architectures.states import last_hidden
 from chitchat.data.dataset import ChatData
 from chitchat.divergence import compare_states, score_states
 from chitchat.errors import BadInput

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chitchat.architectures.protocol import Projection, Sublayer
 from chitchat.architectures.registry import architecture_of
+from chitchat.architectures.sublayers import Projection, Sublayer
 from compress.calibrate.batches import Batch
 from compress.calibrate.moments import Moments
 

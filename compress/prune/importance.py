@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from chitchat.architectures.protocol import Sublayer, last_hidden
 from chitchat.architectures.registry import architecture_of, geometry_of
+from chitchat.architectures.states import last_hidden
+from chitchat.architectures.sublayers import Sublayer
 from chitchat.errors import BadInput
 from chitchat.training.objective import next_token_loss
 from compress.calibrate.batches import Batch

@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from chitchat.architectures.protocol import Projection
 from chitchat.architectures.registry import architecture_of
+from chitchat.architectures.sublayers import Projection
 from compress.calibrate.batches import Batch
 from compress.calibrate.final_norm import fit_final_norm
 from compress.calibrate.moments import DAMPING, Moments

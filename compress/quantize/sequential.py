@@ -19,8 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from chitchat.architectures.protocol import Projection, last_hidden
 from chitchat.architectures.registry import architecture_of
+from chitchat.architectures.states import last_hidden
+from chitchat.architectures.sublayers import Projection
 from compress.calibrate.batches import Batch, thin
 from compress.calibrate.final_norm import fit_final_norm
 from compress.calibrate.moments import Moments

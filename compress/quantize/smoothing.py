@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from chitchat.architectures.protocol import Sublayer
+from chitchat.architectures.sublayers import Sublayer
 from compress.calibrate.batches import Batch, thin
 from compress.calibrate.walk import Streams
 
