@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,8 +137,8 @@ def _prune(checkpoint: Path, data: Path, out: Path) -> None:
     shutil.rmtree(out)
 
 
-def _quantize(checkpoint: Path, data: Path, out: Path, scheme: str, method: str) -> None:
-    quantize(str(checkpoint), data, out, QuantizeOptions(scheme, method))
+def _quantize(checkpoint: Path, data: Path, out: Path, scheme: Any, method: Any) -> None:
+    quantize(str(checkpoint), data, out, QuantizeOptions(scheme=scheme, method=method))
 
 
 def _export(checkpoint: Path, data: Path, out: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chitchat.architectures.protocol import last_hidden
+from chitchat.architectures.states import last_hidden
 from chitchat.architectures.registry import architecture_of
 
 
