@@ -6,10 +6,11 @@ import pytest
 from compress.quantize.blockwise import quantize_blocks
 from compress.quantize.channelwise import from_channel_integers, quantize_channels
 from compress.quantize.gptq import gptq, gptq_integers
-from compress.quantize.methods import CALIBRATED, METHODS, quantize_matrix
+from compress.quantize.methods import CALIBRATED, quantize_matrix
 from compress.quantize.scales import quantize_searched
 from compress.quantize.schemes import Grid
 
+METHODS = ("rtn", "mse", "gptq", "kd")
 RANDOM = np.random.default_rng(0)
 WEIGHT = RANDOM.standard_normal((12, 96)).astype(np.float32)
 INPUTS = RANDOM.standard_normal((400, 96)) @ RANDOM.standard_normal((96, 96))
