@@ -45,7 +45,7 @@ def export(
     (default: that of `make portable`). Gives the figures. Raises BadInput for what cannot be exported and WorkFailed
     when parity fails; `out` is then as it was before.
     """
-    started = time.monotonic()
+    started, out = time.monotonic(), Path(out)
     _check_options(target, kv, genai, data)
     out = Path(out)
     check_output(out, "bundle")

@@ -20,9 +20,10 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 @dataclass(frozen=True)
 class SelectedGraph:
-    """The graph for `target` ("cpu" or "cuda"), onnxruntime's name of what runs it, and the reason in one phrase.
+    """The graph for `target` ("cpu" or "cuda"), onnxruntime's name of what runs it, and why it was chosen.
 
-    `warning` is one line on what may differ from the recorded figures on this CPU, or "".
+    `why` is a phrase, or "" where there was nothing to choose from. `warning` is one line on what may differ from the
+    recorded figures on this CPU, or "".
     """
 
     target: str
@@ -33,8 +34,9 @@ class SelectedGraph:
     warning: str = ""
 
     def announce(self) -> None:
-        """Say on stderr which graph runs and why, and the warning if there is one."""
-        print(f"Runs the {self.target} graph: {self.why}.", file=sys.stderr, flush=True)
+        """Say on stderr which of several graphs runs and why, and the warning if there is one."""
+        if self.why:
+            print(f"Runs the {self.target} graph: {self.why}.", file=sys.stderr, flush=True)
         if self.warning:
             print(f"warning: {self.warning}", file=sys.stderr, flush=True)
 
@@ -63,7 +65,7 @@ def choose(
         target, why = "cuda", "the bundle has a cuda graph and a CUDA device is here"
     elif "cpu" in ours:
         target = "cpu"
-        why = "it has a cuda graph too, but no CUDA device can be used here" if "cuda" in ours else "its only graph"
+        why = "it has a cuda graph too, but no CUDA device can be used here" if "cuda" in ours else ""
     else:
         raise BadBundle(
             f"{bundle.folder}: has a cuda graph only, and no CUDA device can be used here; install onnxruntime-gpu "

@@ -1,4 +1,4 @@
-"""Bad input at the front door: exit code 2, one line that names the option or file, and nothing left behind."""
+"""Bad input on the command line: exit code 2, one line that names the option or file, and nothing left behind."""
 
 import gzip
 import os
@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder; signal handlers are put back afterwards."""
-    folder = tmp_path / "place"
+    folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
     before = signal.getsignal(signal.SIGTERM)
@@ -171,7 +171,7 @@ CASES: dict[str, tuple[Callable[[Files], list[object]], str]] = {
     ),
     "dialogue": (
         lambda f: ["export", f.checkpoint, "--out", "out", "--dialogue", "irc"],
-        "--dialogue irc: no such dialogue format",
+        "--dialogue irc: give chitchat or dialogpt",
     ),
     "device": (lambda f: ["bench", f.bundle, "--out", "out", "--device", "cuda"], "--device cuda"),
     "recipe": (lambda f: ["run", f.text(b"a: {run: teleport}", "r.yaml"), "--out", "out"], "r.yaml"),
@@ -181,7 +181,7 @@ CASES: dict[str, tuple[Callable[[Files], list[object]], str]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_one_line_and_leaves_nothing(
     case: str,
-    place: Path,
+    here: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -202,14 +202,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert said.err.startswith("compress: ")
     assert said.err.count("\n") == 1
     assert said.out == ""
-    assert os.listdir(place) == []
+    assert os.listdir(here) == []
 
 
 @pytest.mark.parametrize("verb", ["data", "prune", "quantize", "export"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     verb: str,
     small_disk: Path,
-    place: Path,
+    here: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     tiny_data: Path,
@@ -220,7 +220,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     (small_disk / "ballast").write_bytes(b"x" * 230_000)
     options = {"prune": ["--keep", 0.6, "--heal-minutes", 0], "quantize": ["--scheme", "w8"]}.get(verb, [])
     if verb == "data":
-        (place / "talk.txt").write_text("\n".join(f"what is {n}\n{n} is a number\n" for n in range(5000)))
+        (here / "talk.txt").write_text("\n".join(f"what is {n}\n{n} is a number\n" for n in range(5000)))
         typed = [verb, "talk.txt", "--out", out]
     else:
         typed = [verb, tiny_checkpoint, "--data", tiny_data, "--out", out, *options]

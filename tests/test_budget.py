@@ -10,7 +10,7 @@ from compress.distill.options import HealOptions
 
 def shared(steps, **options):
     """The budget over a training split of 1,000 windows and 100,000 ids, 8 windows a step."""
-    return share_budget(steps, 100_000, 1000, HealOptions(steps=steps, batch_size=8, **options))
+    return share_budget(steps, 100_000, 1000, HealOptions(heal_steps=steps, batch_size=8, **options))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_the_share_of_own_replies_is_cut_into_rounds():
 
 def test_the_control_reads_the_corpus_alone():
     """Stops: cross-entropy that is compared with the help of the teacher's text."""
-    assert shared(100_000, loss_kind="ce", teacher_samples=True, own_replies=0.5) == Budget(0, 0.0, 0, 0)
+    assert shared(100_000, heal_loss="ce", teacher_samples=True, own_replies=0.5) == Budget(0, 0.0, 0, 0)
 
 
 @given(
@@ -55,7 +55,7 @@ def test_the_control_reads_the_corpus_alone():
 )  # fmt: skip
 def test_no_part_takes_more_than_its_share(steps, tokens, windows, batch, share, samples):
     """Stops: rounds beyond their share, a teacher that writes what nobody reads, rounds of a few steps."""
-    options = HealOptions(steps=max(1, steps), batch_size=batch, own_replies=share, teacher_samples=samples)
+    options = HealOptions(heal_steps=max(1, steps), batch_size=batch, own_replies=share, teacher_samples=samples)
     budget = share_budget(steps, tokens, windows, options)
     own = budget.rounds * budget.round_steps
     assert own <= share * steps

@@ -1,21 +1,24 @@
-"""The front door's manners: exit codes, one line on stderr, JSON last on stdout."""
+"""The command line's manners: exit codes, one line on stderr, JSON last on stdout."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from chitchat_compress.cli.app import COMMANDS, make_app
 from chitchat_compress.cli.console import show, show_table
 
 ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the front door, or a snippet that uses it, in a process of its own."""
+    """Run the command line, or a snippet that uses it, in a process of its own."""
     command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "chitchat_compress", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
@@ -48,17 +51,17 @@ def test_every_end_is_one_line_and_an_exit_code(error: str, code: int, line: str
     assert (ran.returncode, ran.stderr.strip(), ran.stdout) == (code, line, "")
 
 
-def test_an_interrupted_verb_may_say_how_to_go_on() -> None:
-    """Typer swallowed the line that told of --resume."""
+def test_an_interrupted_command_may_say_how_to_go_on() -> None:
+    """The library swallowed the line that told of --resume."""
     code = (
-        "import typer; from chitchat_compress.cli.console import Verbs, call\n"
-        "app = typer.Typer(cls=Verbs)\n"
-        "@app.command()\n"
-        "def work():\n"
+        "from chitchat_compress import api\n"
+        "from chitchat_compress.cli import app\n"
+        "import sys\n"
+        "def interrupted(*_, **__):\n"
         "    raise KeyboardInterrupt('go on with --resume')\n"
-        "@app.command()\n"
-        "def rest(): ...\n"
-        "call(lambda: app(['work'], standalone_mode=False))"
+        "api.train = interrupted\n"
+        "sys.argv = ['compress', 'train', 'data', '--out', 'x', '--epochs', '1']\n"
+        "app.main()"
     )
     ran = run(code=code)
     assert ran.returncode == 130
@@ -81,11 +84,17 @@ def test_a_traceback_shows_only_when_asked_for() -> None:
         (["nonsense"], "compress: No such command 'nonsense'; see `python -m chitchat_compress --help`"),
         (["data", "a.txt"], "Missing option '--out'"),
         (["data", "a.txt", "--out", "x", "--validation", "half"], "--validation"),
-        (["serve", "x", "--port", "99999"], "--port"),
+        (["serve", "x", "--port", "99999"], "--port 99999: give a whole number from 0 to 65535"),
+        (["serve", "x", "--port", "many"], "--port many: give a whole number; see"),
+        (["quantize", "x", "--data", "d", "--out", "o", "--scheme", "w3"], "--scheme w3: give w8, w8a8, w4 or auto"),
+        (["prune", "x", "--data", "d", "--kep", "1"], "No such option: --kep; did you mean --keep"),
+        (["prune", "x", "--data", "d", "--keep"], "Option '--keep' requires a value"),
+        (["prune", "x", "y", "--data", "d"], "Got unexpected arguments: y"),
+        (["info"], "Missing argument 'MODEL'"),
     ],
 )
 def test_wrong_usage_is_one_line(arguments: list[str], line: str) -> None:
-    """Typer's boxes are eight lines; ours names the option and the way to the help."""
+    """The library's boxes are three lines; ours names the option and the way to the help."""
     ran = run(*arguments)
     assert ran.returncode == 2
     assert line in ran.stderr
@@ -98,7 +107,7 @@ def test_wrong_usage_is_one_line(arguments: list[str], line: str) -> None:
 )
 def test_a_name_that_no_system_takes_is_bad_input(arguments: tuple[str, ...]) -> None:
     """`OSError: [Errno 36]` and exit code 1, as if the work had failed; Python 3.14 calls such a file absent."""
-    ran = run(*(each.format("x" * 5000) for each in arguments))
+    ran = run(*(word.format("x" * 5000) for word in arguments))
     assert ran.returncode == 2
     assert ran.stderr.startswith("compress: ")
     assert ran.stderr.count("\n") == 1
@@ -175,12 +184,39 @@ def test_a_rank_that_was_left_behind_silences_nobody(
     assert capsys.readouterr().out.split() == ["tokens", "1", '{"tokens":', "1}", "row", "2"]
 
 
-def test_every_verb_takes_json_and_seed() -> None:
-    """Scripts pass them to whatever verb they call."""
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_json_and_seed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scripts pass them to whatever command they call."""
+    make_app()([command, "--help"])
+    words = capsys.readouterr().out.split()
+    assert {"--json", "--seed"} <= set(words)
+
+
+def test_a_warning_of_the_python_api_is_one_line_on_stderr() -> None:
+    """Library users got nothing, and the command line's own print stood in the figures."""
     code = (
-        "import inspect; from chitchat_compress.cli.app import app\n"
-        "for command in app.registered_commands:\n"
-        "    names = inspect.signature(command.callback).parameters\n"
-        "    assert 'seed' in names and 'as_json' in names, command.callback.__name__"
+        "import logging; from chitchat_compress.cli.console import warn_on_stderr; warn_on_stderr(); warn_on_stderr()\n"
+        "logging.getLogger('chitchat_compress').warning('w8 is slow here')"
     )
-    assert run(code=code).stderr == ""
+    assert run(code=code).stderr == "warning: w8 is slow here\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_options_and_choices(shell: Literal["bash", "zsh", "fish"]) -> None:
+    """Completion that knows the commands and not their options is of little help."""
+    script = make_app().generate_completion(prog_name="compress", shell=shell)
+    for word in ("quantize", "max-ms-per-token", "w8a8"):
+        assert word in script, word
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+def test_the_script_for_bash_completes_in_bash(tmp_path: Path) -> None:
+    """A script that bash cannot read, or that offers nothing."""
+    script = tmp_path / "compress"
+    script.write_text(make_app().generate_completion(prog_name="compress", shell="bash"), encoding="utf-8")
+    asked = (
+        f"source {script}; COMP_WORDS=(compress pr); COMP_CWORD=1; COMP_LINE='compress pr'; COMP_POINT=11; "
+        "_compress; echo ${COMPREPLY[@]}"
+    )
+    done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True)
+    assert done.stdout.split() == ["prune"], done.stderr

@@ -64,7 +64,7 @@ def test_the_loss_reads_label_positions_only_and_in_pieces_alike(data, dropped, 
     teacher, student = model(layers=4), model(seed=1)
     windows = data.windows("train", 32, replies_only=True)
     batch = training_batch([windows[number] for number in range(5)])
-    view = LossModel.wrap(student, Distillation(teacher, windows, dropped, label_share=share))
+    view = LossModel.wrap(student, Distillation(teacher, windows, dropped, heal_labels=share))
     with torch.no_grad():
         hidden = [one(input_ids=batch["input_ids"], output_hidden_states=True) for one in (teacher, student)]
         wanted = batch["labels"][:, 1:] != -100
@@ -90,7 +90,7 @@ def test_healing_brings_the_student_to_the_teacher(data, tmp_path):
     """Stops: a student that learns nothing, figures of another model, a teacher that changed."""
     teacher, student = model(layers=3), model(layers=2, seed=1)
     untouched = weights_sha256(teacher)
-    result = heal(student, teacher, data, tmp_path / "work", HealOptions(epochs=3, learning_rate=5e-3))
+    result = heal(student, teacher, data, tmp_path / "work", HealOptions(heal_epochs=3, learning_rate=5e-3))
     assert result.after_kl < 0.6 * result.before_kl
     assert weights_sha256(teacher) == untouched
     windows = data.windows("validation", 32)
@@ -105,12 +105,12 @@ def test_healing_brings_the_student_to_the_teacher(data, tmp_path):
 def test_a_share_of_labels_decides_as_it_teaches(data):
     """Stops: best weights that are chosen by another yardstick than the loss, labels that the student made up."""
     teacher, student, windows = model(layers=3), model(layers=2, seed=1), data.windows("validation", 32)
-    pure, mixed = (Distillation(teacher, windows, False, label_share=share) for share in (0.0, 0.25))
+    pure, mixed = (Distillation(teacher, windows, False, heal_labels=share) for share in (0.0, 0.25))
     kl, found = pure.evaluate(student, 10**6), mixed.evaluate(student, 10**6)
     assert found["loss"] == pytest.approx(0.75 * kl["loss"] + 0.25 * math.log(kl["perplexity"]))
     batch = training_batch([windows[number] for number in range(3)])
     own = [
-        Distillation(teacher, windows, False, skew=0.1, label_share=share).loss_sum(student, **batch).item()
+        Distillation(teacher, windows, False, skew=0.1, heal_labels=share).loss_sum(student, **batch).item()
         for share in (0.0, 0.25)
     ]
     assert own[0] == own[1]
@@ -119,7 +119,7 @@ def test_a_share_of_labels_decides_as_it_teaches(data):
 def test_cross_entropy_is_the_control(data, tmp_path):
     """Stops: a control that learns from the teacher, or whose best weights are chosen by the teacher's yardstick."""
     teachers, students = [model(layers=3), model(layers=3, seed=7)], [model(seed=1), model(seed=1)]
-    options = HealOptions(steps=40, loss_kind="ce", learning_rate=5e-3)
+    options = HealOptions(heal_steps=40, heal_loss="ce", learning_rate=5e-3)
     results = [
         heal(student, teacher, data, tmp_path / str(number), options)
         for number, (student, teacher) in enumerate(zip(students, teachers, strict=True))
@@ -135,7 +135,7 @@ def test_cross_entropy_is_the_control(data, tmp_path):
 def test_the_student_heals_without_dropout_and_keeps_its_own_afterwards(data, tmp_path):
     """Stops: noise in what little capacity is left; a checkpoint that is fine-tuned without dropout later on."""
     plain, dropping, asked = model(seed=1), model(seed=1, dropout=0.5), model(seed=1, dropout=0.5)
-    options = HealOptions(steps=4)
+    options = HealOptions(heal_steps=4)
     for student, change in ((plain, {}), (dropping, {}), (asked, {"dropout": None})):
         heal(student, model(layers=3), data, tmp_path / "work", replace(options, **change))
     assert weights_sha256(dropping) == weights_sha256(plain) != weights_sha256(asked)
@@ -146,7 +146,7 @@ def test_the_student_heals_without_dropout_and_keeps_its_own_afterwards(data, tm
 def test_steps_are_counted_over_all_parts(data, tmp_path):
     """Stops: a budget that is spent twice, rounds that are not in the log or begin at step 0 again."""
     student = model(seed=1)
-    result = heal(student, model(layers=3), data, tmp_path / "work", HealOptions(steps=150, own_replies=0.8))
+    result = heal(student, model(layers=3), data, tmp_path / "work", HealOptions(heal_steps=150, own_replies=0.8))
     assert (result.steps, result.own_steps) == (150, 120)
     steps = [entry["step"] for entry in result.log]
     assert steps == sorted(steps)
@@ -163,7 +163,7 @@ def test_a_round_that_does_not_help_is_taken_back(data, tmp_path, monkeypatch, r
     """Stops: own replies that lead the student away from its teacher, and a good round that is thrown away."""
     monkeypatch.setattr("compress.distill.on_policy.OWN_RATE", rate)
     teacher, student = model(layers=3), model(seed=1)
-    options = HealOptions(steps=150, own_replies=0.8, learning_rate=1e-3)
+    options = HealOptions(heal_steps=150, own_replies=0.8, learning_rate=1e-3)
     result = heal(student, teacher, data, tmp_path / "work", options)
     assert result.own_rounds == kept
     assert (result.after_kl < result.main_kl) == (kept > 0)
@@ -177,7 +177,7 @@ def test_a_start_that_healing_does_not_better_is_kept(data, tmp_path):
     """Stops: a refitted student that leaves healing farther from its teacher than it came."""
     teacher = model(layers=3)
     student = copy.deepcopy(teacher)
-    result = heal(student, teacher, data, tmp_path / "work", HealOptions(steps=6, learning_rate=1e-2))
+    result = heal(student, teacher, data, tmp_path / "work", HealOptions(heal_steps=6, learning_rate=1e-2))
     assert weights_sha256(student) == weights_sha256(teacher)
     assert (result.best_step, result.after_kl) == (0, result.before_kl)
     assert result.main_kl > result.after_kl
@@ -188,7 +188,7 @@ def test_the_teachers_conversations_are_read_beside_the_corpus(data, tmp_path):
     """Stops: samples that are written and not read, or read in place of the corpus."""
     students = [model(seed=1), model(seed=1)]
     for student, samples in zip(students, (True, False), strict=True):
-        options = HealOptions(steps=60, own_replies=0, teacher_samples=samples)
+        options = HealOptions(heal_steps=60, own_replies=0, teacher_samples=samples)
         result = heal(student, model(layers=3), data, tmp_path / str(samples), options)
         assert (result.teacher_tokens > 0) == samples
         assert result.steps == 60
@@ -224,7 +224,7 @@ def test_all_parts_together_take_the_minutes(data, tmp_path, monkeypatch, name):
         machine.now += 0.005  # drawing an id looks at the clock, and takes that long
         return machine.now
 
-    student, options = model(seed=1), HealOptions(minutes=2.0, own_replies=0.5, teacher_samples=True)
+    student, options = model(seed=1), HealOptions(heal_minutes=2.0, own_replies=0.5, teacher_samples=True)
     first = heal(student, model(layers=3), data, tmp_path / "work", options, stopwatch=Stopwatch(clock))
     least = 0.85 if "own replies" in name else 0.9  # a round that would not end in time does not begin
     assert least * 120 <= machine.now <= 1.1 * 120
@@ -256,6 +256,7 @@ def whole(tiny_data, tmp_path_factory):
     return weights_sha256(student), result, work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["main", "round-1", "round-2"])
 def test_a_killed_and_resumed_healing_ends_with_the_same_bits(whole, data, tmp_path, part):
     """Stops: a pipeline whose pruned model depends on where the power went out."""
@@ -275,13 +276,13 @@ def test_a_killed_and_resumed_healing_ends_with_the_same_bits(whole, data, tmp_p
 
 def test_a_resume_with_other_values_is_refused(data, tmp_path):
     """Stops: half a run by one set of options, half by another; an unfinished run that a mistyped option removes."""
-    heal(model(seed=1), model(layers=3), data, tmp_path / "work", HealOptions(steps=4))
-    for change in ({"steps": 5}, {"own_replies": 0.5}, {"seed": 1}):
-        options = replace(HealOptions(steps=4), **change)
+    heal(model(seed=1), model(layers=3), data, tmp_path / "work", HealOptions(heal_steps=4))
+    for change in ({"heal_steps": 5}, {"own_replies": 0.5}, {"seed": 1}):
+        options = replace(HealOptions(heal_steps=4), **change)
         with pytest.raises(BadInput, match="--resume: the unfinished run"):
             heal(model(seed=1), model(layers=3), data, tmp_path / "work", options, resume=True)
     with pytest.raises(BadInput, match="student"):
-        heal(model(seed=2), model(layers=3), data, tmp_path / "work", HealOptions(steps=4), resume=True)
+        heal(model(seed=2), model(layers=3), data, tmp_path / "work", HealOptions(heal_steps=4), resume=True)
     assert TrainingFolder(tmp_path / "work/main").checkpoints()
 
 
@@ -291,7 +292,7 @@ def test_a_run_that_fails_at_once_leaves_nothing(data, tmp_path):
     with torch.no_grad():
         broken.transformer.wte.weight.fill_(float("nan"))
     with pytest.raises(WorkFailed, match="diverged"):
-        heal(model(seed=1), broken, data, tmp_path / "work", HealOptions(steps=4))
+        heal(model(seed=1), broken, data, tmp_path / "work", HealOptions(heal_steps=4))
     assert not (tmp_path / "work").exists()
 
 
@@ -303,10 +304,11 @@ def test_ctrl_c_between_parts_says_how_to_go_on(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr("compress.distill.on_policy.student_replies", interrupt)
     with pytest.raises(KeyboardInterrupt, match="--resume goes on from here"):
-        heal(model(seed=1), model(layers=3), data, tmp_path / "work", HealOptions(steps=64, own_replies=0.95))
+        heal(model(seed=1), model(layers=3), data, tmp_path / "work", HealOptions(heal_steps=64, own_replies=0.95))
     assert TrainingFolder(tmp_path / "work/main").checkpoints()
 
 
+@pytest.mark.slow
 def test_two_processes_heal_as_one_does(data, tmp_path):
     """Stops: processes that write replies of their own, take other decisions, or wait for each other for ever."""
     one = heal(
@@ -314,7 +316,7 @@ def test_two_processes_heal_as_one_does(data, tmp_path):
         model(layers=4),
         data,
         tmp_path / "one",
-        HealOptions(steps=66, own_replies=0.95, teacher_samples=True),
+        HealOptions(heal_steps=66, own_replies=0.95, teacher_samples=True),
     )
     script = tmp_path / "run.py"
     script.write_text(TWO, encoding="utf-8")
@@ -340,7 +342,8 @@ from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from support.healing import model
 data, work = open_dataset(Path(sys.argv[1])), Path(sys.argv[2])
-result = heal(model(seed=1), model(layers=4), data, work, HealOptions(steps=66, own_replies=0.95, teacher_samples=True))
+options = HealOptions(heal_steps=66, own_replies=0.95, teacher_samples=True)
+result = heal(model(seed=1), model(layers=4), data, work, options)
 if Distributed().is_main:
     work.with_suffix(".json").write_text(json.dumps(asdict(result)))
 """
@@ -350,19 +353,19 @@ if Distributed().is_main:
     ("changes", "message"),
     [
         ({}, r"--heal-epochs, --heal-minutes, --heal-steps: none is given"),
-        ({"epochs": 1, "minutes": 2}, r"--heal-epochs and --heal-minutes are given; give one"),
-        ({"minutes": -1}, r"--heal-minutes -1: give a number above 0"),
-        ({"steps": 0}, r"--heal-steps 0"),
-        ({"epochs": math.nan}, r"--heal-epochs nan"),
-        ({"steps": 1, "loss_kind": "mse"}, r"--heal-loss mse: give kl or ce"),
-        ({"steps": 1, "label_share": 1.0}, r"--heal-labels 1.0"),
-        ({"steps": 1, "label_share": 0.2, "loss_kind": "ce"}, r"--heal-labels 0.2: goes with --heal-loss kl"),
-        ({"steps": 1, "own_replies": 1.0}, r"--own-replies 1.0"),
-        ({"steps": 1, "teacher_samples": "some"}, r"--teacher-samples some"),
-        ({"steps": 1, "dropout": 1.0}, r"--heal-dropout 1.0"),
-        ({"steps": 1, "loss": "some"}, r"--loss some"),
-        ({"steps": 1, "batch_size": 0}, r"--batch-size 0"),
-        ({"steps": 1, "learning_rate": 0.0}, r"--learning-rate 0.0"),
+        ({"heal_epochs": 1, "heal_minutes": 2}, r"--heal-epochs and --heal-minutes are given; give one"),
+        ({"heal_minutes": -1}, r"--heal-minutes -1: give 0 or more"),
+        ({"heal_steps": 0}, r"--heal-steps 0"),
+        ({"heal_epochs": math.nan}, r"--heal-epochs nan"),
+        ({"heal_steps": 1, "heal_loss": "mse"}, r"--heal-loss mse: give kl or ce"),
+        ({"heal_steps": 1, "heal_labels": 1.0}, r"--heal-labels 1"),
+        ({"heal_steps": 1, "heal_labels": 0.2, "heal_loss": "ce"}, r"--heal-labels 0.2: goes with --heal-loss kl"),
+        ({"heal_steps": 1, "own_replies": 1.0}, r"--own-replies 1"),
+        ({"heal_steps": 1, "teacher_samples": "some"}, r"--teacher-samples some"),
+        ({"heal_steps": 1, "dropout": 1.0}, r"--heal-dropout 1"),
+        ({"heal_steps": 1, "loss": "some"}, r"--loss some"),
+        ({"heal_steps": 1, "batch_size": 0}, r"--batch-size 0"),
+        ({"heal_steps": 1, "learning_rate": 0.0}, r"--learning-rate 0"),
     ],
 )
 def test_options_that_cannot_be_used_are_named(changes, message):
@@ -383,6 +386,6 @@ def test_what_cannot_be_healed_is_named(data, tmp_path):
     """Stops: a shape error in torch for a teacher with another vocabulary."""
     other = GPT2LMHeadModel(GPT2Config(vocab_size=301, n_layer=1, n_embd=16, n_head=2, n_positions=32))
     with pytest.raises(BadInput, match=r"--teacher: has a vocabulary of 301, the student one of 300"):
-        heal(model(), other, data, tmp_path / "w", HealOptions(epochs=1))
+        heal(model(), other, data, tmp_path / "w", HealOptions(heal_epochs=1))
     with pytest.raises(BadInput, match=r"--context 64.*at most 32"):
-        heal(model(), model(), data, tmp_path / "w", HealOptions(epochs=1, context=64))
+        heal(model(), model(), data, tmp_path / "w", HealOptions(heal_epochs=1, context=64))

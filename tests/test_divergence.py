@@ -10,7 +10,7 @@ from bench.evaluate.divergence import measure_divergence
 from bench.models.open import open_model
 from bench.models.runtime import TorchRuntime
 from chitchat.data.dataset import collate, open_dataset
-from compress.calibrate.calibration import divergence
+from compress.calibrate.measure import divergence
 
 
 @pytest.fixture(scope="module")

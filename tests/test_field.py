@@ -63,6 +63,6 @@ def test_a_head_of_its_own_and_another_activation_go_the_whole_way(
     assert not pruned.config.tie_word_embeddings
     assert pruned.config.activation_function == activation
     for scheme in ("w8", "w4"):
-        quantize(str(tmp_path / "pruned"), tiny_data, tmp_path / scheme, QuantizeOptions(scheme, "rtn"))
+        quantize(str(tmp_path / "pruned"), tiny_data, tmp_path / scheme, QuantizeOptions(scheme=scheme, method="rtn"))
         figures = export(str(tmp_path / scheme), tmp_path / f"bundle-{scheme}", data=tiny_data)
         assert figures["parity"]["weights_changed"] == 0

@@ -1,4 +1,4 @@
-"""The allowed import edges between the rooms, and what may not happen at import."""
+"""The allowed import edges between the packages, and what may not happen at import."""
 
 import ast
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 from support.source_tree import FILES, ROOMS, ROOT
 
-# room → rooms that it may import. The front door (chitchat_compress/cli/app.py) may import all, inside its verbs.
+# package → packages that it may import. chitchat_compress may import all, inside its functions.
 ALLOWED = {
     "chitchat": {"chitchat"},
     "compress": {"compress", "chitchat"},
@@ -17,9 +17,11 @@ ALLOWED = {
 }
 # Types and small functions of `serve` that need no other package, which all may use.
 FOR_ALL = {"serve.dialogue", "serve.digest", "serve.geometry", "serve.quiet"}
-FRONT_DOOR = "chitchat_compress"
-# Modules without torch, numpy or a runtime, which the front door may import at once.
-LIGHT = {"chitchat.errors"}
+API = "chitchat_compress"
+# Modules without torch, numpy or a runtime, which the command line and the Python API may import at once.
+LIGHT = {"chitchat.errors", "chitchat.options"} | {
+    str(path.relative_to(ROOT)).removesuffix(".py").replace("/", ".") for path in ROOT.glob("*/**/options.py")
+}
 SERVE_STACK = {"numpy", "onnxruntime", "tokenizers", "starlette", "uvicorn"}
 
 
@@ -40,17 +42,17 @@ def imports(file: str) -> list[tuple[str, bool]]:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_room_imports_only_what_the_table_allows(file: str) -> None:
+def test_a_package_imports_only_what_the_table_allows(file: str) -> None:
     """One forgotten import made the edge runtime need torch."""
-    room = file.split("/")[0]
+    owner = file.split("/")[0]
     for name, at_top in imports(file):
         package = name.split(".")[0]
-        if package in ROOMS and room == FRONT_DOOR:
-            light = package == FRONT_DOOR or name in LIGHT or file.startswith("chitchat_compress/pipeline/")
+        if package in ROOMS and owner == API:
+            light = package == API or name in LIGHT or file.startswith("chitchat_compress/pipeline/")
             assert not at_top or light, f"{file}: {name} belongs inside the function"
         elif package in ROOMS:
-            assert name in FOR_ALL or package in ALLOWED[room], f"{file}: {room} may not import {package}"
-        elif room == "serve":
+            assert name in FOR_ALL or package in ALLOWED[owner], f"{file}: {owner} may not import {package}"
+        elif owner == "serve":
             assert package in SERVE_STACK | sys.stdlib_module_names, f"{file}: {package} is not on an edge box"
 
 
@@ -60,9 +62,20 @@ def test_a_test_file_imports_from_no_other(file: str) -> None:
     assert not [name for name, _ in imports(f"tests/{file}") if name.startswith("test_")]
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.endswith("__init__.py")])
+def test_options_and_the_python_api_import_nothing_heavy() -> None:
+    """`compress prune --help` took four seconds since its options knew the rankings; so would `import`."""
+    modules = [*sorted(LIGHT), "chitchat_compress", "chitchat_compress.api", "chitchat_compress.chat"]
+    code = f"import sys, importlib\nfor name in {modules}: importlib.import_module(name)\nprint(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"torch", "transformers", "onnxruntime", "datasets", "numpy", "rich"} & set(ran.stdout.split()) == set()
+
+
+INITS = [file for file in FILES if file.endswith("__init__.py") and file != "chitchat_compress/__init__.py"]
+
+
+@pytest.mark.parametrize("file", INITS)
 def test_every_init_is_a_docstring(file: str) -> None:
-    """Work or re-exports in an __init__ make every import of the room pay for all of it."""
+    """Work or re-exports in an __init__ make every import of the package pay for all of it."""
     body = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
     assert len(body) == 1
     assert isinstance(body[0], ast.Expr)
@@ -97,9 +110,7 @@ def test_there_are_no_import_cycles_between_modules() -> None:
 def test_help_imports_nothing_heavy() -> None:
     """`compress --help` once took four seconds, all of them torch."""
     code = (
-        "import sys; from chitchat_compress.cli import app as cli\n"
-        "try: cli.app(['train', '--help'])\n"
-        "except SystemExit: pass\n"
+        "import sys; from chitchat_compress.cli import app as cli; cli.make_app()(['train', '--help'])\n"
         "heavy = {'torch', 'transformers', 'onnxruntime', 'datasets', 'numpy'} & set(sys.modules)\n"
         "print(sorted(heavy), file=sys.stderr)"
     )

@@ -85,7 +85,7 @@ def test_a_message_without_weight_is_read_and_does_not_count(weight: dict[str, A
 
 
 def test_a_turn_of_several_messages_counts_where_all_of_them_do() -> None:
-    """Sublayer of a turn that is not to be learned would be learned with the other half."""
+    """Half of a turn that is not to be learned would be learned with the other half."""
     said = [("user", "a", 1), ("assistant", "b", 1), ("assistant", "c", 0)]
     turns = _read([{"role": role, "content": text, "weight": weight} for role, text, weight in said])
     assert [(turn.text, turn.counts) for turn in turns] == [("a", True), ("b c", False)]

@@ -127,7 +127,7 @@ def test_a_bundle_tells_its_graphs_cache_and_files(family: dict[str, Path], caps
         assert figures[f"file {name}"] == (family["bundle-w8"] / name).stat().st_size
     model.announce()
     open_model(str(family["quantized"])).announce()
-    assert capsys.readouterr().err == "Runs the cpu graph: its only graph.\nRuns in torch, de-quantized w8.\n"
+    assert capsys.readouterr().err == "Runs in torch, de-quantized w8.\n"
 
 
 def test_a_device_that_is_not_there_is_refused(family: dict[str, Path]) -> None:

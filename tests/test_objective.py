@@ -147,7 +147,7 @@ def test_held_out_figures_are_means_over_whole_windows(
     assert math.log(figures["teacher_perplexity"]) == pytest.approx(nlls[0], rel=1e-5)
     assert math.log(figures["perplexity"]) == pytest.approx(nlls[1], rel=1e-5)
     assert student.training
-    mixed = Distillation(teacher, windows, False, label_share=0.25).evaluate(student, max_tokens)
+    mixed = Distillation(teacher, windows, False, heal_labels=0.25).evaluate(student, max_tokens)
     assert mixed["loss"] == pytest.approx(0.75 * figures["kl"] + 0.25 * nlls[1], rel=1e-5)
     assert next_token(teacher, windows).evaluate(student, max_tokens)["loss"] == pytest.approx(nlls[1], rel=1e-5)
 

@@ -49,11 +49,12 @@ def test_the_same_conversations_stand_in_other_ids(tiny_data: Path, other: Path,
     assert said[0] == said[1]
 
 
+@pytest.mark.slow
 def test_only_bits_per_byte_compare_between_tokenizers(
     tiny_data: Path, tiny_checkpoint: Path, other: Path, tmp_path: Path
 ) -> None:
     """Stops a KL between ids that mean different things, and a perplexity of larger tokens that looks worse."""
-    work = BenchOptions(prompt_tokens=20, new_tokens=8, repetitions=2, threads=1, scenarios=())
+    work = BenchOptions(prompt_tokens=20, new_tokens=8, repetitions=2, threads=1)
     report = bench([str(tiny_checkpoint), str(other)], tmp_path / "out", tiny_data, work)
     first, second = report["rows"]
     assert second["error"] is None

@@ -167,7 +167,8 @@ from pathlib import Path
 import torch
 from chitchat.training.distributed import Distributed
 from chitchat.training.stopwatch import Stopwatch
-from chitchat.training.train import TrainOptions, train
+from chitchat.training.options import TrainOptions
+from chitchat.training.train import train
 torch.set_num_threads(1)
 first = Distributed().is_main
 # The clock of the second process runs away: it must not be asked.

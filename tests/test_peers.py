@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,7 @@ from serve.text import TextCodec
 ROOT = Path(__file__).parents[1]
 PEERS_PYTHON = os.environ.get("PEERS_PYTHON", str(ROOT / ".venv-peers" / "bin" / "python"))
 INSTALLED = ("torch-no-cache", "torch-int8")  # they come with the project
-SMALL = BenchOptions(
-    prompt_tokens=20, new_tokens=8, repetitions=2, threads=1, max_eval_tokens=400, scenarios=("replies",)
-)
+SMALL = BenchOptions(prompt_tokens=20, new_tokens=8, repetitions=2, threads=1, max_tokens=400, scenarios=("replies",))
 
 
 def test_peers_are_named_with_or_without_their_form() -> None:
@@ -119,7 +118,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny
     peers = ",".join([*INSTALLED, "llama.cpp:Q8_0", "optimum"])
     nowhere = str(Path(sys.executable))  # has no llama.cpp, unless somebody installed it here
     model = [str(tiny_checkpoint)]
-    return bench(model, out, tiny_data, SMALL, peers=peers, peers_python=nowhere, portable_python=nowhere)
+    return bench(model, out, tiny_data, replace(SMALL, peers=peers, peers_python=nowhere, portable_python=nowhere))
 
 
 def says_the_same(report: dict[str, Any], name: str) -> None:
@@ -137,6 +136,7 @@ def says_the_same(report: dict[str, Any], name: str) -> None:
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_peers_of_the_same_weights_say_the_same_and_have_their_quality(beside: dict[str, Any]) -> None:
     """Stops a loop without a cache that computes another model, and a peer's row without quality."""
     says_the_same(beside, "torch-no-cache")
@@ -153,9 +153,11 @@ def test_optimum_runs_beside_ours_from_its_own_environment(
 ) -> None:
     """Our worker reads a data set and a checkpoint there with transformers 4, which knows less than ours."""
     model, out = [str(tiny_checkpoint)], tmp_path / "out"
-    says_the_same(bench(model, out, tiny_data, SMALL, peers="optimum", portable_python=portable_python), "optimum")
+    work = replace(SMALL, peers="optimum", portable_python=portable_python)
+    says_the_same(bench(model, out, tiny_data, work), "optimum")
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_not_installed_is_a_row_with_the_pip_line(beside: dict[str, Any]) -> None:
     """Stops a run that ends because one of the tools is missing."""
     row = next(row for row in beside["rows"] if row["name"] == "llama.cpp Q8_0")
@@ -186,7 +188,8 @@ def test_every_installed_peer_agrees_with_torch(
         pytest.skip(f"no {PEERS_PYTHON}: run `make peers`, or set PEERS_PYTHON")
     names = [name for name, peer in PEERS.items() if name not in INSTALLED and peer.device == "cpu"]
     pythons = {"peers_python": PEERS_PYTHON, "portable_python": portable_python}
-    report = bench([str(tiny_checkpoint)], tmp_path / "out", tiny_data, SMALL, peers=",".join(names), **pythons)
+    work = replace(SMALL, peers=",".join(names), **pythons)
+    report = bench([str(tiny_checkpoint)], tmp_path / "out", tiny_data, work)
     first = report["rows"][0]
     for row in report["rows"][1:]:
         assert row["error"] is None, row["name"]

@@ -21,8 +21,8 @@ from serve.digest import sha256
 FAKE = Path(__file__).parent / "support" / "fake_compress.py"
 RECIPE = """
 data:      {run: data, corpora: [CORPUS], vocab-size: 300}
-teacher:   {run: train, from: data, layers: 2}
-pruned:    {run: prune, from: teacher, data: data, keep: 0.5, importance: magnitude}
+teacher:   {run: train, from: data, layers: 2, epochs: 1}
+pruned:    {run: prune, from: teacher, data: data, keep: 0.5, tokenizer: plain}
 quantized: {run: quantize, from: pruned, data: data, scheme: w8}
 bundle:    {run: export, from: quantized, data: data}
 report:    {run: bench, models: [teacher, bundle], data: data}
@@ -135,10 +135,10 @@ def test_a_changed_option_reruns_its_stage_and_what_reads_it(bench: Bench) -> No
 
 def test_a_stage_that_makes_the_same_again_does_not_rerun_what_reads_it(bench: Bench) -> None:
     """Keys over the options of all stages before reran everything for a change that changed nothing."""
-    bench.write(("layers: 2", "layers: same, width: 8"))
+    bench.write(("layers: 2", "tokenizer: same, width: 12"))
     bench.run()
     bench.ran()
-    bench.write(("layers: 2", "layers: same, width: 16"))
+    bench.write(("layers: 2", "tokenizer: same, width: 24"))
     bench.run()
     assert bench.ran() == ["train"]
 
@@ -176,7 +176,7 @@ def test_a_lost_report_file_comes_back_without_a_rerun(bench: Bench) -> None:
 
 def test_a_failing_stage_gives_its_exit_code_and_keeps_what_was_done(bench: Bench, capfd: Any) -> None:
     """Bad input of a stage became exit code 1 and a traceback."""
-    bench.write(("importance: magnitude", "importance: fail"))
+    bench.write(("tokenizer: plain", "tokenizer: fail"))
     with pytest.raises(StageFailed, match="stage pruned ended with exit code 2") as caught:
         bench.run()
     assert caught.value.exit_code == 2
@@ -190,7 +190,7 @@ def test_a_failing_stage_gives_its_exit_code_and_keeps_what_was_done(bench: Benc
 @pytest.mark.parametrize("whole_group", [True, False], ids=["group", "parent alone"])
 def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(bench: Bench, tmp_path: Path, whole_group: bool) -> None:
     """A child that outlived its killed parent wrote into the folder of the next run."""
-    bench.write(("importance: magnitude", "importance: slow"))
+    bench.write(("tokenizer: plain", "tokenizer: slow"))
     process = bench.start()
     bench.wait_for("waiting")
     if whole_group:
@@ -226,7 +226,7 @@ def test_a_stage_that_was_complete_but_not_noted_is_not_run_again(bench: Bench) 
 def test_an_older_output_is_not_taken_for_that_of_a_killed_stage(bench: Bench) -> None:
     """Options changed, the run was killed before the stage ended, and the old checkpoint passed for the new one."""
     bench.run()
-    bench.write(("keep: 0.5", "keep: 0.4"), ("importance: magnitude", "importance: slow"))
+    bench.write(("keep: 0.5", "keep: 0.4"), ("tokenizer: plain", "tokenizer: slow"))
     bench.ran()
     process = bench.start()
     bench.wait_for("waiting")
@@ -240,7 +240,7 @@ def test_an_older_output_is_not_taken_for_that_of_a_killed_stage(bench: Bench) -
 
 def test_a_changed_option_after_a_kill_does_not_resume_the_other_options_training(bench: Bench) -> None:
     """`--resume` on a work folder of other options is refused by the trainer, and the pipeline was stuck."""
-    bench.write(("importance: magnitude", "importance: slow"))
+    bench.write(("tokenizer: plain", "tokenizer: slow"))
     process = bench.start()
     bench.wait_for("waiting")
     os.killpg(process.pid, signal.SIGKILL)
@@ -253,7 +253,7 @@ def test_a_changed_option_after_a_kill_does_not_resume_the_other_options_trainin
 
 def test_ctrl_c_lets_the_stage_clean_up_and_ends_with_130(bench: Bench) -> None:
     """The child was killed at once and left its staging folder."""
-    bench.write(("importance: magnitude", "importance: slow"))
+    bench.write(("tokenizer: plain", "tokenizer: slow"))
     process = bench.start()
     bench.wait_for("waiting")
     os.killpg(process.pid, signal.SIGINT)

@@ -46,15 +46,15 @@ def test_quantizing_writes_a_checkpoint_and_says_what_it_cost(
 
 def test_fewer_bits_cost_more(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path) -> None:
     """Stops a w4 that is w8 under another name, and a distance that measures nothing."""
-    eight = quantize(str(tiny_checkpoint), tiny_data, tmp_path / "w8", QuantizeOptions("w8", "rtn"))
-    four = quantize(str(tiny_checkpoint), tiny_data, tmp_path / "w4", QuantizeOptions("w4", "rtn"))
+    eight = quantize(str(tiny_checkpoint), tiny_data, tmp_path / "w8", QuantizeOptions(scheme="w8", method="rtn"))
+    four = quantize(str(tiny_checkpoint), tiny_data, tmp_path / "w4", QuantizeOptions(scheme="w4", method="rtn"))
     assert four["kl"] > 5 * eight["kl"]
     assert four["file_mb"] < eight["file_mb"]
 
 
 def test_w8a8_calibrates_on_the_training_part_and_ships(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path) -> None:
     """Stops a scheme that is quantized and cannot be exported, or whose figures are not of what ships."""
-    figures = quantize(str(tiny_checkpoint), tiny_data, tmp_path / "q", QuantizeOptions("w8a8"))
+    figures = quantize(str(tiny_checkpoint), tiny_data, tmp_path / "q", QuantizeOptions(scheme="w8a8"))
     assert figures["scheme"] == "w8a8"
     assert figures["weight_bytes_quantized"] == figures["weight_bytes"]
     assert 0 < figures["kl"] < 1e-3
@@ -92,8 +92,8 @@ def test_a_half_quantized_model_is_no_result(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scheme": "w3"}, r"--scheme w3: .*choose w8, w8a8, w4 or auto"),
-        ({"method": "awq"}, r"--method awq: .*choose rtn, mse, gptq, kd"),
+        ({"scheme": "w3"}, r"--scheme w3: give w8, w8a8, w4 or auto"),
+        ({"method": "awq"}, r"--method awq: .*give rtn, mse, gptq or kd"),
         ({"scheme": "auto"}, r"--scheme auto: .*--max-kl"),
         ({"max_kl": 0.1}, r"--max-kl 0.1: .*--scheme auto"),
         ({"scheme": "auto", "max_kl": 0.0}, r"--max-kl 0: .*above 0"),
@@ -148,7 +148,7 @@ def test_too_few_conversations_to_calibrate_on_are_counted(
     with pytest.raises(BadInput, match=message):
         quantize(str(tiny_checkpoint), tmp_path / "few", tmp_path / "q")
     assert not (tmp_path / "q").exists()
-    quantize(str(tiny_checkpoint), tmp_path / "few", tmp_path / "q", QuantizeOptions("w8", "rtn"))
+    quantize(str(tiny_checkpoint), tmp_path / "few", tmp_path / "q", QuantizeOptions(scheme="w8", method="rtn"))
 
 
 def test_another_tokenizers_data_is_refused(tmp_path: Path, tiny_checkpoint: Path, tiny_corpus: Path) -> None:

@@ -1,13 +1,19 @@
 """Recipes: the one that ships, and the ways in which a recipe can be wrong."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 from chitchat.errors import BadInput
-from chitchat_compress.pipeline.recipe import VERBS, StageRef, default_recipe, read_recipe
+from chitchat_compress.pipeline.recipe import StageRef, default_recipe, read_recipe
+from chitchat_compress.pipeline.schema import recipe_schema
 
-GOOD = "data: {run: data, corpora: [byu]}\nteacher: {run: train, from: data, layers: 2}\n"
+GOOD = "data: {run: data, corpora: [byu]}\nteacher: {run: train, from: data, epochs: 1}\n"
 
 
 def write(folder: Path, text: str) -> Path:
@@ -29,19 +35,46 @@ def test_the_demo_makes_what_the_readme_promises() -> None:
     assert options["prompt-tokens"] + options["new-tokens"] <= context, "the bench would refuse the demo's models"
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_option_of_a_recipe_is_one_of_the_command_line(verb: str) -> None:
-    """An option that the recipe knows and the command does not failed after ten minutes of training."""
-    import typer
+@pytest.mark.parametrize("name", ["demo", "prune-study", "quantize-study", "peers-study"])
+def test_the_recipes_that_ship_keep_to_the_schema(name: str) -> None:
+    """An editor that underlines what is right teaches to ignore it."""
+    recipe = yaml.safe_load((default_recipe().parent / f"{name}.yaml").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(recipe_schema())
+    jsonschema.validate(recipe, recipe_schema())
 
-    from chitchat_compress.cli.app import app
 
-    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
-    known = {name.removeprefix("--") for parameter in command.params for name in parameter.opts}
-    own = known - {"out", "json", "resume"} - {"corpora", "checkpoint", "models"}
-    own -= {"data"} if verb == "train" else set()
-    own -= {"plan", "compare"}  # they print a table and make no folder
-    assert set(VERBS[verb].options) | {"seed"} == own
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "a/b: {run: data, corpora: [byu]}",
+        "d: {run: data}",
+        "d: {run: tokenise, corpora: [byu]}",
+        "d: {run: data, corpora: [byu], vocabulary: 5}",
+        "d: {run: data, corpora: [byu], vocab-size: many}",
+        "p: {run: prune, from: teacher, data: data, keep: 2}",
+        "p: {run: prune, from: teacher, keep: 0.5}",
+        "q: {run: quantize, from: teacher, data: data, scheme: w3}",
+        "p: {run: prune, from: teacher, data: data, keep: 0.5, no-refit: 'yes'}",
+    ],
+)
+def test_the_schema_refuses_what_the_reader_refuses(tmp_path: Path, text: str) -> None:
+    """A schema that lets everything through is no help; one that is stricter than the reader is wrong."""
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(yaml.safe_load(text), recipe_schema())
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "data").mkdir()
+    text = text.replace("from: teacher", f"from: {tmp_path / 'teacher'}").replace(": data,", f": {tmp_path / 'data'},")
+    with pytest.raises(BadInput):
+        read_recipe(write(tmp_path, text.replace(f"run: {tmp_path / 'data'}", "run: data")))
+
+
+def test_the_schema_is_printed() -> None:
+    """Editors read it from a file that the command makes."""
+    command = [sys.executable, "-m", "chitchat_compress", "run", "--schema"]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == recipe_schema()
 
 
 @pytest.mark.parametrize(
@@ -57,16 +90,32 @@ def test_every_option_of_a_recipe_is_one_of_the_command_line(verb: str) -> None:
         ("data: {run: data, corpora: [byu], vocabulary: 5}", "vocabulary: is no option of data"),
         ("data: {run: data}", "lacks `corpora:`"),
         ("data: {run: data, corpora: []}", "lacks `corpora:`"),
-        ("data: {run: data, corpora: [byu], vocab-size: true}", "vocab-size: True is not a number or a text"),
-        ("data: {run: data, corpora: [byu], vocab-size: [1]}", r"vocab-size: \[1\] is not a number or a text"),
-        (GOOD + "b: {run: export, from: teacher, genai: 1}", "genai: 1 is neither true nor false"),
+        (
+            "data: {run: data, corpora: [byu], vocab-size: true}",
+            "vocab-size: True cannot be used; give a whole",
+        ),
+        ("data: {run: data, corpora: [byu], vocab-size: [1]}", r"vocab-size: \[1\] cannot be used"),
+        (GOOD + "b: {run: export, from: teacher, genai: 1}", "genai: 1 cannot be used; give true or false"),
         (GOOD + "p: {run: prune, from: [teacher], data: data}", "takes one value"),
         (GOOD + "p: {run: prune, from: teachr, data: data}", r"teachr is neither an earlier stage \(data, teacher\)"),
         (GOOD + "p: {run: prune, from: data, data: data}", "data is a data, and from takes a checkpoint"),
-        (GOOD + "p: {run: prune, from: q, data: data}\nq: {run: train, from: data}", "made by a later stage"),
+        (
+            GOOD + "p: {run: prune, from: q, data: data}\nq: {run: train, from: data, epochs: 1}",
+            "made by a later stage",
+        ),
         (GOOD + "p: {run: prune, from: p, data: data}", "by a later stage or by itself"),
+        (GOOD + "p: {run: prune, from: teacher, data: data, keep: 2}", "keep: 2 cannot be used; give a number between"),
+        (GOOD + "p: {run: prune, from: teacher, data: data}", "stage p: --keep: say how much is to stay"),
+        (GOOD + "p: {run: prune, from: teacher, keep: 0.5}", "stage p: lacks `data:`"),
+        (
+            GOOD + "q: {run: quantize, from: teacher, data: data, scheme: w3}",
+            "'w3' cannot be used; give w8, w8a8",
+        ),
         ("1: {run: data, corpora: [byu]}", "the key 1 in line 1 is not a text"),
-        (GOOD + "p: {run: prune, from: teacher, data: data, no-refit: 'yes'}", "no-refit: 'yes' is neither true nor"),
+        (
+            GOOD + "p: {run: prune, from: teacher, data: data, no-refit: 'yes'}",
+            "'yes' cannot be used; give true or false",
+        ),
         (
             "d: {run: data, corpora: ['${NOWHERE_SET}']}",
             r"stage d: corpora: \$\{NOWHERE_SET\} is not set .*NOWHERE_SET=…",
@@ -100,8 +149,8 @@ def test_models_from_elsewhere_may_stand_where_a_stage_would(tmp_path: Path) -> 
     (tmp_path / "mine").mkdir()
     text = f"""
 data: {{run: data, corpora: [byu], tokenizer: gpt2}}
-teacher: {{run: train, from: data, init: gpt2}}
-pruned: {{run: prune, from: someone/model, data: data}}
+teacher: {{run: train, from: data, init: gpt2, epochs: 1}}
+pruned: {{run: prune, from: someone/model, data: data, keep: 0.5}}
 other: {{run: export, from: {tmp_path / "mine"}}}
 """
     stages = read_recipe(write(tmp_path, text))

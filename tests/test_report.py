@@ -21,7 +21,8 @@ from bench.report.notes import notes
 from bench.report.rows import build_rows
 from bench.run.controller import BenchEntry, Measurement
 from bench.run.entries import unique_names
-from bench.run.options import BenchOptions, make_prompts
+from bench.run.options import BenchOptions
+from bench.run.prompts import make_prompts
 from bench.run.rounds import BenchResult
 from bench.run.stage import bench
 from chitchat.errors import BadInput, WorkFailed
@@ -31,6 +32,8 @@ FIGURES = {
     *("name", "device", "ttft_ms_p50", "tpot_ms_p50", "tpot_ms_p95", "tokens_per_s", "peak_rss_mb", "file_mb"),
     *("load_s", "bits_per_byte", "perplexity", "token_accuracy", "parameters", "ratio"),
 }
+
+SMALL = {"prompt_tokens": 8, "new_tokens": 4, "repetitions": 2, "threads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, family: dict[str, Path], tiny
     """A report of all forms of the tiny model, and its folder."""
     out = tmp_path_factory.mktemp("report") / "out"
     models = [str(path) for path in family.values()]
-    report = bench(models, out, tiny_data, BenchOptions(20, 10, repetitions=2, threads=1))
+    report = bench(models, out, tiny_data, BenchOptions(prompt_tokens=20, new_tokens=10, repetitions=2, threads=1))
     return out, report
 
 
@@ -235,7 +238,7 @@ def test_models_of_one_folder_name_get_as_much_path_as_tells_them_apart(tmp_path
         ({"new_tokens": 1}, "--new-tokens 1"),
         ({"prompt_tokens": 0}, "--prompt-tokens 0"),
         ({"threads": 0}, "--threads 0"),
-        ({"devices": ("tpu",)}, "--device tpu"),
+        ({"device": "tpu"}, "--device tpu"),
         ({"peers": "llamacpp"}, "--peers llamacpp: there is no such peer"),
         ({"peers": "llama.cpp:Q3"}, "llama.cpp has no form Q3; give one of F32"),
         ({"peers": "all"}, "--peers: they run the first model, and .* is no checkpoint"),
@@ -247,10 +250,9 @@ def test_bad_input_is_refused_before_anything_runs(
     family: dict[str, Path], tmp_path: Path, options: dict[str, Any], says: str
 ) -> None:
     """Each of these failed after minutes, in a worker, as a lost row."""
-    outside = {"models": [str(family["bundle-fp32"])], "peers": None}
-    given = {name: options.pop(name, value) for name, value in outside.items()}
+    models = options.get("models", [str(family["bundle-fp32"])])
     with pytest.raises(BadInput, match=says):
-        bench(out=tmp_path / "out", work=BenchOptions(**options), **given)
+        bench(models, tmp_path / "out", work=BenchOptions(**{n: v for n, v in options.items() if n != "models"}))
     assert not (tmp_path / "out").exists()
 
 
@@ -261,7 +263,7 @@ def test_cuda_without_a_gpu_is_refused(family: dict[str, Path], tmp_path: Path) 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA GPU here")
     with pytest.raises(BadInput, match="--device cuda: torch finds no CUDA GPU"):
-        bench([str(family["checkpoint"])], tmp_path / "out", work=BenchOptions(devices=("cuda",)))
+        bench([str(family["checkpoint"])], tmp_path / "out", work=BenchOptions(device="cuda"))
 
 
 def test_an_output_folder_that_is_not_ours_is_refused(family: dict[str, Path], tmp_path: Path) -> None:
@@ -278,7 +280,7 @@ def test_when_no_model_can_be_measured_the_work_failed_and_no_folder_is_left(
     lost = BenchResult([measurement("a", 1.0, error="was killed by SIGKILL")])
     monkeypatch.setattr("bench.run.stage.measure", lambda jobs, plan: lost)
     with pytest.raises(WorkFailed, match="was killed by SIGKILL"):
-        bench([str(family["bundle-fp32"])], tmp_path / "out", work=BenchOptions(8, 4))
+        bench([str(family["bundle-fp32"])], tmp_path / "out", work=BenchOptions(prompt_tokens=8, new_tokens=4))
     assert not (tmp_path / "out").exists()
 
 
@@ -310,8 +312,8 @@ def test_a_gpu_that_is_not_there_is_a_row_beside_the_cpus(family: dict[str, Path
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA GPU here")
-    work = BenchOptions(8, 4, devices=("cpu", "cuda"), repetitions=2, threads=1, scenarios=())
-    report = bench([str(family["checkpoint"])], tmp_path / "out", work=work, peers="torch-fp16")
+    work = BenchOptions(**SMALL, device="cpu,cuda", peers="torch-fp16")
+    report = bench([str(family["checkpoint"])], tmp_path / "out", work=work)
     on_cpu, on_gpu, peer = report["rows"]
     assert (on_cpu["device"], on_cpu["error"]) == ("cpu", None)
     assert on_gpu["name"] == "teacher on cuda"
@@ -326,8 +328,8 @@ def test_on_a_gpu_checkpoint_float16_and_bundle_have_their_rows(tiny_checkpoint:
     if cause := why_not_cuda():
         pytest.skip(cause)
     export(str(tiny_checkpoint), tmp_path / "both", target="cpu+cuda")
-    work = BenchOptions(8, 4, devices=("cpu", "cuda"), repetitions=2, threads=1)
-    report = bench([str(tiny_checkpoint), str(tmp_path / "both")], tmp_path / "out", work=work, peers="torch-fp16")
+    work = BenchOptions(**SMALL, device="cpu,cuda", peers="torch-fp16")
+    report = bench([str(tiny_checkpoint), str(tmp_path / "both")], tmp_path / "out", work=work)
     assert [row["error"] for row in report["rows"]] == [None] * 5
     assert [row["device"] for row in report["rows"]] == ["cpu", "cuda", "cpu", "cuda", "cuda"]
     assert all(row["ceiling"] is None for row in report["rows"] if row["device"] == "cuda")

@@ -12,7 +12,8 @@ from chitchat.data.dataset import build_dataset, open_dataset
 from chitchat.errors import BadInput
 from chitchat.formats.same_tokenizer import tokenizer_differences, tokenizer_identity
 from chitchat.tokenizer import read_vocab_txt, train_tokenizer
-from chitchat.training.train import TrainOptions, train
+from chitchat.training.options import TrainOptions
+from chitchat.training.train import train
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"你好", *"abcdefghijklmnopqrstuvwxyz", "hello", "ok"]
 

@@ -220,6 +220,26 @@ def test_logits_that_are_no_numbers_end_that_conversation_alone(engine: Counted)
         assert talk.reply == want[2]
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_slot_that_failed_keeps_nothing_of_what_it_held(bundle, exact: bool) -> None:
+    """Keys that are NaN would answer the same prompt with NaN for ever, since a slot is chosen for what it holds."""
+    engine = Counted(bundle, threads=1, slots=3, exact=exact)
+    want = reply(engine, prompt(40), 5)
+    engine.reset()
+    scheduler = Scheduler(engine)
+    talk = scheduler.start(prompt(40), options(5))
+    scheduler.step()
+    slot = engine.runs[-1][1][0] if engine.runs[-1][0] == "decode" else engine.runs[-1][1]
+    for array in engine._cache._owners.values():
+        array[slot] = np.nan
+    ended = finish(scheduler)
+    assert "not numbers" in str(ended[talk])
+    assert engine.held(slot) == 0
+    again = scheduler.start(prompt(40), options(5))
+    assert finish(scheduler) == {again: None}
+    assert again.reply == want
+
+
 def test_a_run_that_fails_ends_those_who_were_in_it_and_the_next_ones_are_served(
     engine: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

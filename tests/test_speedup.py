@@ -60,7 +60,7 @@ def test_a_quantized_checkpoint_is_timed_against_its_float_shape(
     tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path
 ) -> None:
     """Figures of another shape, or of a graph that does not run."""
-    quantize(str(tiny_checkpoint), tiny_data, tmp_path / "q", QuantizeOptions("w4", "rtn"))
+    quantize(str(tiny_checkpoint), tiny_data, tmp_path / "q", QuantizeOptions(scheme="w4", method="rtn"))
     found = measure_speedup(tmp_path / "q", threads=1, rounds=2)
     assert (found.scheme, found.prompt_tokens) == ("w4", 40)
     assert min(found.ttft_ms, found.tpot_ms, found.ttft_speed, found.tpot_speed) > 0

@@ -116,7 +116,7 @@ def test_a_bad_table_names_line_column_and_remedy(tmp_path: Path, content: str, 
              "text=t,conversation=c,text=u"]
 )  # fmt: skip
 def test_columns_that_cannot_be_understood_are_refused(spec: str) -> None:
-    """Sublayer of the columns were taken, and the table was read by them."""
+    """Half of the columns were taken, and the table was read by them."""
     with pytest.raises(BadInput, match="--columns"):
         parse_columns(spec)
 

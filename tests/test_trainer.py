@@ -21,17 +21,18 @@ from chitchat.training.batches import GlobalBatches, training_batch
 from chitchat.training.callbacks import Schedule, patience_spent
 from chitchat.training.curve import save_curve
 from chitchat.training.objective import LossModel, NextToken, fused_gelu
-from chitchat.training.options import FitOptions
+from chitchat.training.options import FitOptions, TrainOptions
 from chitchat.training.pacer import Pacer
 from chitchat.training.rate import Decision, RateSchedule
 from chitchat.training.stopwatch import Stopwatch
-from chitchat.training.train import TrainOptions, train
+from chitchat.training.train import train
 from chitchat.training.trainer import fit, weights_sha256
 from chitchat.training.workfolder import TrainingFolder, TrainingPlan
 from serve.digest import sha256
 
 TINY = {"layers": 2, "width": 32, "heads": 4, "context": 32, "batch_size": 8, "dropout": 0.1}
-RUN = "import sys, json; from pathlib import Path; from chitchat.training.train import TrainOptions, train; " \
+RUN = "import sys, json; from pathlib import Path; from chitchat.training.options import TrainOptions; " \
+    "from chitchat.training.train import train; " \
     "train(Path(sys.argv[1]), Path(sys.argv[2]), TrainOptions(**json.loads(sys.argv[3])), resume=True)"  # fmt: skip
 
 
@@ -52,6 +53,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tiny_data, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tiny_data, tmp_path):
     """Stops: processes that read the same windows, a loss averaged per process, a batch that grows with processes."""
     options = {**TINY, "dropout": 0.0, "epochs": 1}

@@ -243,7 +243,7 @@ class PeerBuilder:
             export(str(checkpoint), out, data=self._data, **options)
         return out
 
-    def _quantized(self, scheme: str) -> Path:
+    def _quantized(self, scheme: Any) -> Path:
         from compress.quantize.options import QuantizeOptions
         from compress.quantize.stage import quantize
 
@@ -251,7 +251,7 @@ class PeerBuilder:
             raise CannotPrepare("its integers need conversations; give --data")
         out = self._folder / f"checkpoint-{scheme}"
         if not out.is_dir():
-            quantize(str(self._plain), self._data, out, QuantizeOptions(scheme, "rtn"))
+            quantize(str(self._plain), self._data, out, QuantizeOptions(scheme=scheme, method="rtn"))
         return out
 
 

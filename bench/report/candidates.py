@@ -19,6 +19,7 @@ def pruning_candidates(names: Sequence[str], models: Sequence[ModelHandle]) -> d
             for record in model.lineage()
             if record["stage"] == "prune"
             for candidate in record["metrics"].get("candidates") or ()
+            if candidate["kl"] is not None  # the only one of a search is not tried
         ]
         if tried and tried not in found.values():
             found[name] = tried

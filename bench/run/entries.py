@@ -13,7 +13,8 @@ from bench.models.handle import ModelHandle
 from bench.models.text_pipeline import TextPipelineSpec
 from bench.peers.builder import CannotPrepare, PeerBuilder, PeerHandle, PeerRequest, find_python
 from bench.run.controller import BenchEntry
-from bench.run.options import WARMUPS, BenchOptions, make_prompts
+from bench.run.options import BenchOptions
+from bench.run.prompts import WARMUPS, make_prompts
 from chitchat.errors import BadInput
 
 
@@ -51,18 +52,16 @@ def peer_rows(
     folder: Path,
     work: BenchOptions,
     data: Path | None,
-    peers_python: str | None,
-    portable_python: str | None,
 ) -> list[Row]:
     """A row a peer and form, converted and ready; a peer that is not installed says how it would be."""
-    kitchen = PeerBuilder(checkpoint, folder / "peers", work.threads or 1, data, portable_python)
+    kitchen = PeerBuilder(checkpoint, folder / "peers", work.threads or 1, data, work.portable_python)
     rows = []
     for each in asked:
         unprepared, device = PeerHandle(each, checkpoint, checkpoint.folder), each.peer.device
         if device == "cuda" and (why := why_no_cuda()):
             rows.append(Row(each.name, unprepared, device, error=f"skipped: {why}"))
             continue
-        interpreter = find_python(each.peer, peers_python, portable_python)
+        interpreter = find_python(each.peer, work.peers_python, work.portable_python)
         if interpreter is None:
             rows.append(Row(each.name, unprepared, device, error=each.peer.missing))
             continue

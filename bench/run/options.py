@@ -1,65 +1,40 @@
-"""What is asked of every model of a bench, and the prompts and texts that it is asked with."""
+"""What is asked of every model of a bench."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-import numpy as np
+from chitchat.options import MAX_TOKENS, PORTABLE_PYTHON, SEED, THREADS, TOKENIZER, Options, option
 
-from bench.evaluate.other_tokenizer import codec_of, turns_of
-from bench.models.handle import ModelHandle
-
-WARMUPS = 2
-TEXTS = 24  # held-out turns that are answered in the scenario of whole replies
+_WORK, _PEERS = "Work", "Peers"
 
 
-@dataclass(frozen=True)
-class BenchOptions:
-    """What is asked of every model.
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(Options):
+    """What is asked of every model: see `bench.run.stage.bench`.
 
-    A prompt of `prompt_tokens` and a reply of `new_tokens`, `repetitions` rounds, on each of `devices` ("cpu", "cuda");
-    `threads` None takes the cores that this process may use. Scoring ends at `max_eval_tokens` held-out tokens, where
-    given. `scenarios` are those of `bench.run.scenarios` that are run beside the one conversation.
+    `peers` are tools that run the first model too, in the interpreter `peers_python`. `full` runs all of
+    `bench.run.scenarios` beside the one conversation, `scenarios` some of them.
     """
 
-    prompt_tokens: int = 64
-    new_tokens: int = 64
-    devices: tuple[str, ...] = ("cpu",)
-    repetitions: int = 7
-    threads: int | None = None
-    seed: int = 0
-    max_eval_tokens: int | None = None
+    prompt_tokens: int = option(64, "Tokens of a prompt.", group=_WORK, unit="tokens", ge=1)
+    new_tokens: int = option(64, "New tokens of a reply.", group=_WORK, unit="tokens", ge=2)
+    repetitions: int = option(7, "Rounds; each runs every model once, in turn.", group=_WORK, unit="rounds", ge=1)
+    device: Literal["cpu", "cuda", "cpu,cuda"] = option("cpu", "cpu,cuda: a row on each.", group=_WORK)
+    threads: int | None = option(None, **THREADS, group=_WORK)
+    max_tokens: int | None = option(None, **MAX_TOKENS, group=_WORK)
+    full: bool = option(False, "Also whole replies, several turns, conversations at once, and sweeps.", group=_WORK)
+    peers: str | None = option(
+        None, "Tools that run the first model too: all, or some as llama.cpp:Q8_0,ctranslate2.", group=_PEERS
+    )
+    peers_python: str | None = option(
+        None, "The interpreter that has them (default: PEERS_PYTHON, or .venv-peers).", group=_PEERS
+    )
+    portable_python: str | None = option(None, **PORTABLE_PYTHON, group=_PEERS)
+    tokenizer: str | None = option(None, **TOKENIZER)
+    seed: int = option(0, **SEED)
     scenarios: tuple[str, ...] = ()
 
-
-def make_prompts(models: Sequence[ModelHandle], data: Any, tokens: int, count: int, seed: int) -> list[list[int]]:
-    """`count` prompts of exactly `tokens` ids that every model has: held-out conversations, else random ids.
-
-    A held-out prompt is the beginning of a conversation, further conversations following where one is too short; it may
-    end within a turn, since all prompts of a run are of one length.
-    """
-    random = np.random.default_rng(seed)
-    if data is None:
-        start = list(models[0].dialogue.start_ids)
-        size = min(model.geometry["vocab"] for model in models)
-        banned = {token for model in models for token in (*model.dialogue.banned_ids, model.dialogue.end_of_turn_id)}
-        usable = np.setdiff1d(np.arange(size), sorted(banned))
-        return [(start + random.choice(usable, tokens).tolist())[:tokens] for _ in range(count)]
-    order = random.permutation(len(data.validation))
-    prompts: list[list[int]] = []
-    taken = 0
-    while len(prompts) < count:
-        ids: list[int] = []
-        while len(ids) < tokens:
-            ids += data.validation[int(order[taken % len(order)])]["input_ids"]
-            taken += 1
-        prompts.append(ids[:tokens])
-    return prompts
-
-
-def held_out_texts(data: Any) -> list[str]:
-    """First turns of held-out conversations, the same ones every time."""
-    codec = codec_of(data)
-    order = np.random.default_rng(0).permutation(len(data.validation))[:TEXTS]
-    rows = (data.validation[int(place)] for place in order)
-    return [codec.decode(turns_of(row, data.dialogue.end_of_turn_id)[0]) for row in rows]
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that each model runs on."""
+        return tuple(self.device.split(","))

@@ -27,19 +27,11 @@ PEERS = "torch-no-cache,torch-int8,optimum,llama.cpp,ctranslate2,openvino,onnxru
 FOOTPRINTS = ("w8", "w8a8", "w4")
 
 
-def speed(
-    out: Path,
-    work: BenchOptions,
-    peers: str | None,
-    peers_python: str | None = None,
-    portable_python: str | None = None,
-) -> dict[str, Any]:
+def speed(out: Path, work: BenchOptions) -> dict[str, Any]:
     """Measure everything into `out/report`, made anew, and give the report."""
     paths = make_standard(out / "models")
     models = [str(paths[name]) for name in ROWS]
-    report = bench(
-        models, out / "report", work=work, peers=peers, peers_python=peers_python, portable_python=portable_python
-    )
+    report = bench(models, out / "report", work=work)
     found = {name: footprint(paths[name], report["environment"]["threads"]) for name in FOOTPRINTS}
     (out / "footprint.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return report
@@ -65,10 +57,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--portable-python", metavar="PYTHON", help="interpreter of the environment with optimum")
     options = parser.parse_args(arguments)
     work = BenchOptions(
-        PROMPT_TOKENS, NEW_TOKENS, repetitions=options.repeats, threads=options.threads, scenarios=SCENARIOS
+        prompt_tokens=PROMPT_TOKENS,
+        new_tokens=NEW_TOKENS,
+        repetitions=options.repeats,
+        threads=options.threads,
+        scenarios=SCENARIOS,
+        peers=options.peers,
+        peers_python=options.peers_python,
+        portable_python=options.portable_python,
     )
     try:
-        print_table(speed(options.out, work, options.peers, options.peers_python, options.portable_python))
+        print_table(speed(options.out, work))
     except ChitchatError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -21,40 +21,35 @@ from bench.report.document import FORMAT, write_report
 from bench.report.rows import build_rows
 from bench.run.controller import BenchPlan
 from bench.run.entries import Row, jobs_of, model_rows, peer_rows, why_no_cuda
-from bench.run.options import WARMUPS, BenchOptions, held_out_texts, make_prompts
+from bench.run.options import BenchOptions
+from bench.run.prompts import WARMUPS, held_out_texts, make_prompts
 from bench.run.rounds import BenchResult, measure
+from bench.run.scenarios import SCENARIOS
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.system.folder import check_output, staged_folder
 
 KL_TOKENS = 4_096  # every row computes the first row's predictions again, so fewer than `compress eval` takes
-DEVICES = ("cpu", "cuda")
 
 
 def bench(
-    models: Sequence[str],
-    out: Path,
-    data: Path | None = None,
-    work: BenchOptions | None = None,
-    peers: str | None = None,
-    peers_python: str | None = None,
-    tokenizer: str | None = None,
-    portable_python: str | None = None,
+    models: Sequence[str], out: Path, data: Path | None = None, work: BenchOptions | None = None
 ) -> dict[str, Any]:
     """Measure `models` and write report.json, .md, .html and .png into the folder `out`; give the report.
 
     With `data` (a data set folder) prompts are held-out conversations and quality is measured on them, in windows of
     the smallest context, so that all models score the same tokens, with replies to the same prompts and, where the
     vocabulary is the same, against the first model; without it prompts are random ids. A model of another tokenizer
-    reads the same conversations in its own ids. `peers` are the tools of `bench.peers.builder` that run the first
-    model, a checkpoint, in the interpreters that have them (`bench.peers.builder.find_python`); `tokenizer` is that of
-    checkpoints that hold none. Raises `BadInput`, and `WorkFailed` when no model at all could be measured.
+    reads the same conversations in its own ids. `work.peers` are the tools of `bench.peers.builder` that run the first
+    model, a checkpoint, in the interpreters that have them (`bench.peers.builder.find_python`); `work.tokenizer` is
+    that of checkpoints that hold none. Raises `BadInput`, and `WorkFailed` when no model at all could be measured.
     """
     out, work = Path(out), work or BenchOptions()
     check_output(out, "report")
-    _check_numbers(models, work)
+    if not models:
+        raise BadInput("MODEL: none given; name the checkpoints, bundles or hub ids to measure")
     _check_devices(work.devices)
-    asked = read_peers(peers, work.devices)
-    opened = [open_model(spec, tokenizer=for_missing(spec, tokenizer)) for spec in models]
+    asked = read_peers(work.peers, work.devices)
+    opened = [open_model(spec, tokenizer=for_missing(spec, work.tokenizer)) for spec in models]
     if asked and opened[0].kind != "checkpoint":
         raise BadInput(f"--peers: they run the first model, and {opened[0].spec} is no checkpoint; name one first")
     for model in opened:
@@ -65,7 +60,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch, staged_folder(out, "report") as staging:
         rows = [
             *model_rows(opened, work.devices),
-            *peer_rows(asked, opened[0], Path(scratch), work, data, peers_python, portable_python),
+            *peer_rows(asked, opened[0], Path(scratch), work, data),
         ]
         plan = _plan(opened, held_out, work, data)
         measured = measure(jobs_of(rows, held_out, Path(scratch), work), plan)
@@ -79,15 +74,16 @@ def bench(
 def _plan(models: Sequence[ModelHandle], held_out: Any, work: BenchOptions, data: Path | None) -> BenchPlan:
     prompts = make_prompts(models, held_out, work.prompt_tokens, WARMUPS + work.repetitions, work.seed)
     context = min(model.context for model in models)
+    scenarios = tuple(SCENARIOS) if work.full else work.scenarios
     return BenchPlan(
         warmups=prompts[:WARMUPS],
         prompts=prompts[WARMUPS:],
         new_tokens=work.new_tokens,
         threads=work.threads or 1,
         data=data,
-        task=asdict(EvalTask(context, work.max_eval_tokens, kl_tokens=KL_TOKENS)),
-        scenarios=work.scenarios,
-        texts=held_out_texts(held_out) if held_out is not None and "replies" in work.scenarios else (),
+        task=asdict(EvalTask(context, work.max_tokens, kl_tokens=KL_TOKENS)),
+        scenarios=scenarios,
+        texts=held_out_texts(held_out) if held_out is not None and "replies" in scenarios else (),
         context=context,
     )
 
@@ -119,31 +115,15 @@ def _report(
             "seed": work.seed,
             "data": held_out.identity if held_out else None,
             "context": plan.context,
-            "max_eval_tokens": work.max_eval_tokens,
+            "max_eval_tokens": work.max_tokens,
             "scenarios": list(plan.scenarios),
         },
         "environment": {**machine, "load_average_after": load_average()},
     }
 
 
-def _check_numbers(models: Sequence[str], work: BenchOptions) -> None:
-    if not models:
-        raise BadInput("MODEL: none given; name the checkpoints, bundles or hub ids to measure")
-    for option, value, least in (
-        ("--prompt-tokens", work.prompt_tokens, 1),
-        ("--new-tokens", work.new_tokens, 2),
-        ("--repetitions", work.repetitions, 1),
-        ("--threads", work.threads if work.threads is not None else 1, 1),
-    ):
-        if value < least:
-            raise BadInput(f"{option} {value}: too few; give at least {least}")
-
-
 def _check_devices(devices: Sequence[str]) -> None:
     """A GPU that is not there is refused where nothing else was asked for; beside the CPU its rows say why."""
-    for device in devices:
-        if device not in DEVICES:
-            raise BadInput(f"--device {device}: no such device; give cpu, cuda or cpu,cuda")
     if tuple(devices) == ("cuda",) and (why := why_no_cuda()):
         raise BadInput(f"--device cuda: {why}; use --device cpu")
 

@@ -8,6 +8,7 @@ it: a prompt of 64 tokens, 64 new ones, greedy. What is timed and printed is `be
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,11 +62,11 @@ def make_checkpoint(folder: Path, name: str, seed: int = 0) -> Path:
     return folder / name
 
 
-def make_integers(folder: Path, name: str, scheme: str) -> Path:
+def make_integers(folder: Path, name: str, scheme: Any) -> Path:
     """Quantize a checkpoint of `make_checkpoint`, unless it is done; the path of the quantized one."""
     out = folder / f"{name}-{scheme}-integers"
     if not out.is_dir():
-        quantize(str(folder / name), _data(folder, name), out, QuantizeOptions(scheme, "rtn"))
+        quantize(str(folder / name), _data(folder, name), out, QuantizeOptions(scheme=scheme, method="rtn"))
     return out
 
 

@@ -2,6 +2,94 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+from chitchat.errors import BadInput
+from chitchat.options import SEED, TOKENIZER, Options, option, require
+
+# The demo's model, some 3 M parameters with a vocabulary of 4,096.
+SCRATCH_SHAPE = {"layers": 5, "width": 192, "heads": 6, "context": 128}
+
+_MODEL, _LENGTH, _STEPS = "Model", "Length", "Steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Options):
+    """What to train and for how long; `BadInput` names the command-line option of a value that cannot be used.
+
+    `init` is a checkpoint folder or hub id: it brings its shape and its tokenizer, unless `tokenizer` names that of a
+    checkpoint whose vocabulary lies elsewhere; one without any takes the data set's. Without `init`, `layers`, `width`,
+    `heads`, `ffn` (default 4 times the width) and `context` describe a new model. `context` is the window length
+    (default: the model's). `batch_size` counts windows per optimizer step over all processes and accumulation steps.
+    Small batches learn most from few tokens (3 M parameters, 216,000 tokens: validation loss 5.33 with 8 windows, 5.76
+    with 16); with hours or a GPU give more. None for `learning_rate` and `dropout` takes what suits: `scratch_rate`, or
+    `FINE_TUNING_RATE` with `init`; no dropout from scratch, the checkpoint's own with `init`. `patience` counts
+    evaluations; when it is spent the decay begins (None: only at its time).
+    """
+
+    init: str | None = option(
+        None,
+        "Fine-tune this checkpoint or hub id (default: from scratch).",
+        group=_MODEL,
+        takes=("checkpoint",),
+    )
+    tokenizer: str | None = option(None, **TOKENIZER, group=_MODEL)
+    layers: int | None = option(None, "Layers, from scratch (default: 5).", group=_MODEL, unit="layers", ge=1)
+    width: int | None = option(
+        None, "Width (n_embd), from scratch (default: 192).", group=_MODEL, unit="channels", ge=1
+    )
+    heads: int | None = option(None, "Attention heads, from scratch (default: 6).", group=_MODEL, unit="heads", ge=1)
+    ffn: int | None = option(
+        None, "FFN width (n_inner), from scratch (default: 4 x width).", group=_MODEL, unit="neurons", ge=1
+    )
+    context: int | None = option(
+        None, "Tokens the model sees at most (default: 128, or the model's).", group=_MODEL, unit="tokens", ge=1
+    )
+    dropout: float | None = option(
+        None,
+        "Dropout of embeddings, attention and residuals (default: none, or the model's own with --init).",
+        group=_MODEL,
+        unit="share",
+        ge=0,
+        lt=1,
+    )
+    epochs: float | None = option(None, "Passes over the training conversations.", group=_LENGTH, unit="passes", gt=0)
+    max_minutes: float | None = option(
+        None,
+        "Train for these minutes, loading and saving included, whatever the machine does.",
+        group=_LENGTH,
+        unit="minutes",
+        gt=0,
+    )
+    patience: int | None = option(
+        4,
+        "Begin the end after this many evaluations without a better validation loss.",
+        group=_LENGTH,
+        unit="evaluations",
+        ge=1,
+    )
+    batch_size: int = option(8, "Windows per optimizer step, over all processes.", group=_STEPS, unit="windows", ge=1)
+    grad_accumulation: int = option(1, "Parts that a step's batch is computed in.", group=_STEPS, unit="parts", ge=1)
+    learning_rate: float | None = option(
+        None, "Peak learning rate (default: by the width, or 1e-4 with --init).", group=_STEPS, unit="per step", gt=0
+    )
+    loss: Literal["all", "replies"] = option("all", "Turns that count in the loss.", group=_STEPS)
+    seed: int = option(0, **SEED)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.epochs is None) == (self.max_minutes is None):
+            given = "both are given" if self.epochs else "neither is given"
+            raise BadInput(f"--epochs, --max-minutes: {given}; give one of them")
+        if self.init is not None:
+            for name in ("layers", "width", "heads", "ffn"):
+                value = getattr(self, name)
+                require(value is None, name, value, f"--init {self.init} brings its own shape; leave one of them out")
+        else:
+            width, heads = self.width or SCRATCH_SHAPE["width"], self.heads or SCRATCH_SHAPE["heads"]
+            require(
+                width % heads == 0, "width", width, f"is not a multiple of the {heads} heads; change --width or --heads"
+            )
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ Both chit-chat families count every turn in the loss, so that is the default; `l
 other side says. How a run is planned, killed and resumed stands in `chitchat.training.trainer`.
 """
 
-import math
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from chitchat.tokenizer import tokenizer_of
 from chitchat.training.curve import save_curve
 from chitchat.training.distributed import Distributed
 from chitchat.training.objective import NextToken
-from chitchat.training.options import FitOptions, FitResult
+from chitchat.training.options import SCRATCH_SHAPE, FitOptions, FitResult, TrainOptions
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.trainer import fit, weights_sha256
 from chitchat.training.workfolder import WorkFolder
@@ -30,70 +29,9 @@ from serve.geometry import Geometry
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# The demo's model, some 3 M parameters with a vocabulary of 4,096.
-SCRATCH_SHAPE = {"layers": 5, "width": 192, "heads": 6, "context": 128}
 FINE_TUNING_RATE = 1e-4
 SCRATCH_DECAY, FINE_TUNING_DECAY = 0.1, 0.01
 CLOSING = 2.0  # times a first curve: the time for the last one, the hashes and the checkpoint, after the training
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What to train and for how long; `BadInput` names the command-line option of a value that cannot be used.
-
-    `init` is a checkpoint folder or hub id: it brings its shape and its tokenizer, unless `tokenizer` names that of a
-    checkpoint whose vocabulary lies elsewhere; one without any takes the data set's. Without `init`, `layers`, `width`,
-    `heads`, `ffn` (default 4 times the width) and `context` describe a new model. `context` is the window length
-    (default: the model's). `batch_size` counts windows per optimizer step over all processes and accumulation steps.
-    Small batches learn most from few tokens (3 M parameters, 216,000 tokens: validation loss 5.33 with 8 windows, 5.76
-    with 16); with hours or a GPU give more. `warmup` is a share of the steps, see `rate.warmup_steps`. None for
-    `learning_rate` and `dropout` takes what suits: `scratch_rate`, or `FINE_TUNING_RATE` with `init`; no
-    dropout from scratch, the checkpoint's own with `init`. `patience` counts evaluations; when it is spent the decay
-    begins (None: only at its time).
-    """
-
-    init: str | None = None
-    tokenizer: str | None = None
-    layers: int | None = None
-    width: int | None = None
-    heads: int | None = None
-    ffn: int | None = None
-    context: int | None = None
-    epochs: float | None = None
-    max_minutes: float | None = None
-    patience: int | None = 4
-    batch_size: int = 8
-    grad_accumulation: int = 1
-    learning_rate: float | None = None
-    warmup: float = 0.05
-    clip: float = 1.0
-    dropout: float | None = None
-    loss: str = "all"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "ffn", "context", "patience", "batch_size", "grad_accumulation"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "give a whole number from 1 up")
-        for name in ("epochs", "max_minutes", "learning_rate", "clip"):
-            value = getattr(self, name)
-            _require(value is None or 0 < value < math.inf, name, value, "give a number above 0")
-        _require(0 <= self.warmup < 1, "warmup", self.warmup, "it is a share of the steps; give 0 or more and below 1")
-        _require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "give 0 or more and below 1")
-        _require(self.loss in ("all", "replies"), "loss", self.loss, "give all or replies")
-        _require(self.seed >= 0, "seed", self.seed, "give a whole number from 0 up")
-        if (self.epochs is None) == (self.max_minutes is None):
-            given = "both are given" if self.epochs else "neither is given"
-            raise BadInput(f"--epochs, --max-minutes: {given}; give one of them")
-        if self.init is not None:
-            for name in ("layers", "width", "heads", "ffn"):
-                value = getattr(self, name)
-                _require(value is None, name, value, f"--init {self.init} brings its own shape; leave one of them out")
-        else:
-            width, heads = self.width or SCRATCH_SHAPE["width"], self.heads or SCRATCH_SHAPE["heads"]
-            _require(
-                width % heads == 0, "width", width, f"is not a multiple of the {heads} heads; change --width or --heads"
-            )
 
 
 def train(
@@ -216,8 +154,6 @@ def _fit_options(options: TrainOptions, model: "PreTrainedModel") -> FitOptions:
         epochs=options.epochs,
         max_minutes=options.max_minutes,
         patience=options.patience,
-        warmup=options.warmup,
-        clip=options.clip,
         weight_decay=SCRATCH_DECAY if scratch else FINE_TUNING_DECAY,
         seed=options.seed,
     )
@@ -255,8 +191,3 @@ def _stage(options: TrainOptions, data: ChatData, result: FitResult, figures: di
         data_sha256=data.identity,
         metrics={"before": dict(result.before), "after": dict(result.after), **figures},
     )
-
-
-def _require(good: bool, name: str, value: Any, remedy: str) -> None:
-    if not good:
-        raise BadInput(f"--{name.replace('_', '-')} {value}: {remedy}")

@@ -1,4 +1,4 @@
-"""What every verb of the front door shares: exit codes, one-line errors, figures for people and for programs.
+"""What every command shares: exit codes, one-line errors, figures for people and for programs.
 
 Errors are mapped at this one boundary. Our own carry an `exit_code`; everything else is the work failing, told in one
 line too (`COMPRESS_DEBUG=1` shows the traceback).
@@ -6,6 +6,7 @@ line too (`COMPRESS_DEBUG=1` shows the traceback).
 
 import errno
 import json
+import logging
 import os
 import signal
 import sys
@@ -13,45 +14,37 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from typer.core import TyperGroup
-from typer.exceptions import Abort, Exit, TyperException
+from cyclopts.exceptions import (
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
+
+from chitchat.options import remedy_of
 
 FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 INTERVAL = "_interval"
 _UNUSABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EROFS)  # what the system says of a name that was typed
 
 
-class Interrupted(Exception):
-    """Ctrl-C during a verb; the message, where there is one, tells how to go on."""
-
-
-class Verbs(TyperGroup):
-    """The verbs, whose interrupts keep their message: Typer would make a bare exit code of them."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the verb that was typed."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            raise Interrupted(*error.args) from error
-
-
-def call(command: Callable[[], Any]) -> NoReturn:
+def call(command: Callable[[], Any], program: str = "compress") -> NoReturn:
     """Run the command line and leave the process with its exit code; a foreseen end never prints a traceback."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_exit_code(command))
+    sys.exit(_exit_code(command, program))
 
 
-def _exit_code(command: Callable[[], Any]) -> int:
+def _exit_code(command: Callable[[], Any], program: str) -> int:
     try:
         code = command()
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except Exit as leave:
-        return int(leave.exit_code)
-    except TyperException as error:
-        return _say(_usage_line(error), BAD_INPUT)
-    except (KeyboardInterrupt, Interrupted, Abort) as error:
+    except CycloptsError as error:
+        help_of = " ".join([program, *(error.command_chain or ()), "--help"])
+        return _say(f"{_usage_line(error)}; see `{help_of}`", BAD_INPUT)
+    except KeyboardInterrupt as error:
         return _say(str(error) or "interrupted", INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output left (`compress info … | head`): nobody is there to be told.
@@ -67,17 +60,31 @@ def _exit_code(command: Callable[[], Any]) -> int:
         if code is not None:
             return _say(str(error), int(code))
         if isinstance(error, OSError) and error.errno in _UNUSABLE and error.filename:
-            told = f"{str(error.filename)[:200]}: cannot be used ({error.strerror})"
-            return _say(f"{told}; check the path and its permissions", BAD_INPUT)
+            reason = f"{str(error.filename)[:200]}: cannot be used ({error.strerror})"
+            return _say(f"{reason}; check the path and its permissions", BAD_INPUT)
         reason = " ".join(str(error).split()) or "no reason given"
         return _say(f"{type(error).__name__}: {reason} (COMPRESS_DEBUG=1 shows where)", FAILED)
 
 
-def _usage_line(error: Any) -> str:
-    """A usage error in one line, with the way to the help."""
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context else "compress"
-    return f"{error.format_message().rstrip('.')}; see `{path} --help`"
+def _usage_line(error: CycloptsError) -> str:
+    """A usage error in one line that names the option and the value."""
+    error.verbose = False
+    argument = error.argument
+    name = "" if argument is None else argument.name if argument.name.startswith("-") else argument.name.upper()
+    match error:
+        case UnknownCommandError():
+            return f"No such command '{(error.unused_tokens or [''])[0]}'"
+        case UnknownOptionError():
+            return str(error).replace("Unknown option", "No such option").rstrip("?.").replace(". Did", "; did")
+        case UnusedCliTokensError():
+            return f"Got unexpected arguments: {' '.join(error.unused_tokens or [])}"
+        case MissingArgumentError() if error.keyword is None and not (argument and argument.tokens):
+            return f"Missing {'option' if name.startswith('-') else 'argument'} '{name}'"
+        case MissingArgumentError():
+            return f"Option '{error.keyword or name}' requires a value"
+        case CoercionError() if error.token is not None and argument is not None:
+            return f"{name} {error.token.value[:200]}: {remedy_of(argument.hint)}"
+    return str(error).rstrip(".")
 
 
 def _say(line: str, code: int) -> int:
@@ -95,14 +102,14 @@ def is_leader() -> bool:
 
     The process group is asked, not the environment: a `RANK` that a shell or a cluster left behind silences nobody.
     """
-    distributed = sys.modules.get("torch.distributed")  # a verb without torch has no process group
+    distributed = sys.modules.get("torch.distributed")  # a command without torch has no process group
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return True
     return bool(distributed.get_rank() == 0)
 
 
 def show(figures: Mapping[str, Any], as_json: bool) -> None:
-    """Print a verb's figures: a line each for people and, when asked for, one JSON object as the last line.
+    """Print a command's figures: a line each for people and, when asked for, one JSON object as the last line.
 
     NAME_interval, [low, high], stands on the line of NAME.
     """
@@ -140,6 +147,21 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+class _OneLine(logging.Handler):
+    """Shows a warning of ours as one line on the stderr of the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def warn_on_stderr() -> None:
+    """Show the warnings of the Python API, a line each."""
+    log = logging.getLogger("chitchat_compress")
+    log.propagate = False
+    if not any(isinstance(handler, _OneLine) for handler in log.handlers):
+        log.addHandler(_OneLine())
 
 
 def quiet_libraries() -> None:

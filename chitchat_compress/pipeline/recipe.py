@@ -5,7 +5,7 @@
 `run` is a verb of the command line, the other keys are its options without the dashes; `from` (for `data`: `corpora`,
 for `bench`: `models`) is what it is given. A stage's name is its output folder. A value that names an earlier stage is
 that stage's folder. `${NAME}` and `${NAME:-default}` in a value are environment variables. Everything that can be known
-to be wrong is refused here, before hours of work. Nothing is run.
+to be wrong is refused here, before hours of work: values are checked by the dataclasses of the options. Nothing is run.
 """
 
 import os
@@ -19,81 +19,11 @@ from typing import Any
 import yaml
 
 from chitchat.errors import BadInput
+from chitchat_compress.pipeline.schema import STAGE_NAME, VERBS, RecipeVerb
 from chitchat_compress.pipeline.variables import Unset, expand
 
-_COMMON = ("seed",)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_NAME = re.compile(STAGE_NAME)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-@dataclass(frozen=True)
-class Verb:
-    """What a recipe may say of a verb: the key of its arguments, its options, and which kinds of folder they take.
-
-    `takes` maps each key that may name a stage to the kinds that fit; `makes` is the kind of the output; `flags` are
-    the options that are true or false.
-    """
-
-    argument: str
-    options: tuple[str, ...]
-    takes: Mapping[str, tuple[str, ...]]
-    makes: str
-    flags: tuple[str, ...] = ()
-
-
-_MODEL = ("checkpoint",)
-_TOKENIZER = ("checkpoint", "quantized", "data")
-VERBS = {
-    "data": Verb(
-        argument="corpora",
-        options=("tokenizer", "vocab-size", "validation", "columns", "dialogue"),
-        takes={"tokenizer": _TOKENIZER},
-        makes="data",
-    ),
-    "train": Verb(
-        argument="from",
-        options=(
-            *("init", "tokenizer", "layers", "width", "heads", "ffn", "context", "epochs", "max-minutes", "patience"),
-            *("batch-size", "grad-accumulation", "learning-rate", "dropout", "loss"),
-        ),
-        takes={"from": ("data",), "init": _MODEL, "tokenizer": _TOKENIZER},
-        makes="checkpoint",
-    ),
-    "prune": Verb(
-        argument="from",
-        options=(
-            *("data", "keep", "max-mb", "max-ms-per-token", "layers", "width", "ffn", "vocab", "context"),
-            *("heal-epochs", "heal-minutes", "heal-loss", "heal-labels", "own-replies", "teacher"),
-            *("scheme", "candidates", "importance", "no-refit", "tokenizer"),
-        ),
-        takes={"from": _MODEL, "data": ("data",), "teacher": _MODEL, "tokenizer": _TOKENIZER},
-        makes="checkpoint",
-        flags=("no-refit",),
-    ),
-    "quantize": Verb(
-        argument="from",
-        options=("data", "scheme", "method", "block-size", "max-kl", "kd-minutes", "tokenizer"),
-        takes={"from": _MODEL, "data": ("data",), "tokenizer": _TOKENIZER},
-        makes="quantized",
-    ),
-    "export": Verb(
-        argument="from",
-        options=("target", "kv", "genai", "portable-python", "data", "dialogue", "tokenizer"),
-        takes={"from": ("checkpoint", "quantized"), "data": ("data",), "tokenizer": _TOKENIZER},
-        makes="bundle",
-        flags=("genai",),
-    ),
-    "bench": Verb(
-        argument="models",
-        options=(
-            *("data", "prompt-tokens", "new-tokens", "device", "repetitions", "threads", "max-tokens"),
-            *("full", "peers", "peers-python", "portable-python", "tokenizer"),
-        ),
-        takes={"models": ("checkpoint", "quantized", "bundle"), "data": ("data",), "tokenizer": _TOKENIZER},
-        makes="report",
-        flags=("full",),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -167,11 +97,26 @@ class _Reader:
         for key, value in body.items():
             if key in ("run", verb.argument):
                 continue
-            if key not in (*verb.options, *_COMMON):
-                known = ", ".join((verb.argument, *verb.options, *_COMMON))
-                raise self._bad(name, f"{key}: is no option of {body['run']}; it has {known}")
-            options[str(key)] = self._value(name, verb, str(key), value)
-        return RecipeStage(name, str(body["run"]), self._arguments(name, verb, body), options)
+            if key not in verb.keys:
+                raise self._bad(name, f"{key}: is no option of {body['run']}; it has {', '.join(verb.keys)}")
+            options[key] = self._value(name, verb, key, value)
+        stage = RecipeStage(name, str(body["run"]), self._arguments(name, verb, body), options)
+        self._check(stage, verb)
+        return stage
+
+    def _check(self, stage: RecipeStage, verb: RecipeVerb) -> None:
+        """Refuse options that do not go together, and a verb that lacks its data set."""
+        if verb.data == "must" and "data" not in stage.options:
+            raise self._bad(stage.name, f"lacks `data:`, the conversations that {stage.verb} reads; name a stage")
+        values = {
+            verb.fields[key].name: value.name if isinstance(value, StageRef) else value
+            for key, value in stage.options.items()
+            if key in verb.fields
+        }
+        try:
+            verb.options(**values)
+        except BadInput as error:
+            raise self._bad(stage.name, str(error)) from error
 
     def _expanded(self, name: str, key: str, value: Any) -> Any:
         """The value with the environment's variables in place of their names."""
@@ -189,7 +134,7 @@ class _Reader:
         except ValueError as error:
             raise self._bad(name, f"{key}: {error}") from error
 
-    def _arguments(self, name: str, verb: Verb, body: Mapping[str, Any]) -> tuple[Value, ...]:
+    def _arguments(self, name: str, verb: RecipeVerb, body: Mapping[str, Any]) -> tuple[Value, ...]:
         given = body.get(verb.argument)
         values = given if isinstance(given, list) else [given]
         if given is None or not values:
@@ -200,16 +145,13 @@ class _Reader:
             raise self._bad(name, "from: takes one value, not a list")
         return tuple(self._value(name, verb, verb.argument, value) for value in values)
 
-    def _value(self, name: str, verb: Verb, key: str, value: Any) -> Value:
+    def _value(self, name: str, verb: RecipeVerb, key: str, value: Any) -> Value:
         """A plain value, or a reference to an earlier stage where the key can take one."""
-        if key in verb.flags:
-            if not isinstance(value, bool):
-                raise self._bad(name, f"{key}: {value!r} is neither true nor false; write one")
-            return value
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise self._bad(name, f"{key}: {value!r} is not a number or a text; write one")
-        kinds = verb.takes.get(key)
-        if kinds is None or not isinstance(value, str):
+        field = verb.fields.get(key)
+        if not (field.accepts(value) if field else isinstance(value, str)) or value is None:
+            raise self._bad(name, f"{key}: {value!r} cannot be used; {field.remedy if field else 'give a text'}")
+        kinds = verb.kinds(key)
+        if not kinds or not isinstance(value, str):
             return value
         if value in self._done:
             made = self._done[value].makes
@@ -243,10 +185,10 @@ class _Loader(yaml.SafeLoader):
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key) for key, _ in node.value]
-    for place, key in enumerate(keys):
+    for index, key in enumerate(keys):
         if not isinstance(key, str):
             raise yaml.YAMLError(f"the key {key!r} in line {node.start_mark.line + 1} is not a text")
-        if key in keys[:place]:
+        if key in keys[:index]:
             raise yaml.YAMLError(f"{key} is given twice from line {node.start_mark.line + 1} on")
     return dict(loader.construct_mapping(node, deep=True))
 

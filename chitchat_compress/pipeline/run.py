@@ -179,11 +179,11 @@ def _conclude(
     models = [stage for stage in stages if stage.makes in ("checkpoint", "quantized", "bundle")]
     if models:
         bundles = [stage for stage in models if stage.makes == "bundle"]
-        result["talk"] = shlex.join([_front_door(), "chat", str(job.folder((bundles or models)[-1]))])
+        result["talk"] = shlex.join([_command_name(), "chat", str(job.folder((bundles or models)[-1]))])
     return result
 
 
-def _front_door() -> str:
+def _command_name() -> str:
     """`compress` as the user can type it: by its path where it is not on the search path."""
     typed = Path(sys.argv[0])
     if shutil.which("compress") or typed.name != "compress":

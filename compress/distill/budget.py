@@ -33,7 +33,7 @@ def share_budget(steps: int, corpus_tokens: int, corpus_windows: int, options: H
     it is not, at most `MAX_SAMPLED` times the split. When it is told to write, that and no less than the smaller of
     the split and half of what is read.
     """
-    if options.loss_kind == "ce":
+    if options.heal_loss == "ce":
         return Budget(0, 0.0, 0, 0)
     own = math.floor(options.own_replies * steps)
     rounds = min(MAX_ROUNDS, own // STEPS_PER_ROUND)

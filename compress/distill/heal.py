@@ -100,8 +100,8 @@ def heal(
         "context": context,
         **(inputs or {}),
     }
-    if options.minutes is not None and ends is None:
-        ends = 60 * options.minutes
+    if options.heal_minutes is not None and ends is None:
+        ends = 60 * options.heal_minutes
     run = HealRun(student, teacher, data, windows, held_out, context, options, folder, key, resume, stopwatch)
 
     def resume_point(error: BaseException) -> str | None:
@@ -161,9 +161,9 @@ def _decide(run: HealRun, ends: float | None) -> tuple[Budget, HealRun]:
 def _steps(run: HealRun) -> int | None:
     """The optimizer steps of the whole budget; None where it is given in minutes."""
     options = run.options
-    if options.epochs is None:
-        return options.steps
-    return math.ceil(options.epochs * len(run.windows) / options.batch_size)
+    if options.heal_epochs is None:
+        return options.heal_steps
+    return math.ceil(options.heal_epochs * len(run.windows) / options.batch_size)
 
 
 def _teacher_windows(run: HealRun, budget: Budget) -> SampledWindows:
@@ -181,7 +181,7 @@ def _teacher_windows(run: HealRun, budget: Budget) -> SampledWindows:
 
 
 def _main_part(run: HealRun, budget: Budget, windows: TrainingWindows) -> FitResult:
-    steps, minutes = _steps(run), run.options.minutes
+    steps, minutes = _steps(run), run.options.heal_minutes
     options = run.fit_options(
         steps=None if steps is None else max(1, steps - budget.rounds * budget.round_steps),
         max_minutes=None if minutes is None else minutes * (1 - budget.own_share),

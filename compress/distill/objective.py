@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from chitchat.architectures.protocol import all_hidden, last_hidden
+from chitchat.architectures.states import all_hidden, last_hidden
 from chitchat.data.windows import Windows, collate
 from chitchat.divergence import compare_states, kl_divergence
 from chitchat.errors import WorkFailed
@@ -28,7 +28,7 @@ _TOKENS_AT_ONCE = 2048
 class Distillation:
     """The objective of healing: see `chitchat.training.objective.Objective`.
 
-    With `skew` above 0 the divergence is `skewed_kl`, for text that the student wrote itself. `label_share` is that of
+    With `skew` above 0 the divergence is `skewed_kl`, for text that the student wrote itself. `heal_labels` is that of
     the labels' own negative log-likelihood in the loss, beside the divergence.
     """
 
@@ -38,13 +38,13 @@ class Distillation:
         held_out: Windows,
         layers_dropped: bool,
         skew: float = 0.0,
-        label_share: float = 0.0,
+        heal_labels: float = 0.0,
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.held_out = held_out
         self.hidden = layers_dropped
         self.skew = skew
-        self.label_share = label_share
+        self.heal_labels = heal_labels
 
     def loss_sum(self, model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
         """KL (and the labels' share) summed over all labels, plus the cosine loss where layers were dropped."""
@@ -59,10 +59,10 @@ class Distillation:
                 target = self.teacher.lm_head(teacher).float()
             logits = model.lm_head(student).float()
             divergence = skewed_kl(target, logits, self.skew).sum()
-            if not self.label_share or self.skew:  # its own words are no labels
+            if not self.heal_labels or self.skew:  # its own words are no labels
                 return divergence
             likelihood = nn.functional.cross_entropy(logits, targets, reduction="sum")
-            return torch.lerp(divergence, likelihood, self.label_share)
+            return torch.lerp(divergence, likelihood, self.heal_labels)
 
         loss = sum_by_parts(part, model.config.vocab_size, of_student, of_teacher, targets)
         if middle_of_student is not None and middle_of_teacher is not None:
@@ -73,7 +73,7 @@ class Distillation:
     def evaluate(self, model: PreTrainedModel, max_tokens: int) -> dict[str, float]:
         """`held_out_figures`, and as `loss` what is minimised: the held-out KL, with the labels' share."""
         figures = held_out_figures(model, self.teacher, self.held_out, max_tokens)
-        share = self.label_share
+        share = self.heal_labels
         return {"loss": (1 - share) * figures["kl"] + share * math.log(figures["perplexity"]), **figures}
 
     def _states(self, model: PreTrainedModel, input_ids: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -87,7 +87,7 @@ def _round(
     replies = run.stored_windows(f"round-{number}.npz", write)
     random = np.random.default_rng([run.options.seed, 5, number])
     read_before = Chosen(windows, random.permutation(len(windows))[: max(1, read - count)])
-    minutes = run.options.minutes
+    minutes = run.options.heal_minutes
     options = run.fit_options(
         OWN_RATE,
         labels_per_step=run.options.batch_size * _mean_labels(read_before),

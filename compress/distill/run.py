@@ -63,11 +63,11 @@ class HealRun:
 
     def objective(self, skew: float = 0.0) -> Objective:
         """What is minimised; `skew` as `skewed_kl` takes it."""
-        if self.options.loss_kind == "ce":
+        if self.options.heal_loss == "ce":
             return next_token(self.teacher, self.held_out)
         ours, theirs = self.student.config, self.teacher.config
         dropped = ours.num_hidden_layers < theirs.num_hidden_layers and ours.hidden_size == theirs.hidden_size
-        return Distillation(self.teacher, self.held_out, dropped, skew, self.options.label_share)
+        return Distillation(self.teacher, self.held_out, dropped, skew, self.options.heal_labels)
 
     def fit_options(self, rate: float = 1.0, **budget: Any) -> FitOptions:
         """Options of one part with a share `rate` of the learning rate; `budget` are more fields of `FitOptions`."""

@@ -1,51 +1,60 @@
 """What `compress prune` is asked for."""
 
-import math
 from dataclasses import dataclass
+from typing import Literal
 
 from chitchat.errors import BadInput
-from compress.prune.importance import IMPORTANCES
+from chitchat.options import SEED, TOKENIZER, option
+from compress.distill.options import HealingFields
 
 BUDGETS = ("keep", "max_mb", "max_ms_per_token")
 UNIT_AXES = ("layers", "width", "ffn")
 
+_BUDGET, _SHAPE, _CUT = "Budget", "Shape", "Cut"
 
-@dataclass(frozen=True)
-class PruneOptions:
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions(HealingFields):
     """A budget or a shape, and how to repair what was cut; `BadInput` names the option of a value that cannot be used.
 
     Budgets, of which all that are given hold: `keep`, a share of the parameters; `max_mb` and `max_ms_per_token`, of
     the bundle that `scheme` makes of it (10^6 bytes; measured on this machine). A shape: `layers`, `width`, `ffn`.
-    `vocab` and `context` go with either. `importance` ranks the units, `refit` repairs in closed form, and of the
-    shapes that a budget buys `candidates` are tried.
+    `vocab` and `context` go with either. `importance` ranks the units, `no_refit` leaves out the repair in closed form,
+    and of the shapes that a budget buys `candidates` are tried.
 
-    Healing takes `heal_epochs` or `heal_minutes` (none: one epoch; 0: no healing); `heal_loss`, `heal_labels` (there
-    `label_share`) and `own_replies`: see `compress.distill.options`. `teacher` is a checkpoint to heal from, the
-    unpruned one when None. `tokenizer` is that of a checkpoint whose vocabulary lies elsewhere.
+    Healing takes `heal_epochs` or `heal_minutes` (none: one epoch; 0: no healing); for the rest see
+    `compress.distill.options`. `teacher` is a checkpoint to heal from, the unpruned one when None. `tokenizer` is that
+    of a checkpoint whose vocabulary lies elsewhere.
     """
 
-    keep: float | None = None
-    max_mb: float | None = None
-    max_ms_per_token: float | None = None
-    layers: int | None = None
-    width: int | None = None
-    ffn: int | None = None
-    vocab: int | None = None
-    context: int | None = None
-    importance: str = "obs"
-    refit: bool = True
-    candidates: int = 4
-    scheme: str = "w8"
-    heal_epochs: float | None = None
-    heal_minutes: float | None = None
-    heal_loss: str = "kl"
-    heal_labels: float = 0.0
-    own_replies: float = 0.1
-    teacher: str | None = None
-    tokenizer: str | None = None
-    seed: int = 0
+    keep: float | None = option(
+        None, "Share of the parameters that stays (0.5 keeps half).", group=_BUDGET, unit="share", gt=0, lt=1
+    )
+    max_mb: float | None = option(None, "Size of the bundle, by --scheme.", group=_BUDGET, unit="MB", gt=0)
+    max_ms_per_token: float | None = option(
+        None, "Decode time here, by --scheme, in the engine that ships.", group=_BUDGET, unit="ms per token", gt=0
+    )
+    scheme: Literal["fp32", "w8", "w8a8", "w4"] = option("w8", "Bundle that MB and ms are counted in.", group=_BUDGET)
+    candidates: int = option(
+        4, "Shapes of a budget that are tried; 1: the likeliest.", group=_BUDGET, unit="shapes", ge=1
+    )
+    layers: int | None = option(None, "Layers to keep.", group=_SHAPE, unit="layers", ge=1)
+    width: int | None = option(None, "Width to keep: a multiple of the head size.", group=_SHAPE, unit="channels", ge=1)
+    ffn: int | None = option(None, "FFN width to keep.", group=_SHAPE, unit="neurons", ge=1)
+    vocab: int | None = option(None, "Tokens to keep; the tokenizer is rewritten.", group=_SHAPE, unit="tokens", ge=1)
+    context: int | None = option(None, "Positions to keep.", group=_SHAPE, unit="tokens", ge=1)
+    importance: Literal["obs", "activation", "magnitude", "taylor", "random"] = option(
+        "obs", "What ranks the units.", group=_CUT
+    )
+    no_refit: bool = option(False, "Leave out the repair by least squares.", group=_CUT)
+    teacher: str | None = option(
+        None, "Heal from this checkpoint (default: the unpruned one).", group="Healing", takes=("checkpoint",)
+    )
+    tokenizer: str | None = option(None, **TOKENIZER)
+    seed: int = option(0, **SEED)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         axes = [f"--{name}" for name in UNIT_AXES if getattr(self, name) is not None]
         budgets = [name for name in BUDGETS if getattr(self, name) is not None]
         if not (axes or budgets or self.vocab or self.context):
@@ -53,29 +62,18 @@ class PruneOptions:
                 "--keep: say how much is to stay (--keep 0.5, --max-mb, --max-ms-per-token), "
                 "or a shape by --layers, --width, --ffn, --vocab, --context"
             )
-        if self.keep is not None and not 0 < self.keep < 1:
-            raise BadInput(f"--keep {self.keep:g}: a share of the parameters, between 0 and 1 (0.5 keeps half)")
-        for name in budgets:
-            value = getattr(self, name)
-            option = "--" + name.replace("_", "-")
-            if axes:
-                raise BadInput(f"{option} {value:g}: is a budget and {', '.join(axes)} a shape; give one of the two")
-            if not 0 < value < math.inf:
-                raise BadInput(f"{option} {value:g}: give a number above 0")
+        if axes and budgets:
+            option_name, value = "--" + budgets[0].replace("_", "-"), getattr(self, budgets[0])
+            raise BadInput(f"{option_name} {value:g}: is a budget and {', '.join(axes)} a shape; give one of the two")
         if self.heal_epochs is not None and self.heal_minutes is not None:
             raise BadInput("--heal-epochs and --heal-minutes: give one of the two")
-        for name, value in (("--heal-epochs", self.heal_epochs), ("--heal-minutes", self.heal_minutes)):
-            if value is not None and not 0 <= value < math.inf:
-                raise BadInput(f"{name} {value:g}: 0 (no healing) or more")
-        if self.importance not in IMPORTANCES:
-            raise BadInput(f"--importance {self.importance}: no such ranking; choose {', '.join(IMPORTANCES)}")
-        if self.candidates < 1:
-            raise BadInput(f"--candidates {self.candidates}: give 1 (no trial) or more")
 
     @property
     def heals(self) -> bool:
+        """Whether anything is healed."""
         return self.heal_epochs != 0 and self.heal_minutes != 0
 
     @property
     def has_budget(self) -> bool:
+        """Whether shapes are searched for a budget."""
         return any(getattr(self, name) is not None for name in BUDGETS)

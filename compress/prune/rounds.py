@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from chitchat.architectures.registry import count_parameters
-from compress.calibrate.calibration import measure
+from compress.calibrate.measure import measure
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from compress.prune.pruner import PrunedModel, Pruner
@@ -111,7 +111,7 @@ def _run_round(run: PruneRun, left: Sequence[Round], number: int, pruner: Pruner
 
 def _share(rounds: Sequence[Round]) -> float:
     """What the first of these rounds has of the minutes of all."""
-    minutes = [planned.healing.minutes or 0.0 for planned in rounds if planned.healing is not None]
+    minutes = [planned.healing.heal_minutes or 0.0 for planned in rounds if planned.healing is not None]
     return minutes[0] / sum(minutes)
 
 

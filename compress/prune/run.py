@@ -59,7 +59,7 @@ class PruneRun:
     def pruner(self) -> Pruner:
         """What cuts the model."""
         options = self.options
-        return Pruner(self.source.model, self.source.data, options.importance, options.refit, options.seed)
+        return Pruner(self.source.model, self.source.data, options.importance, not options.no_refit, options.seed)
 
     @property
     def ends(self) -> float | None:
@@ -76,10 +76,10 @@ class PruneRun:
         if epochs is None and options.heal_minutes is None:
             epochs = 1.0
         return HealOptions(
-            minutes=options.heal_minutes,
-            epochs=epochs,
-            loss_kind=options.heal_loss,
-            label_share=options.heal_labels,
+            heal_minutes=options.heal_minutes,
+            heal_epochs=epochs,
+            heal_loss=options.heal_loss,
+            heal_labels=options.heal_labels,
             own_replies=options.own_replies,
             batch_size=HEALING_BATCH,
             seed=options.seed,

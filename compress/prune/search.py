@@ -14,7 +14,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from compress.calibrate.calibration import Batch, calibration_batches, divergence, mean_loss
+from compress.calibrate.batches import Batch, calibration_batches
+from compress.calibrate.measure import divergence, mean_loss
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from compress.prune.plan import Candidate
@@ -73,13 +74,13 @@ def trial_of(healing: HealOptions, windows: int, candidates: int) -> HealOptions
     """
     short = replace(healing, own_replies=0.0, teacher_samples=False, patience=None)
     share = SEARCH_SHARE / finalists(candidates)
-    if healing.minutes is not None:
-        minutes = share * healing.minutes
-        return replace(short, minutes=minutes) if minutes >= MIN_MINUTES else None
-    steps = math.floor(share * (healing.epochs or 0) * (windows // healing.batch_size))
+    if healing.heal_minutes is not None:
+        minutes = share * healing.heal_minutes
+        return replace(short, heal_minutes=minutes) if minutes >= MIN_MINUTES else None
+    steps = math.floor(share * (healing.heal_epochs or 0) * (windows // healing.batch_size))
     if steps < MIN_STEPS:
         return None
-    return replace(short, epochs=None, steps=min(steps, MAX_STEPS), eval_tokens=COMPARED_TOKENS)
+    return replace(short, heal_epochs=None, heal_steps=min(steps, MAX_STEPS), eval_tokens=COMPARED_TOKENS)
 
 
 def finalists(candidates: int) -> int:
@@ -135,6 +136,6 @@ def _measured(
 
 def _long_enough(run: PruneRun, trial: HealOptions, until: float | None) -> bool:
     """Whether the time until then is most of what a trial was to have: a machine that got slow tries fewer shapes."""
-    if until is None or trial.minutes is None:
+    if until is None or trial.heal_minutes is None:
         return True
-    return until - run.stopwatch.seconds >= MIN_SHARE * 60 * trial.minutes
+    return until - run.stopwatch.seconds >= MIN_SHARE * 60 * trial.heal_minutes

@@ -14,24 +14,25 @@ The result is an ordinary checkpoint.
 """
 
 import copy
+import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from chitchat.architectures.registry import architecture_of, count_parameters, geometry_of
 from chitchat.checkpoint import load_model, save_checkpoint
-from chitchat.data.dataset import open_dataset
+from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput
 from chitchat.lineage import Stage, identity
 from chitchat.system.folder import check_output, staged_folder
 from chitchat.tokenizer import tokenizer_of
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.workfolder import WorkFolder
-from compress.calibrate.calibration import measure
+from compress.calibrate.measure import measure
 from compress.prune.options import PruneOptions
 from compress.prune.plan import Candidate, CostModel, plan_candidates
 from compress.prune.retokenize import retokenize
@@ -77,11 +78,8 @@ def prune(
         folder.decide("request.json", key, dict)
         with stopwatch.paused():
             trimmed, teacher = _trim(source, teacher, options, folder)
-        whole = count_parameters(geometry_of(source.model))
         run = PruneRun(trimmed, teacher, options, folder, key, resume, stopwatch)
-        full, pruner = geometry_of(trimmed.model), run.pruner()
-        choice = choose_shape(run, full, lambda: _candidates(whole, full, options, clock), pruner)
-        healed = run_rounds(run, plan_rounds(full, choice.shape, choice.healing), pruner)
+        choice, healed = _pruned(run, count_parameters(geometry_of(source.model)), clock)
         healing_minutes = stopwatch.seconds / 60
         metrics = _metrics(run, source, choice, healed)
         recorded = {**asdict(options), "shape": shape_figures(choice.shape), "kept_layers": healed.layers}
@@ -95,6 +93,26 @@ def prune(
         folder.distributed.run_on_main(store)
     figures = _figures(choice.shape, metrics, (time.monotonic() - started) / 60)
     return {**figures, "healing_minutes": healing_minutes} if choice.healing else figures
+
+
+def prune_loaded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, data: ChatData, options: PruneOptions
+) -> PreTrainedModel:
+    """What `prune` makes of a model in memory, in float32 on the CPU; `model` stays as it is.
+
+    The tokens stay (no `vocab`), and the budget is `keep` or a shape. Raises `BadInput` for a shape that cannot be had,
+    and for a data set that is not in the ids of `tokenizer`.
+    """
+    data.check_tokenizer(tokenizer, "the tokenizer")
+    source, stopwatch = PruneSource(copy.deepcopy(model).to("cpu").float().eval(), tokenizer, data), Stopwatch()
+    _check(source.model, options)
+    with tempfile.TemporaryDirectory(prefix="compress-prune-") as work:
+        folder = WorkFolder(Path(work))
+        with stopwatch.paused():
+            trimmed, teacher = _trim(source, source.model, options, folder)
+        run = PruneRun(trimmed, teacher, options, folder, {}, False, stopwatch)
+        _, healed = _pruned(run, count_parameters(geometry_of(source.model)), None)
+    return healed.student.eval()
 
 
 def plan(checkpoint: str, data: Path, options: PruneOptions, clock: CostModel | None = None) -> dict[str, Any]:
@@ -182,6 +200,13 @@ def _trim(
         tokenizer = copy.copy(tokenizer)
         tokenizer.model_max_length = options.context
     return PruneSource(model, tokenizer, data), teacher
+
+
+def _pruned(run: PruneRun, whole_parameters: int, clock: CostModel | None) -> tuple[Choice, Healed]:
+    """The shape that was taken, and the student after all rounds; `keep` is a share of `whole_parameters`."""
+    full, pruner = geometry_of(run.source.model), run.pruner()
+    choice = choose_shape(run, full, lambda: _candidates(whole_parameters, full, run.options, clock), pruner)
+    return choice, run_rounds(run, plan_rounds(full, choice.shape, choice.healing), pruner)
 
 
 def _candidates(

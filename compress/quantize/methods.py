@@ -17,7 +17,6 @@ from compress.quantize.gptq import SingularHessian, gptq, gptq_integers
 from compress.quantize.scales import quantize_searched
 from compress.quantize.schemes import Grid
 
-METHODS = ("rtn", "mse", "gptq", "kd")
 CALIBRATED = ("gptq", "kd")
 
 Floats = NDArray[np.float32]

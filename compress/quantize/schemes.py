@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chitchat.architectures.registry import architecture_of
-from chitchat.errors import BadInput
 from compress.quantize.channelwise import KERNEL
 from compress.quantize.checkpoint import QUANT_METHOD
 from serve.geometry import Geometry
 
-AUTO = "auto"
 MIN_BLOCK = 16
 
 
@@ -47,12 +45,6 @@ class Grid:
     block_size: int
     static_inputs: bool = False
     table: bool = False
-
-
-def check_scheme(scheme: str) -> None:
-    """Raise `BadInput` for a scheme that does not exist."""
-    if scheme not in SCHEMES and scheme != AUTO:
-        raise BadInput(f"--scheme {scheme}: there is no such scheme; choose {', '.join(SCHEMES)} or {AUTO}")
 
 
 def grids(geometry: Geometry, scheme: str, block_size: int | None = None) -> dict[str, Grid]:

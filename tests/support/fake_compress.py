@@ -1,7 +1,8 @@
 """Stands in for the command line in tests of the pipeline: makes small folders whose content follows their inputs.
 
 Usage: fake_compress.py LOG VERB ARGUMENT... --out OUT [--OPTION VALUE]... [--resume] --json. Every call is a line in
-LOG. An option `importance` of `fail` or `slow` makes a prune fail, or wait until it is killed.
+LOG. A prune with the tokenizer `fail` or `slow` fails, or waits until it is killed; a training with `same` makes the
+same whatever its other options say.
 """
 
 import hashlib
@@ -24,9 +25,9 @@ def content_of(word: str) -> str:
     return path.read_text() if path.is_file() else word
 
 
-def make(verb: str, out: Path, words: list[str], layers: str) -> None:
+def make(verb: str, out: Path, words: list[str], how: str) -> None:
     """Write the output folder of a verb."""
-    text = "teacher" if layers == "same" else " ".join([verb, *map(content_of, words)])
+    text = "teacher" if how == "same" else " ".join([verb, *map(content_of, words)])
     digest = hashlib.sha256(text.encode()).hexdigest()
     with staged_folder(out, KINDS.get(verb, "report")) as staging:
         if verb == "bench":
@@ -45,10 +46,10 @@ def main(log: str, verb: str, *rest: str) -> int:
     with Path(log).open("a") as file:
         print(" ".join([verb, *rest]), file=file)
     words = [word for word in rest if word not in ("--json", "--resume")]
-    place = words.index("--out")
-    out = Path(words[place + 1])
-    options = dict(zip(words[place + 2 :: 2], words[place + 3 :: 2], strict=True))
-    how = options.pop("--importance", "")
+    index = words.index("--out")
+    out = Path(words[index + 1])
+    options = dict(zip(words[index + 2 :: 2], words[index + 3 :: 2], strict=True))
+    how = options.get("--tokenizer", "")
     if how == "fail":
         print("compress: --keep 7: too much", file=sys.stderr)
         return 2
@@ -62,7 +63,8 @@ def main(log: str, verb: str, *rest: str) -> int:
                 print("cleaned up", file=file)
             return 130
     print("a figure  1")
-    make(verb, out, words[:place] + list(options.values()), options.get("--layers", ""))
+    given = [value for name, value in options.items() if name != "--tokenizer"]
+    make(verb, out, words[:index] + given, how)
     print(json.dumps({"verb": verb}))
     return 0
 

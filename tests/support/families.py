@@ -15,7 +15,7 @@ def tiny_family(factory: pytest.TempPathFactory, checkpoint: Path, data: Path) -
     family = {"checkpoint": checkpoint}
     family |= {name: folder / name for name in ("quantized", "bundle-fp32", "bundle-w8")}
     if not folder.exists():
-        quantize(str(checkpoint), data, family["quantized"], QuantizeOptions("w8"))
+        quantize(str(checkpoint), data, family["quantized"], QuantizeOptions(scheme="w8"))
         export(str(checkpoint), family["bundle-fp32"], data=data)
         export(str(family["quantized"]), family["bundle-w8"], data=data)
     return family

@@ -16,4 +16,4 @@ def model(layers: int = 2, width: int = 16, seed: int = 0, dropout: float = 0.0)
     )  # fmt: skip
 
 
-OPTIONS = HealOptions(epochs=30, batch_size=8, dropout=None, own_replies=0.6)
+OPTIONS = HealOptions(heal_epochs=30, batch_size=8, dropout=None, own_replies=0.6)
