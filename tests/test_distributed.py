@@ -128,7 +128,7 @@ run.barrier()
 
 @pytest.mark.slow
 def test_what_runs_on_main_is_done_once_and_known_to_all(tmp_path):
-    """Stops: a file that every process writes, one that is read before it is there, an error that others wait behind."""
+    """Stops: a file that every process writes, a read before it is there, an error that leaves others waiting."""
     script = tmp_path / "run.py"
     script.write_text(TWO, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
