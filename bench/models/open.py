@@ -88,7 +88,9 @@ class CheckpointHandle(ModelHandle):
 
     @property
     def geometry(self) -> dict[str, int]:
-        shape = self.shape
+        from chitchat.architectures.registry import geometry_of
+
+        shape = geometry_of(self.config)  # the weights must fit it, whatever they tie
         sizes = {name: getattr(shape, name) for name in ("layers", "width", "heads", "ffn", "vocab")}
         return {**sizes, "context": shape.context}
 
@@ -132,9 +134,13 @@ class CheckpointHandle(ModelHandle):
 
     def torch_model(self) -> "PreTrainedModel":
         """The model in float32, with its weights."""
+        from chitchat.architectures.registry import geometry_of
         from chitchat.checkpoint import load_model
 
-        return load_model(self.path)
+        model = load_model(self.path)
+        if not self.lineage():
+            self.__dict__["shape"] = geometry_of(model)  # so that `shape` need not read the weights again
+        return model
 
     def load(self, threads: int | None = None) -> CheckpointModel:
         import torch
