@@ -76,8 +76,8 @@ class CheckpointHandle(ModelHandle):
         return "torch fp32"
 
     @cached_property
-    def shape(self) -> "Geometry":
-        """The `serve.geometry.Geometry`: that in config.json, which tells the truth where we wrote it.
+    def geometry(self) -> "Geometry":
+        """That in config.json, which tells the truth where we wrote it.
 
         Of a checkpoint from elsewhere it is that of the weights, which are read for it: its config.json may tie what is
         not. Raises `BadInput` for weights that are not there, damaged, or do not fit.
@@ -87,16 +87,10 @@ class CheckpointHandle(ModelHandle):
         return geometry_of(self.config if self.lineage() else self.torch_model())
 
     @property
-    def geometry(self) -> dict[str, int]:
-        shape = self.shape
-        sizes = {name: getattr(shape, name) for name in ("layers", "width", "heads", "ffn", "vocab")}
-        return {**sizes, "context": shape.context}
-
-    @property
     def parameters(self) -> int:
         from chitchat.architectures.registry import count_parameters
 
-        return count_parameters(self.shape)
+        return count_parameters(self.geometry)
 
     @property
     def weight_bytes(self) -> int:
