@@ -1,15 +1,15 @@
-# The same few commands serve people and CI. `make demo` and `make test` do their own set-up.
+# The same few commands serve people and CI. Each does its own set-up.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 EXTRA ?= cpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRA)
 
-.PHONY: install demo test test-fast portable peers speed gpu-wheels gpu-check audit lint types format clean
+.PHONY: install demo test test-fast mutants docs portable peers speed gpu-wheels gpu-check audit lint types format clean
 
 install: $(STAMP)
 
-# onnxruntime and onnxruntime-gpu overwrite each other's files: changing the extra removes the other one first.
+# onnxruntime and onnxruntime-gpu overwrite each other's files, so changing the extra removes the other one first.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: PYTHON=$(PYTHON) is older than 3.11; say make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,16 +20,31 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/compress run --out out/demo
 
-# Files of tests side by side, each file in one process: half of the time on two cores.
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+# Several files of tests at once, each file in one process: half of the time on two cores.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 test: install
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: install
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
-# optimum, for `compress export --target portable`, in an environment of its own: it needs another transformers than we.
+# The site, in docs/_build/html: offline, and a warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+# Would the fast tests notice a fault in the arithmetic? mutmut makes some (tests/mutation/run.py); hours, one process.
+MUTANTS ?=
+mutants: install
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(EXTRA),demo,dev,mutation]'
+	nice $(BIN)/python tests/mutation/run.py --out out/mutants.json $(MUTANTS)
+
+# optimum, for `compress export --target portable`, in an environment of its own: it needs transformers 4.
 PORTABLE ?= .venv-portable
 portable: $(PORTABLE)/.installed
 
@@ -39,7 +54,7 @@ $(PORTABLE)/.installed: pyproject.toml constraints-portable.txt
 	$(PORTABLE)/bin/pip install --quiet --constraint constraints-portable.txt --editable '.[portable]'
 	@touch $@
 
-# The tools that the benchmark stands beside, in an environment of their own; llama-cpp-python is compiled (minutes).
+# The tools that the benchmark compares with, in an environment of their own; llama-cpp-python is compiled (minutes).
 PEERS ?= .venv-peers
 peers: $(PEERS)/.installed
 
@@ -77,4 +92,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf out build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf out build docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache

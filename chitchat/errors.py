@@ -1,7 +1,7 @@
-"""The exceptions that the training-side rooms raise on purpose; the front door turns each into one line.
+"""The exceptions that the training-side packages raise on purpose; the command line turns each into one line.
 
 `serve` has a tree of its own (`serve.errors`), since it imports nothing of ours. Both carry `exit_code`, which is all
-that the front door looks at.
+that the command line looks at.
 """
 
 from typing import ClassVar

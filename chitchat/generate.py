@@ -63,27 +63,27 @@ class TorchGenerator:
         penalty is transformers' (divides positive logits, multiplies negative ones) over `earlier_ids`, what the bot
         said earlier in the conversation, and the ids of this reply; the no-repeat n-gram is over this reply. The
         reply is cut where the context ends. With a `seed` the reply is the same every time. A consumer may stop
-        early: generation stops with it. Raises `BadInput` for a prompt that leaves no room for a reply, and for
+        early: generation stops with it. Raises `BadInput` for a prompt that leaves no space for a reply, and for
         `logprobs`, which only a bundle's engine gives.
         """
-        room = self.context - len(prompt_ids)
-        if not prompt_ids or room < 1:
+        limit = self.context - len(prompt_ids)
+        if not prompt_ids or limit < 1:
             raise BadInput(
                 f"prompt of {len(prompt_ids)} ids: give 1 to {self.context - 1} for a context of {self.context}"
             )
-        return self._stream(list(prompt_ids), _settings(options), room)
+        return self._stream(list(prompt_ids), _settings(options), limit)
 
     def blank(self, options: Any = None) -> Iterator[int]:
         """Unconditional generation: a turn out of nothing."""
         return self.stream(list(self.dialogue.unconditional_prompt_ids), options)
 
-    def _stream(self, prompt_ids: list[int], settings: dict[str, Any], room: int) -> Iterator[int]:
+    def _stream(self, prompt_ids: list[int], settings: dict[str, Any], limit: int) -> Iterator[int]:
         """Run `generate` in a thread of its own and hand over what it puts into a queue."""
         streamer, stop = _QueueStreamer(), threading.Event()
 
         def work() -> None:
             try:
-                self._generate(prompt_ids, settings, room, streamer, stop)
+                self._generate(prompt_ids, settings, limit, streamer, stop)
             except BaseException as error:
                 streamer.ids.put(error)
             else:
@@ -102,7 +102,12 @@ class TorchGenerator:
             thread.join()
 
     def _generate(
-        self, prompt_ids: list[int], settings: dict[str, Any], room: int, streamer: BaseStreamer, stop: threading.Event
+        self,
+        prompt_ids: list[int],
+        settings: dict[str, Any],
+        limit: int,
+        streamer: BaseStreamer,
+        stop: threading.Event,
     ) -> None:
         device = self.model.device
         ids = torch.tensor([prompt_ids], device=device)
@@ -115,7 +120,7 @@ class TorchGenerator:
             self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                generation_config=self._configuration(settings, room),
+                generation_config=self._configuration(settings, limit),
                 logits_processor=self._processors(settings, len(prompt_ids)),
                 stopping_criteria=StoppingCriteriaList([_StopWhen(stop)]),
                 streamer=streamer,
@@ -133,8 +138,8 @@ class TorchGenerator:
             processors.append(_OverReply(ngrams, prompt_length))
         return processors
 
-    def _configuration(self, settings: dict[str, Any], room: int) -> GenerationConfig:
-        new = min(settings["max_new_tokens"], room)
+    def _configuration(self, settings: dict[str, Any], limit: int) -> GenerationConfig:
+        new = min(settings["max_new_tokens"], limit)
         fields: dict[str, Any] = {
             "max_new_tokens": new,
             "min_new_tokens": min(settings["min_new_tokens"], new),

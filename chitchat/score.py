@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chitchat.architectures.protocol import last_hidden
+from chitchat.architectures.states import last_hidden
 from chitchat.divergence import score_states
 from chitchat.errors import WorkFailed
 

@@ -6,7 +6,7 @@ the other inputs from those; its weights are the file that `model.onnx` reads, s
 
     seqlens_k              = sum of the mask's row - 1
     total_sequence_length  = the mask's second size
-    logits_positions       = the place of the largest position, the last token that is no padding
+    logits_positions       = the index of the largest position, the last token that is no padding
 
 The logits are those of one position, which genai recognises by the static size 1; the cache has the fixed size
 `context`. genai knows no banned ids and no penalty on the bot's own turns alone: the default sampling is near ours, not

@@ -85,7 +85,7 @@ def check_portable(
 
 
 def _run(argv: Sequence[str], prompts: int) -> tuple[dict[str, Any], list[list[int]]]:
-    """The figures of `export.optimum_child`, and the replies that it said on the way."""
+    """The figures of `export.optimum_child`, and the replies that it printed on the way."""
     replies: list[list[int]] = []
     with tqdm(total=prompts, desc="optimum", unit="prompt", disable=None) as progress:
 

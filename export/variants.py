@@ -16,7 +16,7 @@ import numpy as np
 from chitchat.architectures.registry import geometry_of
 from chitchat.data.dataset import ChatData
 from chitchat.score import score
-from compress.calibrate.calibration import calibration_sequences
+from compress.calibrate.batches import calibration_sequences
 from compress.calibrate.ranges import calibrate_kv
 from export.bundle import EXTERNAL_DATA_BYTES, write_graph
 from export.graph.builder import build_graph, graph_spec

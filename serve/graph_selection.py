@@ -15,15 +15,15 @@ from serve.errors import BadBundle, BadRequest
 from serve.quiet import load
 
 DEVICES = ("cpu", "cuda")
-ONLY = "its only graph"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @dataclass(frozen=True)
 class SelectedGraph:
-    """The graph for `target` ("cpu" or "cuda"), onnxruntime's name of what runs it, and the reason in one phrase.
+    """The graph for `target` ("cpu" or "cuda"), onnxruntime's name of what runs it, and why it was chosen.
 
-    `warning` is one line on what may differ from the recorded figures on this CPU, or "".
+    `why` is a phrase, or "" where there was nothing to choose from. `warning` is one line on what may differ from the
+    recorded figures on this CPU, or "".
     """
 
     target: str
@@ -34,8 +34,8 @@ class SelectedGraph:
     warning: str = ""
 
     def announce(self) -> None:
-        """Say on stderr which graph runs and why, where there was a choice, and the warning if there is one."""
-        if self.why != ONLY:
+        """Say on stderr which of several graphs runs and why, and the warning if there is one."""
+        if self.why:
             print(f"Runs the {self.target} graph: {self.why}.", file=sys.stderr, flush=True)
         if self.warning:
             print(f"warning: {self.warning}", file=sys.stderr, flush=True)
@@ -65,7 +65,7 @@ def choose(
         target, why = "cuda", "the bundle has a cuda graph and a CUDA device is here"
     elif "cpu" in ours:
         target = "cpu"
-        why = "it has a cuda graph too, but no CUDA device can be used here" if "cuda" in ours else ONLY
+        why = "it has a cuda graph too, but no CUDA device can be used here" if "cuda" in ours else ""
     else:
         raise BadBundle(
             f"{bundle.folder}: has a cuda graph only, and no CUDA device can be used here; install onnxruntime-gpu "

@@ -77,13 +77,8 @@ class ChatReply:
         """Answer. An error before the first byte becomes an error response, a later one an error event."""
         watcher = asyncio.create_task(self._watch(receive))
         try:
-            await (
-                self._send_stream(scope, receive, send)
-                if self._asked.stream
-                else self._send_whole(scope, receive, send)
-            )
-        except OSError:  # a server may report in this way that the client has gone
-            self._gone = True
+            with suppress(OSError):  # a server may report in this way that the client has gone
+                await (self._send_stream if self._asked.stream else self._send_whole)(scope, receive, send)
         finally:
             self._worker.cancel(self._job)
             watcher.cancel()

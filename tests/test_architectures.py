@@ -1,6 +1,8 @@
 """What is GPT-2 stands in one package: nothing else names its modules, its fields of config.json or its classes."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,11 @@ def test_the_pattern_finds_what_it_looks_for() -> None:
     text = 'model.transformer.h[0].attn.c_attn  # GPT2Config\n"transformer.wte.weight"\nn_embd = 1\nGPT2-chitchat\n'
     assert {line for line, _ in names_in(text)} == {1, 2, 3}
     assert not names_in("num_attention_heads, attention_heads, lm_head, n_layers, transformers.h")
+
+
+def test_configurations_are_read_without_torch() -> None:
+    """`compress info` and every refusal of a checkpoint waited seconds for an import."""
+    code = (
+        "import sys, chitchat.architectures.registry; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -55,10 +55,13 @@ def test_what_the_exporter_writes_is_what_the_runtime_reads(folder: Path) -> Non
 
 
 def test_a_truncated_file_is_named(folder: Path) -> None:
-    """Sublayer a copy must not reach the parser."""
+    """Half a copy must not reach the parser."""
     path = folder / "model.onnx"
-    path.write_bytes(path.read_bytes()[:-10])
-    refused(folder, r"model.onnx: truncated .*copy the bundle again")
+    content, size = path.read_bytes(), path.stat().st_size
+    path.write_bytes(content[:-1])
+    refused(folder, rf"model.onnx: truncated \({size - 1} bytes, bundle.json says {size}\); copy the bundle again")
+    path.write_bytes(content + b"x")
+    refused(folder, rf"model.onnx: altered \({size + 1} bytes, bundle.json says {size}\); copy the bundle again")
 
 
 def test_one_flipped_bit_is_seen(folder: Path) -> None:
@@ -155,6 +158,7 @@ def test_a_folder_that_is_no_bundle_says_so(tmp_path: Path) -> None:
     for name, says in {
         "config.json": r"is a checkpoint; make a bundle of it: compress export .* --out",
         "model.safetensors": "is a checkpoint",
+        "pytorch_model.bin": "is a checkpoint",
         "model-q8_0.gguf": "GGUF files, which are for llama.cpp",
         "data.json": "is a data set",
         "model.onnx": "ONNX export of another tool",

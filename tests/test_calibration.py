@@ -9,7 +9,8 @@ from transformers import GPT2LMHeadModel
 
 from chitchat import divergence as token_divergence
 from chitchat.data.dataset import open_dataset
-from compress.calibrate.calibration import calibration_batches, divergence, mean_loss
+from compress.calibrate.batches import calibration_batches
+from compress.calibrate.measure import divergence, mean_loss
 
 
 @pytest.mark.parametrize("at_once", [2**22, 300 * 7])

@@ -11,8 +11,14 @@ from compress.quantize.channelwise import (
     dequantize_channels,
     input_grid,
     quantize_channels,
-    quantize_input,
 )
+
+
+def quantize_input(tensor: ChannelTensor, x: np.ndarray) -> np.ndarray:
+    """What x stands for after the rounding that the product gives it: float32, the shape of x."""
+    zero_point = np.float32(tensor.input_zero_point)
+    levels = np.clip(np.rint(x / tensor.input_scale) + zero_point, 0, 255)
+    return ((levels - zero_point) * tensor.input_scale).astype(np.float32)
 
 
 def random_weight(rows: int = 24, columns: int = 96, seed: int = 0) -> np.ndarray:

@@ -87,7 +87,7 @@ def test_the_published_dialogpt_file_is_read_whatever_its_numbers(
 def test_a_sharded_checkpoint_is_whole_or_says_which_part_is_missing(
     kind: str, foreign: Path, tensors: Tensors, tiny_model: GPT2LMHeadModel
 ) -> None:
-    """Sublayer of the layers at random values would pass as a model."""
+    """Half of the layers at random values would pass as a model."""
     names = sorted(tensors.keys() - {"lm_head.weight"})
     stem = "model" if kind == "safetensors" else "pytorch_model"
     parts = {f"{stem}-{part + 1:05}-of-00002.{kind}": names[part::2] for part in range(2)}

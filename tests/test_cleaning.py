@@ -2,6 +2,7 @@
 
 import pytest
 
+from chitchat.text import cleaning
 from chitchat.text.cleaning import Cleaned, clean, is_blank
 
 
@@ -29,6 +30,17 @@ def test_what_is_no_text_is_removed_and_counted(text: str, cleaned: str, counts:
     assert clean(text, found) == cleaned
     assert found == Cleaned(**counts)
     assert clean(cleaned, Cleaned()) == cleaned
+
+
+def test_every_character_is_cleaned_as_the_patterns_say() -> None:
+    """A shortcut for printable text let one through that is removed elsewhere, or took one for invisible."""
+    for code in [*range(0x20000), *range(0xE0000, 0xE1000), 0x10FFFF]:
+        char, found = chr(code), Cleaned()
+        suspect = cleaning._SUSPECT.match(char) is not None
+        kept = "\ufffd" if 0xD800 <= code < 0xE000 or code == 0xFFFD else "" if suspect else char
+        assert clean(f"a{char}b", found) == f"a{kept}b", hex(code)
+        assert sum(vars(found).values()) == suspect, hex(code)
+        assert (clean(char, Cleaned()) == "") == (not kept or is_blank(char)), hex(code)
 
 
 def test_halves_of_a_pair_that_meet_are_one_character() -> None:

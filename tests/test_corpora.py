@@ -72,9 +72,9 @@ def test_json_forms_give_the_turns_of_both_sides(tmp_path: Path, ending: str) ->
     spec = _write(tmp_path / f"c.{ending}", "\ufeff" + text)
     expected = [("hi", False), ("hello", True), ("bye", False)]
     assert _read(spec) == [expected, expected]
-    tally = ReadStats()
-    list(open_corpus(spec).conversations(tally))
-    assert tally == ReadStats(conversations=2, system_messages=1)
+    stats = ReadStats()
+    list(open_corpus(spec).conversations(stats))
+    assert stats == ReadStats(conversations=2, system_messages=1)
 
 
 def test_successive_messages_of_one_role_are_one_turn_and_empty_ones_are_none(tmp_path: Path) -> None:
@@ -118,22 +118,22 @@ def test_a_corpus_can_be_iterated_twice(tmp_path: Path) -> None:
 
 def test_conversations_of_one_turn_are_left_out_and_counted(tmp_path: Path) -> None:
     """A lone turn teaches nothing about replies, and leaving it out in silence hides a wrong file form."""
-    tally = ReadStats()
+    stats = ReadStats()
     corpus = open_corpus(_write(tmp_path / "c.txt", "alone\n\na\nb\n"))
-    assert len(list(corpus.conversations(tally))) == 1
-    assert tally.short_conversations == 1
+    assert len(list(corpus.conversations(stats))) == 1
+    assert stats.short_conversations == 1
 
 
 @pytest.mark.skipif(importlib.util.find_spec("chitchat_dataset") is None, reason="chitchat-dataset is not installed")
 def test_byu_has_no_two_turns_of_one_sender_in_a_row() -> None:
     """The package groups some messages of one sender only; the rest came out as turns that answer themselves."""
-    tally, utterances = ReadStats(), 0
-    for conversation in open_corpus("byu").conversations(tally):
+    stats, utterances = ReadStats(), 0
+    for conversation in open_corpus("byu").conversations(stats):
         assert all(one.reply != other.reply for one, other in itertools.pairwise(conversation))
         assert not conversation[0].reply
         utterances += len(conversation)
-    assert tally.conversations + tally.short_conversations == 7168
-    assert tally.conversations == 4017
+    assert stats.conversations + stats.short_conversations == 7168
+    assert stats.conversations == 4017
     assert utterances > 130_000
 
 

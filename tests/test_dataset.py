@@ -18,7 +18,7 @@ from datasets import load_from_disk
 from chitchat.data.conversation import Turn
 from chitchat.data.dataset import ChatData, Windows, build_dataset, collate, held_out_prompts, open_dataset
 from chitchat.data.figures import percentiles
-from chitchat.data.survey import TextSample
+from chitchat.data.index import TextSample
 from chitchat.dialogue import encode_text
 from chitchat.errors import BadInput
 from chitchat.lineage import identity

@@ -256,6 +256,7 @@ def whole(tiny_data, tmp_path_factory):
     return weights_sha256(student), result, work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["main", "round-1", "round-2"])
 def test_a_killed_and_resumed_healing_ends_with_the_same_bits(whole, data, tmp_path, part):
     """Stops: a pipeline whose pruned model depends on where the power went out."""
@@ -307,6 +308,7 @@ def test_ctrl_c_between_parts_says_how_to_go_on(data, tmp_path, monkeypatch):
     assert TrainingFolder(tmp_path / "work/main").checkpoints()
 
 
+@pytest.mark.slow
 def test_two_processes_heal_as_one_does(data, tmp_path):
     """Stops: processes that write replies of their own, take other decisions, or wait for each other for ever."""
     one = heal(

@@ -9,7 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from chitchat.architectures.registry import architecture_of, geometry_of
 from chitchat.data.dataset import open_dataset
-from compress.calibrate.calibration import calibration_batches, divergence
+from compress.calibrate.batches import calibration_batches
+from compress.calibrate.measure import divergence
 from compress.quantize.blockwise import BlockTensor, dequantize_blocks, quantize_blocks
 from compress.quantize.finetune import FakeQuant, _latent, finetune
 from compress.quantize.model import round_model

@@ -24,7 +24,7 @@ def test_a_folder_appears_only_when_its_block_has_ended(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(143)])
 def test_an_error_or_an_interrupt_leaves_nothing_behind(tmp_path: Path, error: BaseException) -> None:
-    """Sublayer a folder would be read as a whole one by the next stage."""
+    """Half a folder would be read as a whole one by the next stage."""
     with pytest.raises(type(error)), staged_folder(tmp_path / "out", "data") as staging:  # noqa: PT012
         (staging / "data.json").write_text("{}")
         raise error

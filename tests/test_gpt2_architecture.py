@@ -3,9 +3,10 @@
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from chitchat.architectures.protocol import last_hidden
 from chitchat.architectures.registry import architecture_of, count_parameters, geometry_of
+from chitchat.architectures.states import last_hidden
 from serve.geometry import Geometry
+from tests.support.sublayers import out_inputs, rows_of
 
 
 def small(**fields: object) -> GPT2LMHeadModel:
@@ -48,19 +49,19 @@ def test_a_units_columns_are_all_that_its_output_hangs_on() -> None:
     known, ids = architecture_of(model), torch.randint(50, (1, 9))
     for index, units in ((0, [3, 1]), (1, [30, 2])):
         sublayer = known.sublayers(model, 1)[index]
-        rows, (columns,) = sublayer.out_rows(units), sublayer.in_columns(units)
+        rows, (columns,) = rows_of(sublayer, units), sublayer.in_columns(units)
         with torch.no_grad():
             stream = known.embed(model, ids)
-            before = sublayer.with_inputs(stream)[1][..., rows]
+            before = out_inputs(sublayer, stream)[..., rows]
             projection = sublayer.in_projs[0]
             others = torch.ones(projection.weight.shape[1], dtype=torch.bool)
             others[columns] = False
             projection.weight[:, others] = 0
             projection.bias[others] = 0
-            torch.testing.assert_close(sublayer.with_inputs(stream)[1][..., rows], before)
+            torch.testing.assert_close(out_inputs(sublayer, stream)[..., rows], before)
             projection.weight.zero_()
             projection.bias.zero_()
-            assert not sublayer.with_inputs(stream)[1].any()
+            assert not out_inputs(sublayer, stream).any()
 
 
 def test_the_value_columns_reach_the_out_projection_linearly() -> None:
@@ -73,11 +74,11 @@ def test_the_value_columns_reach_the_out_projection_linearly() -> None:
     assert value is not None
     with torch.no_grad():
         stream = known.embed(model, ids)
-        before = attention.with_inputs(stream)[1]
+        before = out_inputs(attention, stream)
         scale = torch.rand(24) + 0.5
         value.projection.weight[:, value.columns] *= scale
         value.projection.bias[value.columns] *= scale
-        torch.testing.assert_close(attention.with_inputs(stream)[1], before * scale)
+        torch.testing.assert_close(out_inputs(attention, stream), before * scale)
     assert [attention.part(role).columns for role in ("query", "key", "value")] == [
         slice(0, 24), slice(24, 48), slice(48, 72)
     ]  # fmt: skip

@@ -28,8 +28,8 @@ def bundle(*targets: str, needs: tuple[str, ...] = (), recorded: tuple[str, ...]
 @pytest.mark.parametrize(
     ("targets", "device", "providers", "target", "why"),
     [
-        (["cpu"], None, CPU_ONLY, "cpu", "its only graph"),
-        (["cpu"], None, WITH_CUDA, "cpu", "its only graph"),
+        (["cpu"], None, CPU_ONLY, "cpu", ""),
+        (["cpu"], None, WITH_CUDA, "cpu", ""),
         (["cpu", "cuda"], None, WITH_CUDA, "cuda", "a CUDA device is here"),
         (["cpu", "cuda"], None, CPU_ONLY, "cpu", "no CUDA device can be used here"),
         (["cpu", "cuda"], "cpu", WITH_CUDA, "cpu", "as asked for"),
@@ -44,7 +44,17 @@ def test_the_graph_is_chosen_by_what_is_found(
     assert (choice.target, choice.path) == (target, Path("box") / f"{target}.onnx")
     assert choice.graph.file == f"{target}.onnx"
     assert choice.provider == {"cpu": CPU_ONLY[0], "cuda": WITH_CUDA[0]}[target]
-    assert why in choice.why
+    assert why in choice.why if why else choice.why == ""
+
+
+def test_what_was_chosen_is_said_where_there_was_a_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody wonders why the GPU is idle, and a bundle of one graph starts without a word."""
+    choose(bundle("cpu"), None, CPU_ONLY).announce()
+    assert capsys.readouterr().err == ""
+    choose(bundle("cpu", "cuda"), "cpu", WITH_CUDA, ["avx2"]).announce()
+    assert capsys.readouterr().err == "Runs the cpu graph: as asked for.\n"
+    choose(bundle("cpu", recorded=("avx_vnni",)), None, CPU_ONLY, ["avx2"]).announce()
+    assert capsys.readouterr().err.startswith("warning: this CPU has no avx_vnni, which the bundle was measured with")
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,21 @@ def test_a_long_conversation_goes_on_and_keeps_its_newest_turns() -> None:
     assert conversation.ask([1], 10).ids == [101, 1, 102]
 
 
+def test_the_ids_that_the_bot_said_are_told_from_the_users() -> None:
+    """Stops a repetition penalty on the user's words, or on turns that are no longer in the prompt."""
+    conversation = ChatHistory(CHITCHAT, context=30)
+    said = []
+    for number in range(200, 220):
+        prompt = conversation.ask([number] * 2, 4)
+        expected = [said[turn] for turn in range(len(said)) if said[turn][0] + 100 in prompt.ids]
+        assert prompt.bot_ids == tuple(i + 100 for turn in expected for i in turn)
+        assert len(expected) == min(len(said), 3)
+        said.append([number] * 3)
+        conversation.answer([number + 100] * 3)
+    conversation.reset()
+    assert conversation.ask([1], 4).bot_ids == ()
+
+
 def test_a_turn_that_is_too_long_is_refused_with_both_numbers_and_changes_nothing() -> None:
     """Stops silent truncation, and a conversation that is stuck after one long paste."""
     conversation = ChatHistory(CHITCHAT, context=20)

@@ -7,10 +7,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from chitchat.errors import BadInput
 from compress.prune.importance import (
-    RunningVariance,
     activation_scores,
     best,
-    by_head,
+    by_unit,
     flap_scores,
     magnitude_of,
     score_units,
@@ -33,21 +32,12 @@ def batch(padding: int = 0, rows: int = 3) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": ids}
 
 
-def test_running_variance_equals_numpy() -> None:
-    """Stops sums of squares that cancel: here the mean is a million times the deviation."""
-    rows = np.random.default_rng(0).standard_normal((100, 5)) + 1e6
-    running = RunningVariance()
-    for part in np.split(rows, [3, 40, 41]):
-        running.add(part)
-    np.testing.assert_allclose(running.variance, rows.var(axis=0), rtol=1e-6)
-
-
 def test_scores_are_the_plain_formulas() -> None:
     """Stops a norm over the wrong axis: a score of weights, not of units."""
     out_weight = np.array([[3.0, 4.0], [1.0, 0.0]])
     np.testing.assert_array_equal(flap_scores(np.array([2.0, 5.0]), out_weight), [50, 5])
     np.testing.assert_array_equal(magnitude_of([out_weight, np.array([[12.0], [0.0]])]), [13, 1])
-    np.testing.assert_array_equal(by_head(np.array([1.0, 2, 3, 4]), 2), [3, 7])
+    np.testing.assert_array_equal(by_unit(np.array([1.0, 2, 3, 4]), 2), [3, 7])
 
 
 def test_the_best_units_come_in_order_and_ties_are_stable() -> None:

@@ -18,7 +18,7 @@ from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput
 from chitchat.lineage import Stage, write_lineage
 from chitchat.score import score, torch_scorer
-from compress.calibrate.calibration import calibration_batches
+from compress.calibrate.batches import calibration_batches
 from compress.distill.samples import teacher_conversations
 from compress.prune.retokenize import retokenize
 from compress.prune.vocabulary import choose_vocabulary, trim_tokenizer, used_ids

@@ -1,9 +1,13 @@
 """The forms in which people write conversations as JSON: who says what, what counts, and what is refused."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from chitchat.data import messages as module
 from chitchat.data.conversation import Conversation, ReadStats
 from chitchat.data.messages import conversation_of
 from chitchat.errors import BadInput
@@ -11,8 +15,8 @@ from chitchat.errors import BadInput
 HI_YO = [("hi", False), ("yo", True)]
 
 
-def _read(value: Any, tally: ReadStats | None = None) -> Conversation:
-    return conversation_of(value, "c.jsonl, line 7", tally or ReadStats())
+def _read(value: Any, stats: ReadStats | None = None) -> Conversation:
+    return conversation_of(value, "c.jsonl, line 7", stats or ReadStats())
 
 
 def _plain(value: Any) -> list[tuple[str, bool]]:
@@ -60,14 +64,14 @@ def test_alpaca_puts_the_input_under_the_instruction_and_the_history_before() ->
 
 def test_what_is_left_out_of_messages_is_counted() -> None:
     """Pictures and calls of tools vanished without a word."""
-    tally = ReadStats()
+    stats = ReadStats()
     content = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": "data:"}}, "now"]
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": content}]
     turns = _read(
-        {"messages": [*messages, {"role": "assistant", "content": None}, {"role": "bot", "content": "a"}]}, tally
+        {"messages": [*messages, {"role": "assistant", "content": None}, {"role": "bot", "content": "a"}]}, stats
     )
     assert [turn.text for turn in turns] == ["what is this?\nnow", "a"]
-    assert tally == ReadStats(system_messages=1, other_parts=1, empty_turns=1)
+    assert stats == ReadStats(system_messages=1, other_parts=1, empty_turns=1)
 
 
 @pytest.mark.parametrize("weight", [{"weight": 0}, {"train": False}, {"training": 0.0}, {"loss": "false"}])
@@ -81,7 +85,7 @@ def test_a_message_without_weight_is_read_and_does_not_count(weight: dict[str, A
 
 
 def test_a_turn_of_several_messages_counts_where_all_of_them_do() -> None:
-    """Sublayer of a turn that is not to be learned would be learned with the other half."""
+    """Half of a turn that is not to be learned would be learned with the other half."""
     said = [("user", "a", 1), ("assistant", "b", 1), ("assistant", "c", 0)]
     turns = _read([{"role": role, "content": text, "weight": weight} for role, text, weight in said])
     assert [(turn.text, turn.counts) for turn in turns] == [("a", True), ("b c", False)]
@@ -126,3 +130,29 @@ def test_what_is_no_conversation_is_refused_by_its_place(value: Any, what: str) 
     assert str(error.value).startswith("c.jsonl, line 7")
     assert what in str(error.value)
     assert "\n" not in str(error.value)
+
+
+TEXTS = st.text(st.sampled_from("a b\n\u200b\ufffd\x00\ud800\u3000好"), max_size=6)
+WHO = st.sampled_from(["user", "assistant", "Human", "gpt", "system", "tool", "Ann", "", None, 3])
+PLAIN = [st.fixed_dictionaries({who: WHO, text: TEXTS}) for who, text in (("role", "content"), ("from", "value"))]
+ODD = st.dictionaries(
+    st.sampled_from(["role", "from", "content", "value", "text", "weight", "name", "tool_calls"]),
+    WHO | TEXTS | st.sampled_from([0, 1, True]),
+    max_size=3,
+)
+
+
+@given(st.lists(st.one_of(*PLAIN), max_size=5) | st.lists(st.one_of(*PLAIN, ODD), max_size=5))
+def test_the_fast_way_reads_as_the_general_one_does(messages: list[Any]) -> None:
+    """The shortcut for ordinary messages gave other sides, other counts, or let through what is refused."""
+
+    def read() -> tuple[Any, ReadStats]:
+        stats = ReadStats()
+        try:
+            return conversation_of({"messages": messages}, "c.jsonl", stats), stats
+        except BadInput as error:
+            return str(error), stats
+
+    fast = read()
+    with mock.patch.object(module, "_plain_messages", return_value=None):
+        assert read() == fast

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import GPT2LMHeadModel
 
 from bench.evaluate.other_tokenizer import retokenized, turns_of
@@ -36,6 +38,14 @@ def test_turns_are_cut_where_the_data_set_says() -> None:
     assert turns_of({"turn_lengths": [3, 2], "input_ids": [5, 6, 2, 7, 2]}, 2) == [[5, 6], [7]]
 
 
+@given(turns=st.lists(st.lists(st.integers(3, 9), max_size=6), min_size=1, max_size=8))
+def test_turns_come_back_from_the_row_that_holds_them(turns: list[list[int]]) -> None:
+    """A turn without ids, or the border of the one before, moved everything after it."""
+    lengths = [len(turn) + 1 for turn in turns]
+    row = {"input_ids": [token for turn in turns for token in (*turn, 2)], "turn_lengths": lengths}
+    assert turns_of(row, 2) == turns
+
+
 def test_the_same_conversations_stand_in_other_ids(tiny_data: Path, other: Path, tmp_path: Path) -> None:
     """Stops a score of other texts, which bits per byte would compare all the same."""
     from types import SimpleNamespace
@@ -49,6 +59,7 @@ def test_the_same_conversations_stand_in_other_ids(tiny_data: Path, other: Path,
     assert said[0] == said[1]
 
 
+@pytest.mark.slow
 def test_only_bits_per_byte_compare_between_tokenizers(
     tiny_data: Path, tiny_checkpoint: Path, other: Path, tmp_path: Path
 ) -> None:

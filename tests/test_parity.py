@@ -148,7 +148,8 @@ def test_the_figures_are_those_of_plain_loops() -> None:
     draw = np.random.default_rng(0)
     totals, prompts = _Totals(), []
     for count, reply_length in ((3, 2), (1, 1), (9, 4)):
-        want, whole = (draw.normal(2.0, 3.0, (count, 11)).astype(np.float32) for _ in range(2))
+        scale = draw.uniform(0.2, 5.0, (count, 1))  # rows of other sizes: each has its own largest logit
+        want, whole = ((scale * draw.normal(0.5, 1.0, (count, 11))).astype(np.float32) for _ in range(2))
         want_steps, steps = (draw.normal(-1.0, 2.0, (reply_length, 11)).astype(np.float32) for _ in range(2))
         reply = [int(row.argmax()) for row in steps]
         totals.add(want, whole, want_steps, steps, reply)
@@ -256,7 +257,7 @@ def test_prompts_are_held_out_ones_as_far_as_they_reach(tiny_data: Path) -> None
     assert (prompts, origin) == parity_prompts(data, vocab=300, context=64)
 
 
-@pytest.mark.parametrize("context", [8, 20, 1024])
+@pytest.mark.parametrize("context", [8, 20, 72, 1024])
 def test_prompts_leave_room_for_a_reply(context: int) -> None:
     """A prompt as long as the context measures no decode step."""
     prompts, origin = parity_prompts(None, vocab=50, context=context, count=300)

@@ -29,10 +29,10 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _read(path: Path, content: bytes, vocabulary: Path, tally: ReadStats | None = None) -> list[list[Turn]]:
+def _read(path: Path, content: bytes, vocabulary: Path, stats: ReadStats | None = None) -> list[list[Turn]]:
     path.write_bytes(content)
     corpus = open_corpus(str(path)).read_by(None, read_wordpiece(vocabulary))
-    return list(corpus.conversations(tally or ReadStats()))
+    return list(corpus.conversations(stats or ReadStats()))
 
 
 def _refusal(path: Path, content: bytes, vocabulary: Path) -> str:
@@ -46,19 +46,20 @@ def _refusal(path: Path, content: bytes, vocabulary: Path) -> str:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_turns_are_the_ids_between_the_ends_of_turns(tmp_path: Path, vocabulary: Path, protocol: int) -> None:
     """Every protocol writes lists in another way; the old ones are text."""
-    tally = ReadStats()
-    first, second = _read(tmp_path / "train.pkl", pickle.dumps(GOOD, protocol), vocabulary, tally)
+    stats = ReadStats()
+    first, second = _read(tmp_path / "train.pkl", pickle.dumps(GOOD, protocol), vocabulary, stats)
     assert first == [Turn("你好吗", False, ids=(5, 6, 7)), Turn("我很好", True, ids=(8, 9, 6))]
     assert [turn.ids for turn in second] == [(10, 11), (UNK, 5), (6,)]
     assert second[1].text == "\ufffd你"
-    assert tally.short_conversations == 1
+    assert stats.short_conversations == 1
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_lists_longer_than_a_batch_of_the_pickler_come_whole(tmp_path: Path, protocol: int) -> None:
     """The pickler writes lists a thousand items at a time: ids of one batch became a conversation of their own."""
     chance = random.Random(0)
-    lists = [[chance.randrange(70_000) for _ in range(chance.choice((1, 5, 2500)))] for _ in range(2300)]
+    lengths = [2500 if index % 300 == 0 else chance.choice((1, 5)) for index in range(2300)]
+    lists = [[chance.randrange(70_000) for _ in range(length)] for length in lengths]
     (tmp_path / "c.pkl").write_bytes(pickle.dumps(lists, protocol))
     assert list(id_lists(tmp_path / "c.pkl")) == lists
     (tmp_path / "c.pkl.gz").write_bytes(gzip.compress(pickle.dumps(lists[:50], protocol)))
@@ -86,18 +87,18 @@ def test_the_ids_are_stored_as_they_are(tmp_path: Path, vocabulary: Path) -> Non
 
 def test_a_repeated_list_object_is_a_repetition(tmp_path: Path, vocabulary: Path) -> None:
     """The pickler writes a list that it has met as a reference, which would have to be kept for the whole file."""
-    talk, tally = [CLS, 5, SEP, 6, SEP], ReadStats()
-    read = _read(tmp_path / "c.pkl", pickle.dumps([talk, talk, [CLS, 7, SEP, 6, SEP]]), vocabulary, tally)
+    talk, stats = [CLS, 5, SEP, 6, SEP], ReadStats()
+    read = _read(tmp_path / "c.pkl", pickle.dumps([talk, talk, [CLS, 7, SEP, 6, SEP]]), vocabulary, stats)
     assert len(read) == 2
-    assert tally.repeated_lists == 1
+    assert stats.repeated_lists == 1
 
 
 def test_what_is_left_out_of_a_conversation_is_counted(tmp_path: Path, vocabulary: Path) -> None:
     """A turn that was cut at a length has no end, and would be taught to end there."""
-    tally = ReadStats()
-    [read] = _read(tmp_path / "c.pkl", pickle.dumps([[CLS, 5, 0, SEP, SEP, 6, 4, SEP, 7]]), vocabulary, tally)
+    stats = ReadStats()
+    [read] = _read(tmp_path / "c.pkl", pickle.dumps([[CLS, 5, 0, SEP, SEP, 6, 4, SEP, 7]]), vocabulary, stats)
     assert [turn.ids for turn in read] == [(5,), (6,)]
-    assert (tally.special_ids, tally.empty_turns, tally.cut_turns) == (2, 1, 1)
+    assert (stats.special_ids, stats.empty_turns, stats.cut_turns) == (2, 1, 1)
 
 
 def test_a_tokenizer_is_asked_for_before_anything_is_read(tmp_path: Path) -> None:

@@ -1,14 +1,12 @@
 """The refit: ridge regression against numpy, exactness where nothing is lost, and what it wins back."""
 
-import numpy as np
 import pytest
 import torch
 from support.small_gpt2 import VOCAB, batches, make_model
 from transformers import GPT2LMHeadModel
 
 from chitchat.architectures.registry import geometry_of
-from compress.calibrate.calibration import divergence
-from compress.calibrate.ridge import Ridge
+from compress.calibrate.measure import divergence
 from compress.prune.importance import score_units
 from compress.prune.layers import keep_layers
 from compress.prune.refit import refit
@@ -23,22 +21,6 @@ def everything(model: GPT2LMHeadModel) -> Kept:
         heads=[range(config.n_head)] * config.n_layer,
         neurons=[range(config.n_inner)] * config.n_layer,
     )
-
-
-def test_ridge_is_the_textbook_solution() -> None:
-    """Stops a penalty on the bias, one towards 0 in place of the given weight, and a wrong mean of squares."""
-    random = np.random.default_rng(0)
-    x, y = random.standard_normal((50, 4)), random.standard_normal((50, 3))
-    before, bias = random.standard_normal((4, 3)), random.standard_normal(3)
-    ridge = Ridge(4, 3)
-    for part in (slice(0, 20), slice(20, 50)):
-        ridge.add(torch.tensor(x[part]), torch.tensor(y[part]))
-    weight, offset = ridge.solve(torch.tensor(before), torch.tensor(bias), damping=0.1)
-    centred_x, centred_y = x - x.mean(0), y - y.mean(0)
-    penalty = 0.1 * np.square(x).sum(0).mean() * np.eye(4)
-    expected = np.linalg.solve(centred_x.T @ centred_x + penalty, centred_x.T @ centred_y + penalty @ before)
-    np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-6)
-    np.testing.assert_allclose(offset.numpy(), y.mean(0) - x.mean(0) @ expected, rtol=1e-6)
 
 
 def test_a_model_that_lost_nothing_stays_what_it_was() -> None:

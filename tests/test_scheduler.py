@@ -220,6 +220,26 @@ def test_logits_that_are_no_numbers_end_that_conversation_alone(engine: Counted)
         assert talk.reply == want[2]
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_slot_that_failed_keeps_nothing_of_what_it_held(bundle, exact: bool) -> None:
+    """Keys that are NaN would answer the same prompt with NaN for ever, since a slot is chosen for what it holds."""
+    engine = Counted(bundle, threads=1, slots=3, exact=exact)
+    want = reply(engine, prompt(40), 5)
+    engine.reset()
+    scheduler = Scheduler(engine)
+    talk = scheduler.start(prompt(40), options(5))
+    scheduler.step()
+    slot = engine.runs[-1][1][0] if engine.runs[-1][0] == "decode" else engine.runs[-1][1]
+    for array in engine._cache._owners.values():
+        array[slot] = np.nan
+    ended = finish(scheduler)
+    assert "not numbers" in str(ended[talk])
+    assert engine.held(slot) == 0
+    again = scheduler.start(prompt(40), options(5))
+    assert finish(scheduler) == {again: None}
+    assert again.reply == want
+
+
 def test_a_run_that_fails_ends_those_who_were_in_it_and_the_next_ones_are_served(
     engine: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +301,22 @@ def test_finished_replies_are_fed_only_when_nobody_waits(engine: Counted) -> Non
     before = len(engine.runs)
     assert scheduler.step() == []
     assert len(engine.runs) == before
+
+
+def test_a_slot_that_is_given_away_is_not_fed_its_last_conversation_any_more(engine: Counted) -> None:
+    """Work for a conversation that was overwritten helps nobody, and overwrites the one that came."""
+    scheduler = Scheduler(engine)
+    others = [scheduler.start(prompt(30, seed), options(50)) for seed in (1, 2)]
+    first = scheduler.start(prompt(5), options(2))
+    while len(first.reply) < 2 or not all(other.reply for other in others):
+        scheduler.step()
+    second = scheduler.start(prompt(100, 3), options(2))  # takes the only free slot
+    scheduler.step()
+    for request in (second, *others):
+        scheduler.cancel(request)
+    engine.runs.clear()
+    finish(scheduler)
+    assert {slot for name, slot, *_ in engine.runs if name == "feed"} == {0, 1}
 
 
 def test_an_engine_that_need_not_be_exact_uses_all_that_is_there(bundle) -> None:

@@ -12,21 +12,24 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from chitchat.architectures.protocol import last_hidden
 from chitchat.architectures.registry import ARCHITECTURES, architecture_of, count_parameters, geometry_of
+from chitchat.architectures.states import last_hidden
 from chitchat.score import torch_scorer
 from chitchat.training.objective import LossModel, NextToken
-from compress.calibrate.calibration import divergence, mean_loss
+from compress.calibrate.measure import divergence, mean_loss
 from compress.calibrate.ranges import calibrate_kv, input_ranges
+from compress.prune.importance import IMPORTANCES, score_units
 from compress.prune.layers import keep_layers, removal_order
+from compress.prune.refit import refit
 from compress.prune.shape import candidate_shapes, explicit_shape, smallest_shape
 from compress.prune.slicing import Kept, slice_model
 from compress.prune.vocabulary import trim_positions, trim_vocabulary
 from compress.quantize.checkpoint import dequantize
-from compress.quantize.model import checkpoint_of, round_model
+from compress.quantize.model import calibrate_model, checkpoint_of, round_model
 from compress.quantize.schemes import SCHEMES, grids
 from serve.geometry import Geometry
 from tests.support.llama import Llama, random_llama
+from tests.support.sublayers import out_inputs
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +69,7 @@ def test_the_walk_over_sublayers_is_the_forward_pass() -> None:
         stream = known.embed(model, ids)
         for sublayer in known.all_sublayers(model):
             assert all(projection.bias is None for projection in (*sublayer.in_projs, sublayer.out_proj))
-            added, inputs = sublayer.with_inputs(stream)
+            added, inputs = sublayer(stream), out_inputs(sublayer, stream)
             torch.testing.assert_close(sublayer.out_proj(inputs), added)
             stream = stream + added
         torch.testing.assert_close(known.final_norm(model)[1](stream), last_hidden(model, ids))
@@ -78,7 +81,6 @@ def test_heads_that_share_keys_share_their_columns() -> None:
     query, key, value = attention.in_columns([2, 3])
     assert query == list(range(32, 64))
     assert key == value == list(range(16, 32))
-    assert attention.out_rows([1]) == list(range(16, 32))
     assert feed_forward.in_columns([7, 5]) == ([7, 5], [7, 5])
     assert (attention.units, attention.unit_size, feed_forward.units, feed_forward.unit_size) == (4, 16, 40, 1)
 
@@ -133,6 +135,43 @@ def test_every_matrix_is_quantized_and_read_back(scheme: str, tmp_path: Path) ->
     assert divergence(model, rounded.model, batches(model)).kl < (0.5 if scheme == "w4" else 0.01)
 
 
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_its_units_are_ranked(importance: str) -> None:
+    """Rankings read the fused matrix of queries, keys and values, and one matrix before the activation."""
+    model = random_llama()
+    with torch.no_grad():
+        for layer in range(3):
+            attention, feed_forward = Llama().sublayers(model, layer)
+            attention.out_proj.module.weight[:, 16:32] = 0  # head 1
+            feed_forward.out_proj.module.weight[:, 7] = 0
+    scores = score_units(model, batches(model), importance)
+    assert scores.channels.shape == (48,)
+    assert [found.shape for found in (*scores.heads, *scores.neurons)] == [(4,)] * 3 + [(40,)] * 3
+    if importance not in ("random", "magnitude"):  # what reaches nothing goes first
+        assert [int(found.argmin()) for found in (*scores.heads, *scores.neurons)] == [1, 1, 1, 7, 7, 7]
+
+
+def test_what_was_cut_is_repaired_by_least_squares() -> None:
+    """One reader a sublayer and a bias everywhere were taken for granted."""
+    model = random_llama(num_hidden_layers=3)
+    kept = Kept(range(48), [range(4)] * 2, [range(0, 40, 2)] * 2)
+    student = slice_model(keep_layers(model, [0, 2]), kept)
+    before = divergence(model, student, batches(model)).kl
+    refit(student, model, [0, 2], kept, batches(model))
+    assert divergence(model, student, batches(model)).kl < 0.7 * before
+    assert all(projection.bias is None for projection in architecture_of(student).projections(student))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_it_is_quantized_in_turn(scheme: str) -> None:
+    """GPTQ after smoothing: norms without a bias, values of fewer heads, gate and up fitted side by side."""
+    model = random_llama()
+    chosen, sequences = grids(geometry_of(model), scheme, 16), batches(model)[0]["input_ids"].tolist()
+    rounded = calibrate_model(model, chosen, "gptq", batches(model), sequences)
+    assert rounded.matrices.keys() == chosen.keys()
+    assert divergence(model, rounded.model, batches(model)).kl < (0.3 if scheme == "w4" else 0.01)
+
+
 def test_the_cache_has_scales_of_its_own_heads() -> None:
     """Keys and values of two heads were cut into four."""
     model = random_llama()
@@ -153,8 +192,7 @@ def test_training_moves_its_own_weights() -> None:
     batch = batches(model)[0]
     view(input_ids=batch["input_ids"], labels=batch["labels"]).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    assert type(view.plain()) is LlamaForCausalLM
-    assert view.plain().state_dict().keys() == model.state_dict().keys()
+    assert view.state_dict().keys() == model.state_dict().keys()
 
 
 def test_it_is_scored_as_it_computes() -> None:

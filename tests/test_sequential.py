@@ -9,7 +9,7 @@ from support.small_gpt2 import batches, make_model
 from transformers import GPT2LMHeadModel
 
 from chitchat.architectures.registry import architecture_of, geometry_of
-from compress.calibrate.calibration import divergence
+from compress.calibrate.measure import divergence
 from compress.quantize.blockwise import dequantize_blocks, quantize_blocks
 from compress.quantize.methods import quantize_matrix, quantize_matrix_or_search
 from compress.quantize.model import QuantizedModel, calibrate_model, checkpoint_of, round_model

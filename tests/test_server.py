@@ -401,6 +401,8 @@ def test_a_fault_of_the_engine_is_that_requests_error_alone(fault: Exception, ca
     run(scenario)
     assert "secret" not in caplog.text
     assert "hello" not in caplog.text
+    logged = [record.getMessage().splitlines()[0] for record in caplog.records if record.name == "serve"]
+    assert logged == ([] if isinstance(fault, ServeError) else ["a reply failed with ValueError at"] * 3)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

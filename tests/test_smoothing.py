@@ -7,7 +7,7 @@ import torch
 from support.outliers import with_outliers
 from support.small_gpt2 import batches, make_model
 
-from compress.calibrate.calibration import divergence
+from compress.calibrate.measure import divergence
 from compress.quantize.rounding import block_product, channel_product
 from compress.quantize.smoothing import search, smooth
 

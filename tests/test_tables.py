@@ -11,10 +11,10 @@ from chitchat.data.corpora import open_corpora, open_corpus
 from chitchat.errors import BadInput
 
 
-def _read(path: Path, content: str | bytes, columns: str | None, tally: ReadStats | None = None) -> list[list[Turn]]:
+def _read(path: Path, content: str | bytes, columns: str | None, stats: ReadStats | None = None) -> list[list[Turn]]:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     corpus = open_corpus(str(path)).read_by(parse_columns(columns) if columns else None, None)
-    return list(corpus.conversations(tally or ReadStats()))
+    return list(corpus.conversations(stats or ReadStats()))
 
 
 def _texts(path: Path, content: str | bytes, columns: str | None) -> list[list[str]]:
@@ -59,10 +59,10 @@ def test_the_side_of_a_turn_is_that_of_its_column(tmp_path: Path) -> None:
 def test_rows_that_are_turns_are_grouped_by_their_conversation(tmp_path: Path) -> None:
     """Who speaks is a role or a name; the weights of a column are the mask of the loss."""
     content = "c,s,t,w\n1,Ann,hi,1\n1,Bob,yo,0\n1,Bob,yes,1\n2,system,s,1\n2,assistant,a,\n2,user,b,1\n"
-    tally = ReadStats()
-    read = _read(tmp_path / "t.csv", content, "conversation=c,speaker=s,text=t,weight=w", tally)
+    stats = ReadStats()
+    read = _read(tmp_path / "t.csv", content, "conversation=c,speaker=s,text=t,weight=w", stats)
     assert read == [[Turn("hi", False), Turn("yo yes", True, False)], [Turn("a", True), Turn("b", False)]]
-    assert tally.system_messages == 1
+    assert stats.system_messages == 1
     assert _texts(tmp_path / "t.csv", "c,t\n1,a\n1,b\n2,c\n2,d\n", "conversation=c,text=t") == [["a", "b"], ["c", "d"]]
     assert _texts(tmp_path / "t.csv", "1,a\n1,b\n2,c\n2,d\n", "conversation=1,text=2") == [["a", "b"], ["c", "d"]]
 
@@ -116,7 +116,7 @@ def test_a_bad_table_names_line_column_and_remedy(tmp_path: Path, content: str, 
              "text=t,conversation=c,text=u"]
 )  # fmt: skip
 def test_columns_that_cannot_be_understood_are_refused(spec: str) -> None:
-    """Sublayer of the columns were taken, and the table was read by them."""
+    """Half of the columns were taken, and the table was read by them."""
     with pytest.raises(BadInput, match="--columns"):
         parse_columns(spec)
 

@@ -53,6 +53,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(tiny_data, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tiny_data, tmp_path):
     """Stops: processes that read the same windows, a loss averaged per process, a batch that grows with processes."""
     options = {**TINY, "dropout": 0.0, "epochs": 1}

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chitchat.architectures import gpt2_config
-from chitchat.architectures.protocol import Architecture, Config, LinearView, Matrix, Part, Projection, Role, Sublayer
+from chitchat.architectures.protocol import Architecture, Config, LinearView, Matrix
+from chitchat.architectures.sublayers import Part, Projection, Role, Sublayer
 from serve.geometry import Geometry
 
 if TYPE_CHECKING:

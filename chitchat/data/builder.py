@@ -1,6 +1,6 @@
 """How a data set is made: two streaming passes over the corpora, one folder at the end.
 
-The first pass (`chitchat.data.survey`) decides the split and gathers what a tokenizer is trained on; the second
+The first pass (`chitchat.data.index`) decides the split and gathers what a tokenizer is trained on; the second
 encodes in batches and writes Arrow. Neither holds the corpus. The same input and seed give the same bytes, so nothing
 in the folder tells a path, a time or a random fingerprint.
 """
@@ -25,7 +25,7 @@ from chitchat.data.columns import Columns, parse_columns
 from chitchat.data.conversation import Conversation, ReadStats
 from chitchat.data.corpora import Corpus, open_corpora
 from chitchat.data.figures import Counter, announce, report_figures
-from chitchat.data.survey import SAMPLE_BYTES, CorpusIndex, conversation_key, open_validation, survey
+from chitchat.data.index import SAMPLE_BYTES, CorpusIndex, conversation_key, index_corpora, open_validation
 from chitchat.dialogue import FAMILIES, Dialogue, dialogue_of, encode_text
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.formats.tokenizer_files import save_tokenizer
@@ -77,7 +77,7 @@ def build_dataset(
     opened = open_corpora(corpora)
     fast = open_tokenizer(tokenizer, dialogue) if tokenizer is not None else None
     opened, held = _readable(opened, held, named, fast)
-    found = survey(opened, held, seed, sample_bytes=0 if fast else SAMPLE_BYTES)
+    found = index_corpora(opened, held, seed, sample_bytes=0 if fast else SAMPLE_BYTES)
     with staged_folder(out, "data") as staging:
         if fast is None:
             fast = train_tokenizer(found.sample, vocab_size, dialogue or "chitchat")
@@ -175,10 +175,10 @@ def _check_counted(counters: Mapping[str, Counter]) -> None:
 def _distinct(corpora: Sequence[Corpus], found: CorpusIndex, seed: int) -> Iterator[tuple[bool, Conversation]]:
     """`(held out, conversation)` of each conversation the first time that it comes."""
     seen = np.zeros(len(found.keys), dtype=bool)
-    tally = ReadStats()
-    with tqdm(total=found.tally.conversations, desc="encoding", unit=" conversations", disable=None) as progress:
+    stats = ReadStats()
+    with tqdm(total=found.stats.conversations, desc="encoding", unit=" conversations", disable=None) as progress:
         for corpus in corpora:
-            for conversation in corpus.conversations(tally):
+            for conversation in corpus.conversations(stats):
                 progress.update()
                 key = np.uint64(conversation_key(conversation, seed))
                 rank = int(np.searchsorted(found.keys, key))

@@ -46,24 +46,24 @@ class Columns:
         """Whether the columns are given by number, since the table has no names."""
         return all(name.isdecimal() and name.isascii() for name in self.names)
 
-    def conversations(self, rows: Iterable[Row], tally: ReadStats) -> Iterator[Conversation]:
+    def conversations(self, rows: Iterable[Row], stats: ReadStats) -> Iterator[Conversation]:
         """The conversations of a table. Raises `BadInput` where a row is not as it should be."""
         if self.turns:
             for where, cells in rows:
-                yield self._of_row(where, cells, tally)
+                yield self._of_row(where, cells, stats)
         else:
-            yield from self._of_rows(rows, tally)
+            yield from self._of_rows(rows, stats)
 
-    def _of_row(self, where: str, cells: Mapping[str, Any], tally: ReadStats) -> Conversation:
+    def _of_row(self, where: str, cells: Mapping[str, Any], stats: ReadStats) -> Conversation:
         if len(self.turns) == 1:
-            return conversation_of(_unpacked(cells[self.turns[0]], self.turns[0], where), where, tally)
+            return conversation_of(_unpacked(cells[self.turns[0]], self.turns[0], where), where, stats)
         texts = [_cell(cells, name, where) for name in self.turns]
         while texts and not texts[-1].strip():
             texts.pop()  # a conversation that is shorter than the table is wide
-        sides = (("bot", True) if place % 2 else ("user", False) for place in range(len(texts)))
-        return merged([Message(*side, text) for side, text in zip(sides, texts, strict=True)], tally)
+        sides = (("bot", True) if index % 2 else ("user", False) for index in range(len(texts)))
+        return merged([Message(*side, text) for side, text in zip(sides, texts, strict=True)], stats)
 
-    def _of_rows(self, rows: Iterable[Row], tally: ReadStats) -> Iterator[Conversation]:
+    def _of_rows(self, rows: Iterable[Row], stats: ReadStats) -> Iterator[Conversation]:
         columns = dict(self.parts)
         seen, begins = array("Q"), array("Q")  # of each conversation: its hash, and the number of its first row
         where, number = "", 1
@@ -78,10 +78,10 @@ class Columns:
             seen.append(int.from_bytes(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest(), "big"))
             begins.append(number)
             number += len(turns)
-            yield self._of_turns(columns, turns, tally)
+            yield self._of_turns(columns, turns, stats)
         _check_together(seen, begins, columns["conversation"], where)
 
-    def _of_turns(self, columns: Mapping[str, str], turns: list[Row], tally: ReadStats) -> Conversation:
+    def _of_turns(self, columns: Mapping[str, str], turns: list[Row], stats: ReadStats) -> Conversation:
         speaker = columns.get("speaker")
         names = [_cell(cells, speaker, where) if speaker else str(n % 2) for n, (where, cells) in enumerate(turns)]
         first = next((name for name in names if sided(name, None) is True and sided(name, name) is False), None)
@@ -89,12 +89,12 @@ class Columns:
         for name, (where, cells) in zip(names, turns, strict=True):
             reply = sided(name, first)
             if reply is None:
-                tally.system_messages += 1
+                stats.system_messages += 1
                 continue
             weight = columns.get("weight")
             counts = counts_of(cells[weight], where) if weight else True
             found.append(Message(name, reply, _cell(cells, columns["text"], where), counts))
-        return merged(found, tally)
+        return merged(found, stats)
 
 
 def parse_columns(spec: str) -> Columns:

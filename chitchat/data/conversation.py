@@ -46,23 +46,28 @@ class ReadStats(Cleaned):
     special_ids: int = 0
 
 
-def alternating(texts: Sequence[str], tally: ReadStats) -> Conversation:
+def alternating(texts: Sequence[str], stats: ReadStats) -> Conversation:
     """Turns of two sides that take turns, the second one the bot."""
-    kept = [text for text in (clean(each, tally) for each in texts) if text]
-    tally.empty_turns += len(texts) - len(kept)
+    kept = [text for text in (clean(raw, stats) for raw in texts) if text]
+    stats.empty_turns += len(texts) - len(kept)
     return [Turn(text, index % 2 == 1) for index, text in enumerate(kept)]
 
 
-def merged(messages: Sequence[Message], tally: ReadStats) -> Conversation:
+def merged(messages: Sequence[Message], stats: ReadStats) -> Conversation:
     """Turns of messages: successive ones of one sender become one turn, which counts where all of them do."""
-    turns: list[tuple[Message, list[str], list[bool]]] = []
+    turns: list[Turn] = []
+    first, texts, counts = None, [""], True  # of the turn that is being read
     for message in messages:
-        text = clean(message.text, tally)
+        text = clean(message.text, stats)
         if not text:
-            tally.empty_turns += 1
-        elif turns and turns[-1][0].sender == message.sender:
-            turns[-1][1].append(text)
-            turns[-1][2].append(message.counts)
+            stats.empty_turns += 1
+        elif first is not None and first.sender == message.sender:
+            texts.append(text)
+            counts = counts and message.counts
         else:
-            turns.append((message, [text], [message.counts]))
-    return [Turn(" ".join(texts), first.reply, all(counts)) for first, texts, counts in turns]
+            if first is not None:
+                turns.append(Turn(" ".join(texts), first.reply, counts))
+            first, texts, counts = message, [text], message.counts
+    if first is not None:
+        turns.append(Turn(" ".join(texts), first.reply, counts))
+    return turns

@@ -59,14 +59,14 @@ class Corpus:
     tabular: bool = False
     hub: HubData | None = None
 
-    def conversations(self, tally: ReadStats) -> Iterator[Conversation]:
-        """All conversations of two turns or more; `tally` counts these and what is left out."""
+    def conversations(self, stats: ReadStats) -> Iterator[Conversation]:
+        """All conversations of two turns or more; `stats` counts these and what is left out."""
         for path in self.files or (Path(),):
-            for conversation in self.read(path, tally):
+            for conversation in self.read(path, stats):
                 if len(conversation) < 2:
-                    tally.short_conversations += 1
+                    stats.short_conversations += 1
                 else:
-                    tally.conversations += 1
+                    stats.conversations += 1
                     yield conversation
 
     def read_by(self, columns: Columns | None, tokenizer: "PreTrainedTokenizerFast | None") -> "Corpus":
@@ -161,14 +161,14 @@ def _table_reader(hub: HubData | None, columns: Columns | None) -> Reader:
     """How a table, or a data set, is read by `columns`."""
     if hub is None:
         return partial(read_table, columns=columns)
-    return lambda _, tally: hub.conversations(tally, columns)
+    return lambda _, stats: hub.conversations(stats, columns)
 
 
 def _within(path: Path) -> str:
     """Corpus files in a folder, to name in an error."""
     try:
         listed = sorted(path.iterdir()) if path.is_dir() else []
-        files = [each for each in listed if form_of(each)[0] in _READERS and each.is_file()]
+        files = [file for file in listed if form_of(file)[0] in _READERS and file.is_file()]
     except OSError:
         files = []
     return f" (there are {', '.join(map(str, files[:3]))}{' …' if len(files) > 3 else ''} in it)" if files else ""
@@ -192,7 +192,7 @@ def _package(module: str, package: str, spec: str) -> Path:
     return Path(found.origin).parent
 
 
-def _read_byu(path: Path, tally: ReadStats) -> Iterator[Conversation]:
+def _read_byu(path: Path, stats: ReadStats) -> Iterator[Conversation]:
     """The BYU corpus: an object of conversations, each with groups of utterances by one sender.
 
     The one who speaks first is the user, everybody else the bot.
@@ -200,17 +200,17 @@ def _read_byu(path: Path, tally: ReadStats) -> Iterator[Conversation]:
     for _, value in stream_items(path):
         utterances = [utterance for group in value["messages"] for utterance in group]
         first = utterances[0]["sender"] if utterances else None
-        yield merged([Message(said["sender"], said["sender"] != first, said["text"]) for said in utterances], tally)
+        yield merged([Message(line["sender"], line["sender"] != first, line["text"]) for line in utterances], stats)
 
 
-def _read_chatterbot(path: Path, tally: ReadStats) -> Iterator[Conversation]:
+def _read_chatterbot(path: Path, stats: ReadStats) -> Iterator[Conversation]:
     import yaml
 
     # BaseLoader keeps every scalar a string: "Yes" and "42" are things people say, not values.
     loader = partial(yaml.load, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))
     content = loader(path.read_text(encoding="utf-8"))
     for conversation in content.get("conversations") or []:
-        yield alternating([_spoken(line) for line in conversation], tally)
+        yield alternating([_spoken(line) for line in conversation], stats)
 
 
 def _spoken(line: Any) -> str:

@@ -55,7 +55,7 @@ class ChatData:
 
         The line names the rules that differ (`chitchat.formats.same_tokenizer`).
         """
-        one, other = (each.backend_tokenizer.to_str() for each in (self.tokenizer, tokenizer))
+        one, other = (known.backend_tokenizer.to_str() for known in (self.tokenizer, tokenizer))
         if found := tokenizer_differences(one, other):
             raise BadInput(
                 f"--data {self.path}: tokenised by another tokenizer ({len(self.tokenizer)} tokens) than "
@@ -117,19 +117,19 @@ def numbered_prompts(data: ChatData, most: int, max_tokens: int) -> list[tuple[i
 
     Each ends with a whole turn that has an answer in the conversation; older turns that do not fit are left out
     whole. With more prompts than conversations, a conversation serves again, cut after another turn. They are the
-    same ones every time, and fewer than `most` where the split has no more such places.
+    same ones every time, and fewer than `most` where the split has no more such turns.
     """
     lengths, ids = RaggedColumn(data.validation, "turn_lengths"), RaggedColumn(data.validation, "input_ids")
     random = np.random.default_rng(0)
     start = list(data.dialogue.start_ids)
-    places = []  # (how often its conversation has served, row, the turns up to the one that it ends with)
+    found = []  # (how often its conversation has served, row, the turns up to the one that it ends with)
     for row in random.permutation(len(lengths.lengths)):
         turns = lengths.slice(int(row), 0, int(lengths.lengths[row])).astype(np.int64)
         fitting = np.flatnonzero(turns[:-1] + len(start) <= max_tokens)
-        places += [(served, int(row), turns[: turn + 1]) for served, turn in enumerate(random.permutation(fitting))]
-    places.sort(key=lambda place: place[0])  # stable: every conversation once before any of them twice
+        found += [(served, int(row), turns[: turn + 1]) for served, turn in enumerate(random.permutation(fitting))]
+    found.sort(key=lambda entry: entry[0])  # stable: every conversation once before any of them twice
     prompts = []
-    for _, row, turns in places[:most]:
+    for _, row, turns in found[:most]:
         fits = np.cumsum(turns[::-1]) + len(start) <= max_tokens
         end = len(start) + int(turns.sum())
         begin = end - int(turns[::-1][fits].sum())

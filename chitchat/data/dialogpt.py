@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"\s*(-?\d+\.\d+)(?:\s+(.*)|\s*)", re.DOTALL)
 _FORM = "DialoGPT's form is `context<TAB>reply`; for other tables say with --columns which columns are the turns"
 
 
-def read_dialogpt(path: Path, tally: ReadStats) -> Iterator[Conversation]:
+def read_dialogpt(path: Path, stats: ReadStats) -> Iterator[Conversation]:
     """Conversations of a file in DialoGPT's form, each line one. Raises `BadInput` for another form."""
     weighted: bool | None = None
     for number, line in text_lines(path):
@@ -34,20 +34,20 @@ def read_dialogpt(path: Path, tally: ReadStats) -> Iterator[Conversation]:
         texts = [*re.split(r"\sEOS\s", columns[0]), columns[1]]
         if weighted is None:
             weighted = all(_WEIGHT.fullmatch(text) for text in texts)
-        yield _conversation(texts, weighted, where, tally)
+        yield _conversation(texts, weighted, where, stats)
 
 
-def _conversation(texts: list[str], weighted: bool, where: str, tally: ReadStats) -> Conversation:
+def _conversation(texts: list[str], weighted: bool, where: str, stats: ReadStats) -> Conversation:
     if not weighted and all(_WEIGHT.fullmatch(text) for text in texts):
         raise BadInput(f"{where}: has weights, and the lines before have none; give all turns one, or none")
     found = []
-    for place, text in enumerate(texts, 1):
+    for number, text in enumerate(texts, 1):
         counts = True
         if weighted:
             match = _WEIGHT.fullmatch(text) or _NUMBER.fullmatch(text)
             if match is None:
-                raise BadInput(f"{where}: turn {place} has no weight, others have; begin each with 0.0 or 1.0")
-            counts, text = counts_of(match[1], f"{where}, turn {place}"), match[2] or ""
-        bot = (len(texts) - place) % 2 == 0
+                raise BadInput(f"{where}: turn {number} has no weight, others have; begin each with 0.0 or 1.0")
+            counts, text = counts_of(match[1], f"{where}, turn {number}"), match[2] or ""
+        bot = (len(texts) - number) % 2 == 0
         found.append(Message("bot" if bot else "user", bot, " ".join(text.split()), counts))
-    return merged(found, tally)
+    return merged(found, stats)

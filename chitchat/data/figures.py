@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from chitchat.data.survey import CorpusIndex
+from chitchat.data.index import CorpusIndex
 from chitchat.dialogue import Dialogue
 from chitchat.text.cleaning import Cleaned
 
@@ -56,12 +56,12 @@ def report_figures(found: CorpusIndex, train: Counter, validation: Counter) -> d
         **split_figures(train, validation),
         "duplicates": found.duplicates,
         "left_out": {
-            "short_conversations": found.tally.short_conversations,
-            "system_messages": found.tally.system_messages,
-            **{name: getattr(found.tally, name) for name in _LEFT_OUT},
+            "short_conversations": found.stats.short_conversations,
+            "system_messages": found.stats.system_messages,
+            **{name: getattr(found.stats, name) for name in _LEFT_OUT},
             **repeats,
         },
-        "cleaned": {name: getattr(found.tally, name) for name in vars(Cleaned())},
+        "cleaned": {name: getattr(found.stats, name) for name in vars(Cleaned())},
     }
 
 

@@ -93,15 +93,15 @@ class HubData:
         lines = [f"{path.relative_to(self.name)}\0{sha256(path)}\n" for path in files]
         return hashlib.sha256("".join([f"{self.config}\0{self.split}\n", *lines]).encode()).hexdigest()
 
-    def conversations(self, tally: ReadStats, columns: Columns | None) -> Iterator[Conversation]:
+    def conversations(self, stats: ReadStats, columns: Columns | None) -> Iterator[Conversation]:
         """All conversations of the split. Raises `BadInput` for what cannot be reached or read."""
         with self._rows() as rows:
             placed = ((f"{self.spec}, row {number}", row) for number, row in enumerate(self._guarded(rows), 1))
             if columns is None:
                 for where, row in placed:
-                    yield conversation_of(row, where, tally, _REMEDY)
+                    yield conversation_of(row, where, stats, _REMEDY)
             else:
-                yield from columns.conversations(_checked(placed, columns), tally)
+                yield from columns.conversations(_checked(placed, columns), stats)
 
     @contextmanager
     def _rows(self) -> Iterator[Iterable[Mapping[str, Any]]]:

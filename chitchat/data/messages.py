@@ -20,6 +20,7 @@ _OTHER_ROLES = frozenset(
 )  # fmt: skip
 _SIDES = _USER_ROLES | _BOT_ROLES
 _KNOWN_ROLES = _SIDES | _OTHER_ROLES
+_PLAIN_ROLES: dict[Any, bool | None] = {role: role in _BOT_ROLES for role in _SIDES} | dict.fromkeys(_OTHER_ROLES)
 _LISTS = (
     *("messages", "conversations", "conversation", "dialog", "dialogue", "dialogues", "turns", "utterances", "items"),
 )
@@ -35,28 +36,31 @@ _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _REMEDY = 'write a list of turns or {"messages": [{"role", "content"}]}'
 
 
-def conversation_of(value: Any, where: str, tally: ReadStats, remedy: str = _REMEDY) -> Conversation:
+def conversation_of(value: Any, where: str, stats: ReadStats, remedy: str = _REMEDY) -> Conversation:
     """The conversation that a decoded JSON value, or a row of a data set, stands for.
 
     `where` begins the error, `remedy` ends it. Raises `BadInput` for what is no conversation.
     """
-    messages = _messages_of(value, where, tally) if isinstance(value, dict) else value
+    messages = _messages_of(value, where, stats) if isinstance(value, dict) else value
     if isinstance(messages, dict):
         messages = _rows_of(messages)
     if not isinstance(messages, list | tuple):
         raise BadInput(f"{where}: is not a conversation{_fields(value)}; {remedy}")
     if all(isinstance(message, str) for message in messages):
-        return alternating(messages, tally)
-    spoken = [each for message in messages for each in _spoken_by_key(message)]
+        return alternating(messages, stats)
+    plain = _plain_messages(messages, stats)
+    if plain is not None:
+        return merged(plain, stats)
+    spoken = [part for message in messages for part in _spoken_by_key(message)]
     if not any(_who(message)[0] for message in spoken if isinstance(message, dict)):
-        return _by_turns(spoken, where, tally)
+        return _by_turns(spoken, where, stats)
     found: list[Message] = []
     names = _names(spoken)
     for message in spoken:
-        read = _message(message, names, where, tally)
+        read = _message(message, names, where, stats)
         if read is not None:
             found.append(read)
-    return merged(found, tally)
+    return merged(found, stats)
 
 
 def sided(speaker: str, first: str | None) -> bool | None:
@@ -85,10 +89,33 @@ def counts_of(weight: Any, where: str) -> bool:
     return number == 1.0
 
 
-def _messages_of(value: Mapping[str, Any], where: str, tally: ReadStats) -> Any:
+def _plain_messages(messages: Sequence[Any], stats: ReadStats) -> list[Message] | None:
+    """The messages of an ordinary list, for speed: `role` and `content`, or `from` and `value`, and nothing else.
+
+    None, and nothing counted, for any other list.
+    """
+    found: list[Message] = []
+    system_messages = 0
+    for message in messages:
+        if type(message) is not dict or len(message) != 2:
+            return None
+        role, text = ("role", "content") if "role" in message else ("from", "value")
+        who, content = message.get(role), message.get(text)
+        if type(who) is not str or type(content) is not str or who not in _PLAIN_ROLES:
+            return None
+        reply = _PLAIN_ROLES[who]
+        if reply is None:
+            system_messages += 1
+        else:
+            found.append(Message("bot" if reply else "user", reply, content))
+    stats.system_messages += system_messages
+    return found
+
+
+def _messages_of(value: Mapping[str, Any], where: str, stats: ReadStats) -> Any:
     """The list of messages in an object, wherever it stands; the object's own pair as messages; else None."""
     system = value.get("system")
-    tally.system_messages += isinstance(system, str) and bool(system.strip())
+    stats.system_messages += isinstance(system, str) and bool(system.strip())
     for name in _LISTS:
         if isinstance(value.get(name), list | tuple | dict):
             return value[name]
@@ -143,13 +170,13 @@ def _spoken_by_key(message: Any) -> list[Any]:
     return [{"role": key, "content": message[key], **weights} for key in roles]
 
 
-def _by_turns(messages: Sequence[Any], where: str, tally: ReadStats) -> Conversation:
+def _by_turns(messages: Sequence[Any], where: str, stats: ReadStats) -> Conversation:
     """Messages that name nobody: the sides take turns."""
     found = []
     for number, message in enumerate(messages):
-        text = message if isinstance(message, str) else _text(message, where, tally)
+        text = message if isinstance(message, str) else _text(message, where, stats)
         found.append(Message(str(number), number % 2 == 1, text, _counts(message, where)))
-    return merged(found, tally)
+    return merged(found, stats)
 
 
 def _who(message: Mapping[str, Any]) -> tuple[str, str]:
@@ -170,14 +197,14 @@ def _names(messages: Sequence[Any]) -> str | None:
     return None
 
 
-def _message(message: Any, first: str | None, where: str, tally: ReadStats) -> Message | None:
+def _message(message: Any, first: str | None, where: str, stats: ReadStats) -> Message | None:
     """One message; None for one of neither side, which is counted."""
     if not isinstance(message, dict):
         raise BadInput(f"{where}: message {str(message)[:60]!r} has no sender; {_REMEDY}")
     kind, name = _who(message)
     role = name.strip().casefold()
     if role in _OTHER_ROLES or (message.get("content", "") is None and role in _BOT_ROLES and _calls(message)):
-        tally.system_messages += 1
+        stats.system_messages += 1
         return None
     if kind != "speaker" and role not in _SIDES:
         raise BadInput(f"{where}: role {name[:40]!r} is unknown; use user, assistant or system")
@@ -185,7 +212,7 @@ def _message(message: Any, first: str | None, where: str, tally: ReadStats) -> M
     label = name if kind == "speaker" else "bot" if reply else "user"
     own = message.get("name")  # two who share a role and have names are two senders
     sender = f"{label}\0{own}" if isinstance(own, str) else label
-    return Message(sender, reply, _text(message, where, tally), _counts(message, where))
+    return Message(sender, reply, _text(message, where, stats), _counts(message, where))
 
 
 def _calls(message: Mapping[str, Any]) -> bool:
@@ -198,7 +225,7 @@ def _counts(message: Any, where: str) -> bool:
     return all(counts_of(message[key], where) for key in _WEIGHT_KEYS if key in message)
 
 
-def _text(message: Any, where: str, tally: ReadStats) -> str:
+def _text(message: Any, where: str, stats: ReadStats) -> str:
     """The text of a message: a string, the text parts of a list, nothing for null."""
     key = next((key for key in _TEXT_KEYS if key in message), None) if isinstance(message, dict) else None
     content = message[key] if key else 0
@@ -208,7 +235,7 @@ def _text(message: Any, where: str, tally: ReadStats) -> str:
         return content
     if isinstance(content, list) and all(isinstance(part, str | dict) for part in content):
         texts = [part if isinstance(part, str) else _part(part) for part in content]
-        tally.other_parts += texts.count(None)
+        stats.other_parts += texts.count(None)
         return "\n".join(text for text in texts if text is not None)
     raise BadInput(f'{where}: message {str(message)[:60]!r} has no text; write {{"role": "user", "content": "…"}}')
 

@@ -32,7 +32,7 @@ _MAX_BYTES = 1 << 16  # of one argument: nothing that a list of ids needs is lon
 
 
 def read_pickle(
-    path: Path, tally: ReadStats, tokenizer: "PreTrainedTokenizerFast | None" = None
+    path: Path, stats: ReadStats, tokenizer: "PreTrainedTokenizerFast | None" = None
 ) -> Iterator[Conversation]:
     """Conversations of token ids of `tokenizer`.
 
@@ -44,9 +44,9 @@ def read_pickle(
     batch: list[list[tuple[int, ...]]] = []
     for number, ids in enumerate(id_lists(path), 1):
         if ids is None:  # the same list object again
-            tally.repeated_lists += 1
+            stats.repeated_lists += 1
             continue
-        batch.append(turns.cut(ids, f"{path}, conversation {number}", tally))
+        batch.append(turns.cut(ids, f"{path}, conversation {number}", stats))
         if len(batch) == _BATCH:
             yield from turns.spelled(batch)
             batch = []
@@ -162,10 +162,10 @@ class _Turns:
         self._special = frozenset(special)
         self._unknown = None if dialogue.unk_id is None else tokenizer.convert_ids_to_tokens(dialogue.unk_id)
 
-    def cut(self, ids: Sequence[int], where: str, tally: ReadStats) -> list[tuple[int, ...]]:
+    def cut(self, ids: Sequence[int], where: str, stats: ReadStats) -> list[tuple[int, ...]]:
         """The turns of one conversation. Raises `BadInput` for ids that are not of this vocabulary."""
         start, end = list(self._dialogue.start_ids), self._dialogue.end_of_turn_id
-        beyond = next((each for each in ids if each >= self._size), None)
+        beyond = next((id for id in ids if id >= self._size), None)
         remedy = "give the --tokenizer that the file was made with"
         if beyond is not None:
             raise BadInput(f"{where}: id {beyond} is beyond the vocabulary of {self._size} tokens; {remedy}")
@@ -174,17 +174,17 @@ class _Turns:
             raise BadInput(f"{where}: begins with {list(ids[:1])}, not with {token} (id {start[0]}); {remedy}")
         found: list[tuple[int, ...]] = []
         turn: list[int] = []
-        for each in ids[len(start) :]:
-            if each == end:
+        for id in ids[len(start) :]:
+            if id == end:
                 found.append(tuple(turn))
                 turn = []
-            elif each in self._special:
-                tally.special_ids += 1
+            elif id in self._special:
+                stats.special_ids += 1
             else:
-                turn.append(each)
-        tally.cut_turns += bool(turn)  # no end of turn: it would be taught to end where it was cut
-        tally.empty_turns += sum(not each for each in found)
-        return [each for each in found if each]
+                turn.append(id)
+        stats.cut_turns += bool(turn)  # no end of turn: it would be taught to end where it was cut
+        stats.empty_turns += sum(not turn for turn in found)
+        return [turn for turn in found if turn]
 
     def spelled(self, conversations: Sequence[list[tuple[int, ...]]]) -> Iterator[Conversation]:
         """Conversations of ids with their text."""
@@ -192,7 +192,7 @@ class _Turns:
         turns = [list(turn) for conversation in conversations for turn in conversation]
         texts = iter(decode(turns, skip_special_tokens=False) if turns else [])
         for conversation in conversations:
-            yield [Turn(self._text(next(texts)), place % 2 == 1, ids=ids) for place, ids in enumerate(conversation)]
+            yield [Turn(self._text(next(texts)), index % 2 == 1, ids=ids) for index, ids in enumerate(conversation)]
 
     def _text(self, text: str) -> str:
         text = text if self._unknown is None else text.replace(self._unknown, "\ufffd")

@@ -21,7 +21,7 @@ from chitchat.text.lines import text_lines
 _MIXED_ENDS = 2  # so many carriage returns within one line are line ends of another kind
 
 
-def read_txt(path: Path, tally: ReadStats) -> Iterator[Conversation]:
+def read_txt(path: Path, stats: ReadStats) -> Iterator[Conversation]:
     """Conversations of a text file; every second turn is the bot's."""
     texts: list[str] = []
     for number, line in text_lines(path):
@@ -34,15 +34,15 @@ def read_txt(path: Path, tally: ReadStats) -> Iterator[Conversation]:
                 )
             texts.append(line)
             continue
-        clean(line, tally)  # for what it counts: a line of nothing but NUL is blank, but not in silence
+        clean(line, stats)  # for what it counts: a line of nothing but NUL is blank, but not in silence
         if texts:
-            yield alternating(texts, tally)
+            yield alternating(texts, stats)
             texts = []
     if texts:
-        yield alternating(texts, tally)
+        yield alternating(texts, stats)
 
 
-def read_jsonl(path: Path, tally: ReadStats) -> Iterator[Conversation]:
+def read_jsonl(path: Path, stats: ReadStats) -> Iterator[Conversation]:
     """Conversations of a file with one JSON value a line."""
     for number, line in text_lines(path):
         if is_blank(line):
@@ -53,10 +53,10 @@ def read_jsonl(path: Path, tally: ReadStats) -> Iterator[Conversation]:
             raise BadInput(
                 f"{path}, line {number}: is not JSON ({reason_of(error)}); write one conversation a line"
             ) from error
-        yield conversation_of(value, f"{path}, line {number}", tally)
+        yield conversation_of(value, f"{path}, line {number}", stats)
 
 
-def read_json(path: Path, tally: ReadStats) -> Iterator[Conversation]:
+def read_json(path: Path, stats: ReadStats) -> Iterator[Conversation]:
     """Conversations of a file that holds one JSON list."""
     for number, value in stream_items(path):
-        yield conversation_of(value, f"{path}, line {number}", tally)
+        yield conversation_of(value, f"{path}, line {number}", stats)

@@ -25,7 +25,7 @@ _HEAD_LINES = 200
 _SEP = re.compile(r'\s*"?sep=(.)"?\s*', re.IGNORECASE)
 
 
-def read_table(path: Path, tally: ReadStats, columns: Columns | None = None) -> Iterator[Conversation]:
+def read_table(path: Path, stats: ReadStats, columns: Columns | None = None) -> Iterator[Conversation]:
     """Conversations of a table. Raises `BadInput` where there are no `columns`, and for a damaged table."""
     lines = (line + "\n" for _, line in text_lines(path))
     head = list(islice(lines, _HEAD_LINES))
@@ -40,7 +40,7 @@ def read_table(path: Path, tally: ReadStats, columns: Columns | None = None) -> 
     delimiter = _delimiter(head, delimiters, columns, path)
     quoting = _quoting(head, delimiter, form_of(path)[0])
     rows = _rows(chain(head, lines), delimiter, quoting, str(path), skipped)
-    yield from columns.conversations(_cells(rows, columns, path), tally)
+    yield from columns.conversations(_cells(rows, columns, path), stats)
 
 
 def _cells(rows: Iterator[tuple[int, list[str]]], columns: Columns, path: Path) -> Iterator[Row]:
@@ -49,7 +49,7 @@ def _cells(rows: Iterator[tuple[int, list[str]]], columns: Columns, path: Path) 
     for number, row in rows:
         if first:
             first, width = False, len(row)
-            header = [str(place + 1) for place in range(width)] if columns.numbered else [name.strip() for name in row]
+            header = [str(index + 1) for index in range(width)] if columns.numbered else [name.strip() for name in row]
             _check_there(columns, header, path)
             if not columns.numbered:
                 continue
@@ -93,7 +93,7 @@ def _rows(
 def _delimiter(head: list[str], delimiters: tuple[str, ...], columns: Columns, path: Path) -> str:
     """The delimiter under which the first row has the columns that are asked for, else the one with most columns."""
     rows = {delimiter: _lenient(head, delimiter) for delimiter in delimiters}
-    fitting = [each for each in delimiters if set(columns.names) <= set(rows[each][0])]
+    fitting = [sign for sign in delimiters if set(columns.names) <= set(rows[sign][0])]
     if fitting and not columns.numbered:
         return fitting[0]
     return max(delimiters, key=lambda each: (len({len(row) for row in rows[each]}) == 1, len(rows[each][0])))
@@ -124,7 +124,7 @@ def _named(head: list[str], delimiters: tuple[str, ...]) -> str:
     """The remedy for a table without `--columns`: its own first row as an example."""
     if not head:
         return "for example --columns question,answer"
-    row = max((_lenient(head, each)[0] for each in delimiters), key=len)
+    row = max((_lenient(head, sign)[0] for sign in delimiters), key=len)
     return f"by name or number, for example --columns 1,2; its first row is {_list(row)}"
 
 

@@ -63,15 +63,15 @@ class Windows(TorchDataset[dict[str, Any]]):
     def __init__(self, rows: "Dataset", dialogue: Dialogue, context: int, replies_only: bool = False) -> None:
         """Raises `BadInput` when the context cannot hold the start ids and two tokens."""
         self._start = np.asarray(dialogue.start_ids, dtype=np.int64)
-        room = context - len(self._start)
-        if room < 2:
+        max_tokens = context - len(self._start)
+        if max_tokens < 2:
             raise BadInput(f"--context {context}: too small; give at least {len(self._start) + 2}")
         self.context = context
         self.replies_only = replies_only
         self._ids = RaggedColumn(rows, "input_ids")
         turns = RaggedColumn(rows, "turn_lengths")
-        self._pieces = _Pieces(turns, rows, room, replies_only)
-        first, last = pack(self._pieces.lengths, self._pieces.per_row, room)
+        self._pieces = _Pieces(turns, rows, max_tokens, replies_only)
+        first, last = pack(self._pieces.lengths, self._pieces.per_row, max_tokens)
         if self._pieces.counted is not None:
             labelled = np.concatenate([[0], np.cumsum(self._pieces.counted)])
             kept = labelled[last] > labelled[first]
@@ -106,15 +106,15 @@ class Windows(TorchDataset[dict[str, Any]]):
 
 
 class _Pieces:
-    """Turns cut to at most `room` tokens: int64 arrays over pieces, and how many pieces each row has."""
+    """Turns cut to at most `max_tokens` tokens: int64 arrays over pieces, and how many pieces each row has."""
 
-    def __init__(self, turns: RaggedColumn, rows: "Dataset", room: int, replies_only: bool) -> None:
+    def __init__(self, turns: RaggedColumn, rows: "Dataset", max_tokens: int, replies_only: bool) -> None:
         turn_lengths = turns.flat().astype(np.int64)
         turn_bytes = RaggedColumn(rows, "turn_bytes").flat().astype(np.int64)
-        count = -(-turn_lengths // room)
+        count = -(-turn_lengths // max_tokens)
         turn = np.repeat(np.arange(len(count)), count)  # the turn that each piece is of
-        begin = (np.arange(len(turn)) - np.repeat(np.cumsum(count) - count, count)) * room
-        end = np.minimum(begin + room, turn_lengths[turn])
+        begin = (np.arange(len(turn)) - np.repeat(np.cumsum(count) - count, count)) * max_tokens
+        end = np.minimum(begin + max_tokens, turn_lengths[turn])
         self.lengths = end - begin
         # Rounding the running share, not each share, keeps the sum of a turn's pieces equal to the turn.
         self.text_bytes = turn_bytes[turn] * end // turn_lengths[turn] - turn_bytes[turn] * begin // turn_lengths[turn]
@@ -136,17 +136,17 @@ def counted_turns(rows: "Dataset") -> np.ndarray:
     return RaggedColumn(rows, "counts").flat().astype(bool)
 
 
-def pack(lengths: np.ndarray, per_row: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pack successive pieces of a row into windows of at most `room` tokens, first fit in order.
+def pack(lengths: np.ndarray, per_row: np.ndarray, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pack successive pieces of a row into windows of at most `max_tokens` tokens, first fit in order.
 
-    `lengths` int64 [pieces], each at most `room`; `per_row` int64 [rows]. Returns `(first, last)`, int64 [windows]:
-    window w holds the pieces `first[w]:last[w]`.
+    `lengths` int64 [pieces], each at most `max_tokens`; `per_row` int64 [rows]. Returns `(first, last)`, int64
+    [windows]: window w holds the pieces `first[w]:last[w]`.
     """
     ends = np.concatenate([[0], np.cumsum(lengths)])
     row_ends = np.cumsum(per_row)
     limit = np.repeat(row_ends, per_row)  # where the row of each piece ends
     # The window that begins at piece p ends at after[p]: computed for all p at once, then only visited ones are kept.
-    after = np.minimum(np.searchsorted(ends, ends[:-1] + room, side="right") - 1, limit)
+    after = np.minimum(np.searchsorted(ends, ends[:-1] + max_tokens, side="right") - 1, limit)
     found = []
     piece = (row_ends - per_row)[per_row > 0]
     while piece.size:

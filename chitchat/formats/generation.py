@@ -32,10 +32,10 @@ def savable_generation(folder: Path) -> tuple["GenerationConfig | None", list[st
     given = {name: value for name, value in record.items() if name not in _NOT_ITS_OWN and value is not None}
     kept = _without_refused(given)
     left_out = [name for name in given if name not in kept]
-    said = (
+    notes = (
         [f"{folder / FILE}: {', '.join(left_out)} left out, since transformers does not save such"] if left_out else []
     )
-    return _settings(kept), said
+    return _settings(kept), notes
 
 
 def _without_refused(given: dict[str, Any]) -> dict[str, Any]:

@@ -26,13 +26,13 @@ _CONVERT = (
 
 
 def refuse_other_kinds(path: Path) -> None:
-    """Raise `BadInput` for a path that exists and is something else than a checkpoint, if what it is can be told.
+    """Raise `BadInput` for a path that exists and is something else than a checkpoint, if its files show what.
 
-    A file of weights is none of its business (`chitchat.formats.weights`).
+    Files of weights are let through (`chitchat.formats.weights` reads them).
     """
-    said = _file_kind(path) if path.is_file() else _folder_kind(path)
-    if said is not None:
-        raise BadInput(f"{path}: is {said}")
+    kind = _file_kind(path) if path.is_file() else _folder_kind(path)
+    if kind is not None:
+        raise BadInput(f"{path}: is {kind}")
 
 
 def _file_kind(file: Path) -> str | None:
@@ -55,9 +55,9 @@ def _file_kind(file: Path) -> str | None:
 
 
 def _folder_kind(folder: Path) -> str | None:
-    for name, said in _OURS:
+    for name, kind in _OURS:
         if (folder / name).is_file():
-            return said
+            return kind
     if (folder / "config.json").is_file():
         return _other_export(folder)
     return _without_config(folder)
@@ -78,7 +78,7 @@ def _other_export(folder: Path) -> str | None:
         ((folder / "model.bin").is_file(), f"a CTranslate2 model; {_ORIGIN}"),
         ((folder / "weights.npz").is_file(), f"an MLX model; {_ORIGIN}"),
     )
-    return next((said for found, said in kinds if found), None)
+    return next((kind for found, kind in kinds if found), None)
 
 
 _ORIGIN = "give the checkpoint that it was made from"

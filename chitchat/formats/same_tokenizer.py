@@ -52,9 +52,9 @@ def _step(step: Any, parts: str) -> Any:
     if not isinstance(step, dict):
         return None
     if step.get("type") == "Sequence":
-        inner = [found for each in step.get(parts) or [] if (found := _step(each, parts)) is not None]
+        inner = [found for part in step.get(parts) or [] if (found := _step(part, parts)) is not None]
         return inner[0] if len(inner) == 1 else {"type": "Sequence", parts: inner} if inner else None
-    said = {name: value for name, value in step.items() if name != "trim_offsets"}  # offsets are no ids
-    if said.get("type") == "BertNormalizer" and said.get("strip_accents") is None:
-        said["strip_accents"] = said.get("lowercase")
-    return said
+    rule = {name: value for name, value in step.items() if name != "trim_offsets"}  # offsets are no ids
+    if rule.get("type") == "BertNormalizer" and rule.get("strip_accents") is None:
+        rule["strip_accents"] = rule.get("lowercase")
+    return rule

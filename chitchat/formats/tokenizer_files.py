@@ -70,7 +70,7 @@ def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[Tokenizer, dict[s
         backend = read_wordpiece(folder / "vocab.txt").backend_tokenizer
     else:
         found = read_byte_level(folder, config.get("add_prefix_space") is True)
-        assert found is not None, "has_tokenizer said so"
+        assert found is not None, "has_tokenizer found one"
         backend = found
     # A BERT tokenizer that splits Chinese into characters joins them again with spaces.
     if isinstance(backend.model, models.WordPiece) and isinstance(backend.decoder, decoders.WordPiece):
@@ -146,11 +146,11 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    said = config.get("chat_template")
-    if isinstance(said, list):
-        named = {str(each.get("name")): each.get("template") for each in said if isinstance(each, Mapping)}
-        said = named.get("default")
-    return said if isinstance(said, str) else None
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {str(entry.get("name")): entry.get("template") for entry in template if isinstance(entry, Mapping)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

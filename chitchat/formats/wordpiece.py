@@ -45,13 +45,13 @@ def read_wordpiece(path: Path, option: str = "") -> PreTrainedTokenizerFast:
     if len(vocab) < len(tokens):
         twice = next(token for index, token in enumerate(tokens) if vocab[token] != index)
         raise BadInput(f"{where}: the token {twice!r} stands in it twice; every line must be another token")
-    said = _said_beside(path)
-    lowercase = bool(said.get("do_lower_case", not is_cased(tokens)))
+    options = _options_beside(path)
+    lowercase = bool(options.get("do_lower_case", not is_cased(tokens)))
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(
         lowercase=lowercase,
-        strip_accents=said.get("strip_accents"),
-        handle_chinese_chars=bool(said.get("tokenize_chinese_chars", True)),
+        strip_accents=options.get("strip_accents"),
+        handle_chinese_chars=bool(options.get("tokenize_chinese_chars", True)),
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = unspaced_decoder()
@@ -67,7 +67,7 @@ def _read_tokens(path: Path, where: str) -> list[str]:
     return tokens
 
 
-def _said_beside(path: Path) -> dict[str, Any]:
+def _options_beside(path: Path) -> dict[str, Any]:
     """What a tokenizer_config.json beside a vocab.txt says of how text is normalized."""
     config = path.parent / "tokenizer_config.json"
     record = read_json(config) if config.is_file() else {}

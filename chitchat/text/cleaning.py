@@ -1,7 +1,7 @@
 """What is no text in a text: removed or replaced, and counted, so that nothing is taken or lost in silence.
 
 Control characters (C0 and C1, NUL first of all) and byte-order marks (U+FEFF, and U+FFFE, what one looks like the
-wrong way round) are removed, as BERT's tokenizer does. Sublayer a surrogate pair, which JSON can spell, becomes U+FFFD.
+wrong way round) are removed, as BERT's tokenizer does. Half a surrogate pair, which JSON can spell, becomes U+FFFD.
 U+FFFD itself stays: it tells that an earlier conversion lost a character, and is counted for that. White space of any
 script and zero-width characters go at the ends of a text; inside they are part of it (a joiner makes an emoji, a
 zero-width space parts words in Thai). Tabs, line ends and the separators U+0085, U+2028, U+2029 are white space.
@@ -35,18 +35,20 @@ class Cleaned:
 
 def clean(text: str, found: Cleaned) -> str:
     """The text without what is none and without white space around it; `found` counts. Nothing to see: empty."""
-    if _SUSPECT.search(text) is not None:
+    if (not text.isprintable() or "\ufffd" in text) and _SUSPECT.search(text) is not None:
         if _HALVES.search(text) is not None:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")  # halves that meet
-            text, sublayers = _HALVES.subn("\ufffd", text)
-            found.half_surrogates += sublayers
-            found.replacement_characters -= sublayers
+            text, halves = _HALVES.subn("\ufffd", text)
+            found.half_surrogates += halves
+            found.replacement_characters -= halves
         text, controls = _CONTROLS.subn("", text)
         text, marks = _MARKS.subn("", text)
         found.control_characters += controls
         found.byte_order_marks += marks
         found.replacement_characters += text.count("\ufffd")
     text = text.strip()
+    if text.isascii():  # white space and control characters are gone: what is left is seen
+        return text
     if text[:1] in ("\u200b", "\u2060") or text[-1:] in ("\u200b", "\u2060"):
         text = _EDGES.sub("", text)
     return "" if is_blank(text) else text

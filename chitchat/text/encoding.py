@@ -119,8 +119,8 @@ def _halves_are_zero(sample: bytes) -> bool:
 
 def _reads_as_text(sample: bytes, codec: str, width: int) -> bool:
     text = _decoded(sample[: len(sample) // width * width], codec) or ""
-    odd = sum(unicodedata.category(each) in ("Cc", "Cn", "Co", "Cs") and not each.isspace() for each in text)
-    zeros = sum(each < "\u0100" for each in text)  # in other characters a half is rarely zero
+    odd = sum(unicodedata.category(char) in ("Cc", "Cn", "Co", "Cs") and not char.isspace() for char in text)
+    zeros = sum(char < "\u0100" for char in text)  # in other characters a half is rarely zero
     return bool(text) and odd <= len(text) / 50 and (width == 4 or zeros >= sample.count(0) * 0.25)
 
 
@@ -135,11 +135,11 @@ def _decoded(sample: bytes, codec: str) -> str | None:
 def _common_share(sample: bytes, encoding: Encoding, ranges: _Ranges) -> tuple[float, int]:
     """`(share, count)`: the share of the characters beyond ASCII that are common ones, and how many there are."""
     text = _decoded(sample, encoding.codec)
-    found = [each.encode(encoding.codec) for each in text if not each.isascii()] if text else []
+    found = [char.encode(encoding.codec) for char in text if not char.isascii()] if text else []
     if not found:
         return 0.0, 0
     common = sum(
-        len(each) == 2 and any(a <= each[0] <= b and c <= each[1] <= d for a, b, c, d in ranges) for each in found
+        len(code) == 2 and any(a <= code[0] <= b and c <= code[1] <= d for a, b, c, d in ranges) for code in found
     )
     return common / len(found), len(found)
 
@@ -147,27 +147,27 @@ def _common_share(sample: bytes, encoding: Encoding, ranges: _Ranges) -> tuple[f
 def _is_narrow(sample: bytes, encoding: Encoding) -> bool:
     """Whether what EUC-JP or EUC-KR would read is as Japanese (a fifth of kana) or Korean (Hangul, spaces) is."""
     text = _decoded(sample, encoding.codec) or ""
-    letters = [each for each in text if not each.isascii()]
+    letters = [char for char in text if not char.isascii()]
     if encoding.iconv == "euc-jp":
-        return sum("\u3040" <= each <= "\u30ff" for each in letters) >= len(letters) / 5
-    return sum("\uac00" <= each <= "\ud7a3" for each in letters) >= len(letters) * 0.9
+        return sum("\u3040" <= char <= "\u30ff" for char in letters) >= len(letters) / 5
+    return sum("\uac00" <= char <= "\ud7a3" for char in letters) >= len(letters) * 0.9
 
 
 def _is_cyrillic(sample: bytes, encoding: Encoding) -> bool:
     text = _decoded(sample, encoding.codec) or ""
-    letters = [each for each in text if each.isalpha()]
-    cyrillic = [each for each in letters if "\u0400" <= each <= "\u04ff"]
-    small = sum(each.islower() for each in cyrillic)
-    beyond = sum(not each.isascii() for each in text)
+    letters = [char for char in text if char.isalpha()]
+    cyrillic = [char for char in letters if "\u0400" <= char <= "\u04ff"]
+    small = sum(char.islower() for char in cyrillic)
+    beyond = sum(not char.isascii() for char in text)
     return len(cyrillic) >= max(len(letters) * 0.6, beyond * 0.9, 4) and small >= len(cyrillic) * 0.6
 
 
 def _western_of(sample: bytes) -> list[Encoding]:
     """Windows-1252 where its letters stand among ASCII ones, and Windows-1250 where that would read otherwise."""
     text = _decoded(sample, _WESTERN.codec) or ""
-    beyond = [each for each in text if not each.isascii()]
-    letters = sum(each.isalpha() for each in text)
-    fitting = sum((each.isalpha() and each not in _RARE_LETTERS) or each in _WESTERN_SIGNS for each in beyond)
+    beyond = [char for char in text if not char.isascii()]
+    letters = sum(char.isalpha() for char in text)
+    fitting = sum((char.isalpha() and char not in _RARE_LETTERS) or char in _WESTERN_SIGNS for char in beyond)
     if not beyond or fitting < len(beyond) * 0.95 or len(beyond) > letters * 0.5:
         return []
     return [_WESTERN] if text == _decoded(sample, _CENTRAL.codec) else [_WESTERN, _CENTRAL]

@@ -99,7 +99,7 @@ def _check_text(head: bytes, path: Path, name: str) -> None:
 def _check_printable(text: str, name: str) -> None:
     """Refuse what decodes and is full of control characters."""
     start = text[:SAMPLE_BYTES]
-    controls = sum(not each.isspace() and (each < " " or "\x7f" <= each < "\xa0") for each in start)
+    controls = sum(not char.isspace() and (char < " " or "\x7f" <= char < "\xa0") for char in start)
     if controls > 8 and controls > len(start) / 10:
         raise BadInput(
             f"{name}: is not text ({controls} of its first {len(start)} characters are control characters); "
@@ -153,11 +153,11 @@ def _undecodable(error: UnicodeDecodeError, codec: str, path: Path, where: str, 
             f"{where}: is not UTF-8, and its encoding is not certain; save the file as UTF-8 in the program that wrote "
             "it, or convert it with `iconv -f ENCODING -t utf-8`"
         )
-    names = " or ".join(each.name for each in fitting)
+    names = " or ".join(encoding.name for encoding in fitting)
     command = converted(path, fitting[0].iconv)
     if len(fitting) == 1:
         return BadInput(f"{where}: is not UTF-8 but {names}; convert it: {command}")
-    others = ", ".join(f"-f {each.iconv}" for each in fitting[1:])
+    others = ", ".join(f"-f {encoding.iconv}" for encoding in fitting[1:])
     return BadInput(f"{where}: is not UTF-8 but {names}; convert it: {command}, read the result, or else with {others}")
 
 

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
-from chitchat.architectures.protocol import last_hidden
 from chitchat.architectures.registry import architecture_of
+from chitchat.architectures.states import last_hidden
 
 # More logits than this at once (float32: 256 MB) are computed piece by piece, and again in the backward pass.
 MAX_LOGITS = 2**26

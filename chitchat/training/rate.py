@@ -47,7 +47,7 @@ class RateSchedule:
         return warm * (1 - decayed)
 
     def _before(self, step: int) -> list[Decision]:
-        return self.decisions[: max(1, bisect_right([each.step for each in self.decisions], step))]
+        return self.decisions[: max(1, bisect_right([decision.step for decision in self.decisions], step))]
 
     def _progress(self, step: int) -> tuple[float, float]:
         """How far warm-up and decay have come in step `step`, 0 to 1 each.
@@ -57,19 +57,19 @@ class RateSchedule:
         """
         warm = decayed = 0.0
         known = self._before(step)
-        for number, each in enumerate(known):
+        for number, decision in enumerate(known):
             upto = known[number + 1].step if number + 1 < len(known) else step
-            length = warmup_steps(self.warmup, each.end)
-            warm = _ramp(warm, each.step, max(length, each.step + length // 4), upto)
-            begin = each.step if decayed else max(each.step, each.end - round(DECAY_SHARE * each.end))
-            decayed = _ramp(decayed, begin, each.end + 1, upto + (number + 1 == len(known)))
+            length = warmup_steps(self.warmup, decision.end)
+            warm = _ramp(warm, decision.step, max(length, decision.step + length // 4), upto)
+            begin = decision.step if decayed else max(decision.step, decision.end - round(DECAY_SHARE * decision.end))
+            decayed = _ramp(decayed, begin, decision.end + 1, upto + (number + 1 == len(known)))
         return warm, decayed
 
 
 def warmup_steps(share: float, total: int) -> int:
     """The steps of the warm-up: `share` of all, but 100 (or a quarter of a shorter run) at least, if there is one.
 
-    BenchResult on 3 M parameters from scratch, 132 steps at 2e-3: validation loss 6.44 after 7 steps of warm-up, where
+    Measured on 3 M parameters from scratch, 132 steps at 2e-3: validation loss 6.44 after 7 steps of warm-up, where
     the model stays at the frequencies of words, and 5.76 after 33.
     """
     return max(round(share * total), min(100, total // 4)) if share > 0 else 0

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from chitchat.data.corpora import Corpus, open_corpus
-from chitchat.data.survey import open_validation
+from chitchat.data.index import open_validation
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import identity, verify_lineage
 from chitchat.system.child import run_child

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from chitchat.architectures.protocol import Role
 from chitchat.architectures.registry import architecture_of
+from chitchat.architectures.sublayers import Role
 from chitchat.errors import BadInput
 
 Range = tuple[float, float]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from chitchat.architectures.protocol import all_hidden, last_hidden
+from chitchat.architectures.states import all_hidden, last_hidden
 from chitchat.data.windows import Windows, collate
 from chitchat.divergence import compare_states, kl_divergence
 from chitchat.errors import WorkFailed

@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
-from chitchat.architectures.protocol import last_hidden
-from chitchat.architectures.registry import geometry_of
+from chitchat.architectures.registry import architecture_of, geometry_of
+from chitchat.architectures.states import last_hidden
+from chitchat.architectures.sublayers import Sublayer
 from chitchat.errors import BadInput
 from chitchat.training.objective import next_token_loss
-from compress.calibrate.calibration import Batch
+from compress.calibrate.batches import Batch
+from compress.calibrate.moments import Variance
 from compress.prune.elimination import unit_scores
 from compress.prune.slicing import Kept
 from serve.geometry import Geometry
@@ -56,7 +58,7 @@ class Scores:
         )
 
 
-def score_units(model: GPT2LMHeadModel, batches: Sequence[Batch], importance: str, seed: int = 0) -> Scores:
+def score_units(model: PreTrainedModel, batches: Sequence[Batch], importance: str, seed: int = 0) -> Scores:
     """Rank all units of `model`. `batches` are calibration windows, not read by `magnitude` and `random`. Raises
     `BadInput` for a ranking that does not exist."""
     if importance == "obs":
@@ -90,31 +92,9 @@ def magnitude_of(rows: Sequence[Floats]) -> Floats:
     return np.sqrt(sum((np.square(each).sum(axis=1) for each in rows), start=np.zeros(len(rows[0]))))
 
 
-def by_head(columns: Floats, heads: int) -> Floats:
-    """Sum of the scores of a head's columns: [width] to [heads]."""
-    return columns.reshape(heads, -1).sum(axis=1)
-
-
-class RunningVariance:
-    """Variance of each column over batches of rows, in float64 (Chan's update: no large sums of squares cancel)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Floats = np.zeros(1)
-        self.squares: Floats = np.zeros(1)
-
-    def add(self, rows: Floats) -> None:
-        """rows [n, columns]."""
-        count = self.count + len(rows)
-        mean = rows.mean(axis=0)
-        delta = mean - self.mean
-        self.squares = self.squares + np.square(rows - mean).sum(axis=0) + delta**2 * self.count * len(rows) / count
-        self.mean = self.mean + delta * len(rows) / count
-        self.count = count
-
-    @property
-    def variance(self) -> Floats:
-        return self.squares / max(1, self.count)
+def by_unit(columns: Floats, units: int) -> Floats:
+    """Sum of the scores of a unit's columns: [columns] to [units]."""
+    return columns.reshape(units, -1).sum(axis=1)
 
 
 # Statistics
@@ -124,34 +104,32 @@ class RunningVariance:
 class Activations:
     """What one forward run over the calibration windows leaves behind.
 
-    neurons and contexts: per layer, the inputs of `mlp.c_proj` and `attn.c_proj`. channels: per LayerNorm, the sum
-    over conversations of the squared mean magnitude of its outputs, [width].
+    units: per sublayer, the inputs of its out-projection. channels: per norm, the sum over conversations of the squared
+    mean magnitude of its outputs, [width].
     """
 
-    neurons: list[RunningVariance]
-    contexts: list[RunningVariance]
+    units: list[Variance]
     channels: list[Floats]
     mask: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 @contextmanager
-def watch(model: GPT2LMHeadModel, units: bool = True) -> Iterator[Activations]:
+def watch(model: PreTrainedModel, units: bool = True) -> Iterator[Activations]:
     """Collect statistics of every forward run inside the block; `mask` must be set to its attention mask before it.
 
     Without `units` those of the channels alone.
     """
-    blocks = model.transformer.h
-    norms = [norm for block in blocks for norm in (block.ln_1, block.ln_2)] + [model.transformer.ln_f]
-    seen = Activations(
-        neurons=[RunningVariance() for _ in blocks],
-        contexts=[RunningVariance() for _ in blocks],
-        channels=[np.zeros(model.config.n_embd) for _ in norms],
-    )
+    architecture = architecture_of(model)
+    sublayers, norms = architecture.all_sublayers(model), architecture.norms(model)
+    width = architecture.geometry(model.config).width
+    seen = Activations(units=[Variance() for _ in sublayers], channels=[np.zeros(width) for _ in norms])
     hooks: list[Any] = []
     try:
-        for layer, block in enumerate(blocks if units else ()):
-            hooks.append(block.mlp.c_proj.register_forward_pre_hook(_variance_hook(seen, seen.neurons[layer])))
-            hooks.append(block.attn.c_proj.register_forward_pre_hook(_variance_hook(seen, seen.contexts[layer])))
+        if units:
+            hooks += [
+                sublayer.out_proj.module.register_forward_pre_hook(_variance_hook(seen, variance))
+                for sublayer, variance in zip(sublayers, seen.units, strict=True)
+            ]
         hooks += [norm.register_forward_hook(_norm_hook(seen, index)) for index, norm in enumerate(norms)]
         yield seen
     finally:
@@ -159,7 +137,7 @@ def watch(model: GPT2LMHeadModel, units: bool = True) -> Iterator[Activations]:
             hook.remove()
 
 
-def _variance_hook(seen: Activations, running: RunningVariance) -> Callable[..., None]:
+def _variance_hook(seen: Activations, running: Variance) -> Callable[..., None]:
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         running.add(inputs[0][seen.mask.bool()].double().cpu().numpy())
 
@@ -176,23 +154,33 @@ def _norm_hook(seen: Activations, index: int) -> Callable[..., None]:
 
 
 @torch.no_grad()
-def activation_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Scores:
+def activation_scores(model: PreTrainedModel, batches: Sequence[Batch]) -> Scores:
     """Scores from one forward run over the calibration windows; padding is left out."""
     seen = _run_watched(model, batches, units=True)
-    heads, neurons = [], []
-    for block, context, neuron in zip(model.transformer.h, seen.contexts, seen.neurons, strict=True):
-        heads.append(by_head(flap_scores(context.variance, _array(block.attn.c_proj.weight)), model.config.n_head))
-        neurons.append(flap_scores(neuron.variance, _array(block.mlp.c_proj.weight)))
-    return Scores(_channels(seen), heads, neurons)
+    sublayers = architecture_of(model).all_sublayers(model)
+    found = [
+        by_unit(flap_scores(seen_units.variance, _array(sublayer.out_proj.weight)), sublayer.units)
+        for sublayer, seen_units in zip(sublayers, seen.units, strict=True)
+    ]
+    return _scores(_channels(seen), sublayers, found)
+
+
+def _scores(channels: Floats, sublayers: Sequence[Sublayer], units: Sequence[Floats]) -> Scores:
+    """Scores of the units of every sublayer, in their order, as heads and feed-forward units."""
+    by_kind = {
+        kind: [scores for sublayer, scores in zip(sublayers, units, strict=True) if sublayer.kind == kind]
+        for kind in ("attention", "feed_forward")
+    }
+    return Scores(channels, by_kind["attention"], by_kind["feed_forward"])
 
 
 @torch.no_grad()
-def channel_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Floats:
+def channel_scores(model: PreTrainedModel, batches: Sequence[Batch]) -> Floats:
     """The channels' part of `activation_scores`, [width]."""
     return _channels(_run_watched(model, batches, units=False))
 
 
-def _run_watched(model: GPT2LMHeadModel, batches: Sequence[Batch], units: bool) -> Activations:
+def _run_watched(model: PreTrainedModel, batches: Sequence[Batch], units: bool) -> Activations:
     model.eval()
     with watch(model, units) as seen:
         for batch in batches:
@@ -205,66 +193,65 @@ def _channels(seen: Activations) -> Floats:
     return np.sum([np.sqrt(squares) for squares in seen.channels], axis=0)
 
 
-def taylor_scores(model: GPT2LMHeadModel, batches: Sequence[Batch]) -> Scores:
+def taylor_scores(model: PreTrainedModel, batches: Sequence[Batch]) -> Scores:
     """Scores from the gradient of the next-token loss: per conversation, the squared sum over its tokens of output
     times gradient (of a head over its columns, of a channel over all LayerNorm outputs), summed over conversations."""
     model.eval()
-    blocks, heads = model.transformer.h, model.config.n_head
-    norms = [norm for block in blocks for norm in (block.ln_1, block.ln_2)] + [model.transformer.ln_f]
-    out_projs = [out_proj for block in blocks for out_proj in (block.attn.c_proj, block.mlp.c_proj)]
-    found: list[Floats] = [np.zeros(1)] * (len(out_projs) + 1)
-    seen: dict[int, Tensor] = {}
+    architecture = architecture_of(model)
+    sublayers, norms = architecture.all_sublayers(model), architecture.norms(model)
+    units = [np.zeros(sublayer.units) for sublayer in sublayers]
+    channels = np.zeros(architecture.geometry(model.config).width)
+    seen: dict[int, Tensor] = {}  # by the number of the out-projection, then of the norm
 
-    def keep(place: int, tensor: Tensor) -> None:
-        seen[place] = tensor
+    def keep(index: int, tensor: Tensor) -> None:
+        seen[index] = tensor
 
-    hooks = [
-        *(
-            out_proj.register_forward_pre_hook(lambda _module, inputs, place=place: keep(place, inputs[0]))
-            for place, out_proj in enumerate(out_projs)
-        ),
-        *(
-            norm.register_forward_hook(lambda _module, _inputs, output, place=place: keep(place, output))
-            for place, norm in enumerate(norms, len(out_projs))
-        ),
-    ]
+    hooks: list[Any] = []
+    for index, sublayer in enumerate(sublayers):
+        hooks.append(sublayer.out_proj.module.register_forward_pre_hook(lambda _m, x, i=index: keep(i, x[0])))
+    for index, norm in enumerate(norms, len(sublayers)):
+        hooks.append(norm.register_forward_hook(lambda _m, _x, output, i=index: keep(i, output)))
     try:
-        with torch.enable_grad():
-            for batch in batches:
-                ids, labels = (batch[name].to(model.device) for name in ("input_ids", "labels"))
-                loss = next_token_loss(model, ids, labels)
-                gradients = torch.autograd.grad(loss, list(seen.values()))
-                slopes = {
-                    place: (output.detach() * gradient).sum(dim=1).double().cpu().numpy()  # [batch, columns]
-                    for (place, output), gradient in zip(seen.items(), gradients, strict=True)
-                }
-                for place in range(len(out_projs)):
-                    size = 1 if place % 2 else slopes[place].shape[1] // heads
-                    units = slopes[place].reshape(len(slopes[place]), -1, size).sum(axis=2)
-                    found[place] = found[place] + np.square(units).sum(axis=0)
-                channels = sum(slopes[place] for place in range(len(out_projs), len(slopes)))
-                found[-1] = found[-1] + np.square(channels).sum(axis=0)
-                seen.clear()
+        for batch in batches:
+            seen.clear()
+            slopes = _slopes(model, batch, seen)
+            for index, sublayer in enumerate(sublayers):
+                by_row = slopes[index].reshape(len(slopes[index]), sublayer.units, -1).sum(axis=2)
+                units[index] += np.square(by_row).sum(axis=0)
+            channels += np.square(sum(slopes[index] for index in range(len(sublayers), len(seen)))).sum(axis=0)
     finally:
         for hook in hooks:
             hook.remove()
-    return Scores(channels=found[-1], heads=found[:-1:2], neurons=found[1:-1:2])
+    return _scores(channels, sublayers, units)
 
 
-def magnitude_scores(model: GPT2LMHeadModel) -> Scores:
+def _slopes(model: PreTrainedModel, batch: Batch, seen: dict[int, Tensor]) -> dict[int, Floats]:
+    """Output times gradient of what a forward run leaves in `seen`, summed over tokens: [batch, columns] each."""
+    ids, labels = (batch[name].to(model.device) for name in ("input_ids", "labels"))
+    with torch.enable_grad():
+        loss = next_token_loss(model, ids, labels)
+        gradients = torch.autograd.grad(loss, list(seen.values()))
+    return {
+        index: (output.detach() * gradient).sum(dim=1).double().cpu().numpy()
+        for (index, output), gradient in zip(seen.items(), gradients, strict=True)
+    }
+
+
+def magnitude_scores(model: PreTrainedModel) -> Scores:
     """Scores from the weights alone: the L2 norm of everything that would be cut with the unit."""
-    transformer, heads, neurons = model.transformer, [], []
-    channels = [_array(transformer.wte.weight).T, _array(transformer.wpe.weight).T]
-    for block in transformer.h:
-        qkv = np.split(_array(block.attn.c_attn.weight), 3, axis=1)  # [width, width] each
-        fc, out, context_out = (
-            _array(module.weight) for module in (block.mlp.c_fc, block.mlp.c_proj, block.attn.c_proj)
-        )
-        columns = magnitude_of([*(each.T for each in qkv), context_out])
-        heads.append(np.sqrt(by_head(columns**2, model.config.n_head)))
-        neurons.append(magnitude_of([fc.T, out]))
-        channels += [*qkv, fc, context_out.T, out.T]
-    return Scores(magnitude_of(channels), heads, neurons)
+    architecture = architecture_of(model)
+    sublayers, units = architecture.all_sublayers(model), []
+    channels = [_array(table.weight).T for _, table in architecture.tables(model)]
+    for sublayer in sublayers:
+        reads = [_array(projection.weight) for projection in sublayer.in_projs]
+        out = _array(sublayer.out_proj.weight)
+        channels += [*reads, out.T]
+        of_units = np.square(out).sum(axis=1).reshape(sublayer.units, -1).sum(axis=1)
+        for unit in range(sublayer.units):
+            columns = sublayer.in_columns([unit])
+            of_units[unit] += sum(np.square(read[:, own]).sum() for read, own in zip(reads, columns, strict=True))
+        units.append(np.sqrt(of_units))
+    return _scores(magnitude_of(channels), sublayers, units)
 
 
 def random_scores(shape: Geometry, seed: int) -> Scores:

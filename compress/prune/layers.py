@@ -14,7 +14,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from chitchat.architectures.registry import architecture_of
-from compress.calibrate.calibration import Batch, mean_loss
+from compress.calibrate.batches import Batch
+from compress.calibrate.measure import mean_loss
 
 
 def removal_order(model: PreTrainedModel, batches: Sequence[Batch], count: int) -> list[int]:

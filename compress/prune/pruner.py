@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from chitchat.data.dataset import ChatData
 from chitchat.training.objective import fused_gelu
-from compress.calibrate.calibration import Batch, calibration_batches
+from compress.calibrate.batches import Batch, calibration_batches
 from compress.prune.importance import Scores, score_units
 from compress.prune.layers import keep_layers, removal_order
 from compress.prune.refit import refit

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from chitchat.architectures.registry import count_parameters
-from compress.calibrate.calibration import measure
+from compress.calibrate.measure import measure
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from compress.prune.pruner import PrunedModel, Pruner

@@ -14,7 +14,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from compress.calibrate.calibration import Batch, calibration_batches, divergence, mean_loss
+from compress.calibrate.batches import Batch, calibration_batches
+from compress.calibrate.measure import divergence, mean_loss
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from compress.prune.plan import Candidate

@@ -32,7 +32,7 @@ from chitchat.system.folder import check_output, staged_folder
 from chitchat.tokenizer import tokenizer_of
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.workfolder import WorkFolder
-from compress.calibrate.calibration import measure
+from compress.calibrate.measure import measure
 from compress.prune.options import PruneOptions
 from compress.prune.plan import Candidate, CostModel, plan_candidates
 from compress.prune.retokenize import retokenize

@@ -98,14 +98,23 @@ def quantize_blocks(weight: NDArray[np.float32], bits: int, block_size: int) -> 
     return _tensor(round_to(blocks, scales[..., None], bits), scales, weight.shape[1], bits, block_size)
 
 
+def fake_quantize_blocks(weight: NDArray[np.float32], bits: int, block_size: int) -> NDArray[np.float32]:
+    """What `quantize_blocks` would make of a float32 `[N, K]` matrix, as floats: nothing is checked, nothing packed."""
+    blocks = to_blocks(weight, block_size)
+    scales = block_scales(blocks, bits)[..., None]
+    rounded = round_to(blocks, scales, bits)
+    rounded *= scales
+    return rounded.reshape(len(weight), -1)[:, : weight.shape[1]]
+
+
 def round_to(values: NDArray[Any], scales: NDArray[Any], bits: int) -> NDArray[Any]:
     """The nearest integers of `values / scales`, zero point left out, as floats: -127..127 or -8..7.
 
     `scales` broadcasts against `values`; a scale of 0 gives 0.
     """
-    low, high = LIMITS[bits]
-    safe = np.where(scales == 0, values.dtype.type(1), scales)
-    return np.clip(np.rint(values / safe), low, high)
+    integers = values / np.where(scales == 0, values.dtype.type(1), scales)
+    np.rint(integers, out=integers)
+    return np.clip(integers, *LIMITS[bits], out=integers)
 
 
 def from_integers(integers: NDArray[Any], scales: NDArray[np.float32], bits: int, block_size: int) -> BlockTensor:
@@ -150,10 +159,11 @@ def unpack(q: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def to_blocks(weight: NDArray[Any], block_size: int) -> NDArray[Any]:
-    """`[N, K]` padded with zeros to `[N, blocks, block_size]`."""
+    """`[N, K]` padded with zeros to `[N, blocks, block_size]`; a view where there is nothing to pad."""
     rows, columns = weight.shape
     padding = -columns % block_size
-    return np.pad(weight, ((0, 0), (0, padding))).reshape(rows, -1, block_size)
+    padded = np.pad(weight, ((0, 0), (0, padding))) if padding else weight
+    return padded.reshape(rows, -1, block_size)
 
 
 def _listed(values: tuple[int, ...]) -> str:

@@ -96,10 +96,3 @@ def dequantize_channels(tensor: ChannelTensor) -> NDArray[np.float32]:
     """The float32 `[N, K]` matrix that the integers stand for."""
     centred = tensor.q.astype(np.float32) - np.float32(ZERO_POINT)
     return np.ascontiguousarray((centred * tensor.scales).T)
-
-
-def quantize_input(tensor: ChannelTensor, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What x stands for after the rounding that the product gives it: float32, the shape of x."""
-    zero_point = np.float32(tensor.input_zero_point)
-    levels = np.clip(np.rint(x / tensor.input_scale) + zero_point, 0, 255)
-    return ((levels - zero_point) * tensor.input_scale).astype(np.float32)

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from chitchat.architectures.registry import architecture_of
-from compress.calibrate.calibration import Batch
+from chitchat.training.objective import fused_gelu
+from compress.calibrate.batches import Batch
 from compress.calibrate.ranges import Range, input_ranges
 from compress.quantize.channelwise import ChannelTensor, with_input_range
 from compress.quantize.checkpoint import QuantizedCheckpoint, QuantizedTensor, dequantize
@@ -73,14 +74,16 @@ def calibrate_model(
         if linear.static_inputs
         else partial(block_product, bits=min(grid.bits for grid in chosen.values()), block_size=linear.block_size)
     )
-    folded = smooth(rounded, batches, product)
+    with fused_gelu(rounded), fused_gelu(model):
+        folded = smooth(rounded, batches, product)
     before: dict[str, NDArray[np.float32]] = {}
 
     def settle(name: str, weight: NDArray[np.float32], covariance: NDArray[np.float64] | None) -> QuantizedTensor:
         before[name] = weight
         return quantize_matrix_or_search(name, weight, chosen[name], method, covariance)
 
-    matrices = quantize_in_turn(rounded, model, batches, settle)
+    with fused_gelu(rounded), fused_gelu(model):
+        matrices = quantize_in_turn(rounded, model, batches, settle)
     if linear.static_inputs:
         found = input_ranges(rounded, sequences)
         matrices |= {

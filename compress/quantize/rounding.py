@@ -8,13 +8,13 @@ static grid. Used to try out scales before anything is decided; what ships is me
 import torch
 from torch import Tensor
 
-from compress.quantize.blockwise import dequantize_blocks, quantize_blocks
+from compress.quantize.blockwise import fake_quantize_blocks
 from compress.quantize.channelwise import dequantize_channels, quantize_channels
 
 
 def block_product(inputs: Tensor, weight: Tensor, bits: int, block_size: int) -> Tensor:
     """[rows, in] times [in, out] with blocks of `bits` bits and inputs of 8 bits; float32 [rows, out]."""
-    stored = torch.from_numpy(dequantize_blocks(quantize_blocks(weight.T.contiguous().numpy(), bits, block_size)))
+    stored = torch.from_numpy(fake_quantize_blocks(weight.T.contiguous().numpy(), bits, block_size))
     return round_rows(inputs, block_size) @ stored.T
 
 

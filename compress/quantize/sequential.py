@@ -1,119 +1,88 @@
 """Quantizing a model in the order in which it computes, each layer on what the quantized ones before it give.
 
-Tables come first, then every layer's reader (`c_attn`, `c_fc`) and writer (`c_proj`). Before its integers are decided a
-matrix is fitted, by ridge regression, to give on the quantized model's stream what the original gives on its own: so
-that later layers take back what earlier ones lost. Then the integers are decided with the covariance of the inputs, and
-the bias, which stays a float, takes up the mean of what rounding lost. Last, `ln_f` is fitted to the original's logits.
+Tables come first, then every sublayer's in-projections and its out-projection. Before its integers are decided a matrix
+is fitted, by ridge regression, to give on the quantized model's stream what the original gives on its own: so that
+later layers take back what earlier ones lost. Then the integers are decided with the covariance of the inputs, and
+the bias, which stays a float, takes up the mean of what rounding lost. Last, the final norm is fitted to the original's
+logits.
 
 GPTQ (arXiv 2210.17323) feeds a layer from the quantized prefix; that the target is the original's output on the
 original's inputs is the asymmetric calibration of GPTAQ (arXiv 2504.02692).
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
-from compress.calibrate.calibration import Batch
-from compress.calibrate.ridge import Ridge, fit_final_norm
-from compress.calibrate.sublayers import Sublayer, embed, sublayers
+from chitchat.architectures.registry import architecture_of
+from chitchat.architectures.states import last_hidden
+from chitchat.architectures.sublayers import Projection
+from compress.calibrate.batches import Batch, thin
+from compress.calibrate.final_norm import fit_final_norm
+from compress.calibrate.moments import Moments
+from compress.calibrate.walk import PairedStreams
 from compress.quantize.checkpoint import QuantizedTensor, dequantize
 
 # (module, weight float32 [N, K], covariance of its input float64 [K, K] or None) to the integers
 Decide = Callable[[str, NDArray[np.float32], NDArray[np.float64] | None], QuantizedTensor]
 
 DAMPING = 1e-2  # of the fit before the integers are decided
+HEAD_TOKENS = 8_192  # that the covariance of the head's inputs is taken on: it is as wide as the stream, not as an FFN
 
 
 @torch.no_grad()
 def quantize_in_turn(
-    model: GPT2LMHeadModel, original: GPT2LMHeadModel, batches: Sequence[Batch], quantize_matrix: Decide
+    model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Batch], quantize_matrix: Decide
 ) -> dict[str, QuantizedTensor]:
     """Decide the integers of every matrix and table, and put what they stand for into `model`, in place.
 
-    `model` computes what `original` does (the same weights, or folded ones) and is not it; biases and `ln_f` change
-    with its matrices. `batches` are right-padded calibration windows. A tied table is decided as the head that it is,
-    with the covariance of the original's last states. Both models are left in eval mode.
+    `model` computes what `original` does (the same weights, or rescaled ones) and is not it; biases and the final norm
+    change with its matrices. `batches` are right-padded calibration windows. A tied table is decided as the head that
+    it is, with the second moments of the original's last states. Both models are left in eval mode.
     """
     model.eval()
     original.eval()
-    masks = [batch["attention_mask"].bool() for batch in batches]
-    matrices: dict[str, QuantizedTensor] = {}
+    architecture, matrices = architecture_of(model), dict[str, QuantizedTensor]()
 
-    def store(name: str, weight: Tensor, inputs: NDArray[np.float64] | None) -> Tensor:
+    def decide(name: str, weight: Tensor, inputs: Tensor | None) -> Tensor:
         """Decide [N, K] and give what the integers stand for."""
-        matrices[name] = quantize_matrix(name, np.ascontiguousarray(weight.float().numpy()), inputs)
+        given = None if inputs is None else inputs.numpy()
+        matrices[name] = quantize_matrix(name, np.ascontiguousarray(weight.float().numpy()), given)
         return torch.from_numpy(dequantize(matrices[name]))
 
+    def store(projection: Projection, moments: Moments) -> None:
+        """Fit a projection, decide its integers, and put into it what they stand for and the bias that suits them."""
+        weight, bias = moments.ridge(projection.weight, projection.bias, DAMPING)
+        inputs = moments.second if bias is None else moments.covariance
+        rounded = decide(projection.name, weight.T, inputs).T
+        if bias is not None:
+            bias = bias + (moments.mean @ (weight - rounded).double()).to(bias.dtype)
+        projection.store(rounded, bias)
+
     tied = model.config.tie_word_embeddings
-    states = _head_inputs(original, batches, masks)
-    table = model.transformer.wte.weight
-    table.copy_(store("transformer.wte", table, states if tied else None))
-    model.transformer.wpe.weight.copy_(store("transformer.wpe", model.transformer.wpe.weight, None))
-    ours, theirs = embed(model, batches), embed(original, batches)
-    blocks = list(zip(model.transformer.h, original.transformer.h, strict=True))
-    for index, pair in enumerate(tqdm(blocks, desc="quantizing", unit="layer", disable=None)):
-        for name, our_half, their_half in zip(("attn", "mlp"), *map(sublayers, pair), strict=True):
-            module = f"transformer.h.{index}.{name}"
-            in_proj = _reader(our_half, their_half, ours, theirs, masks)
-            _quantize(our_half.in_proj, in_proj, partial(store, f"{module}.{_READERS[name]}"))
-            after = [stream + their_half(stream) for stream in theirs]
-            out_proj = _writer(our_half, ours, after, masks)
-            _quantize(our_half.out_proj, out_proj, partial(store, f"{module}.c_proj"))
-            ours, theirs = [stream + our_half(stream) for stream in ours], after
+    head_inputs = _head_inputs(original, thin(batches, HEAD_TOKENS))
+    for name, table in architecture.tables(model):
+        used_as_head = tied and name == architecture.token_table(model)[0]
+        table.weight.copy_(decide(name, table.weight, head_inputs if used_as_head else None))
+    streams = PairedStreams(model, original, batches)
+    pairs = list(zip(streams.model.sublayers(), streams.reference.sublayers(), strict=True))
+    for ours, theirs in tqdm(pairs, desc="quantizing", unit="sublayer", disable=None):
+        streams.fit(ours, theirs, store)
     if not tied:
-        model.lm_head.weight.copy_(store("lm_head", model.lm_head.weight, states))
-    pairs = zip(masks, ours, theirs, strict=True)
-    fit_final_norm(model, original, [(our[mask], their[mask]) for mask, our, their in pairs], DAMPING)
+        name, head = architecture.head(model)
+        head.weight.copy_(decide(name, head.weight, head_inputs))
+    fit_final_norm(model, original, streams.final_rows(), DAMPING)
     return matrices
 
 
-_READERS = {"attn": "c_attn", "mlp": "c_fc"}
-
-
-def _head_inputs(original: GPT2LMHeadModel, batches: Sequence[Batch], masks: Sequence[Tensor]) -> NDArray[np.float64]:
+def _head_inputs(original: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:
     """The mean product of the states that the head reads, float64 [width, width]."""
-    width = original.config.n_embd
-    sums, rows = torch.zeros(width, width, dtype=torch.float64), 0
-    for batch, mask in zip(batches, masks, strict=True):
-        states = original.transformer(batch["input_ids"], use_cache=False).last_hidden_state[mask]
-        sums += (states.T @ states).double()
-        rows += len(states)
-    return (sums / max(1, rows)).numpy()
-
-
-def _reader(
-    ours: Sublayer,
-    theirs: Sublayer,
-    our_streams: Sequence[Tensor],
-    their_streams: Sequence[Tensor],
-    masks: Sequence[Tensor],
-) -> Ridge:
-    """What reads the stream, towards what the original's reads out of its own."""
-    ridge = Ridge(*ours.in_proj.weight.shape)
-    for mask, our, their in zip(masks, our_streams, their_streams, strict=True):
-        ridge.add(ours.norm(our)[mask], theirs.in_proj(theirs.norm(their))[mask])
-    return ridge
-
-
-def _writer(ours: Sublayer, streams: Sequence[Tensor], after: Sequence[Tensor], masks: Sequence[Tensor]) -> Ridge:
-    """What writes to the stream, so that the stream after it is the original's."""
-    ridge = Ridge(*ours.out_proj.weight.shape)
-    for mask, stream, target in zip(masks, streams, after, strict=True):
-        _, inputs = ours.with_inputs(stream)
-        ridge.add(inputs[mask], target[mask] - stream[mask])
-    return ridge
-
-
-def _quantize(module: nn.Module, ridge: Ridge, store: Callable[[Tensor, NDArray[np.float64]], Tensor]) -> None:
-    """Fit a Conv1D, decide its integers, and put into it what they stand for and the bias that suits them."""
-    weight, bias = ridge.solve(module.weight, module.bias, DAMPING)
-    rounded = store(weight.T, ridge.covariance.numpy()).T
-    lost = ridge.mean @ (weight - rounded).double()
-    module.weight.copy_(rounded)
-    module.bias.copy_(bias + lost.to(bias.dtype))
+    moments = Moments.zeros(architecture_of(original).geometry(original.config).width)
+    for batch in batches:
+        moments.add(last_hidden(original, batch["input_ids"])[batch["attention_mask"].bool()])
+    return moments.second

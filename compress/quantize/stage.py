@@ -28,18 +28,12 @@ from chitchat.system.folder import check_output, staged_folder
 from chitchat.tokenizer import tokenizer_of
 from chitchat.training.distributed import Distributed
 from chitchat.training.stopwatch import Stopwatch
-from compress.calibrate.calibration import (
-    CALIBRATION_TOKENS,
-    KL_TOKENS,
-    calibration_batches,
-    calibration_sequences,
-    divergence,
-    measure,
-)
+from compress.calibrate.batches import CALIBRATION_TOKENS, calibration_batches, calibration_sequences
+from compress.calibrate.measure import KL_TOKENS, divergence, measure
 from compress.calibrate.ranges import input_ranges
 from compress.quantize.allocation import Allocation, Sensitivity, allocate
 from compress.quantize.blockwise import BlockTensor
-from compress.quantize.checkpoint import WEIGHTS, QuantizedTensor, save_quantized
+from compress.quantize.checkpoint import WEIGHTS, QuantizedCheckpoint, QuantizedTensor, save_quantized
 from compress.quantize.finetune import finetune
 from compress.quantize.methods import CALIBRATED, quantize_matrix
 from compress.quantize.model import QuantizedModel, calibrate_model, checkpoint_of, load_dequantized_, round_model
@@ -74,16 +68,14 @@ def quantize(
     model, opened = load_model(checkpoint), open_dataset(data)
     tokenizer = tokenizer_of(checkpoint, options.tokenizer, opened.tokenizer)
     opened.check_tokenizer(tokenizer, options.tokenizer or checkpoint)
-    work, processes = out.parent / f".{out.name}.quantizing", Distributed()
-    run = _QuantizeRun(model, opened, options, work, resume)
-
+    run = _QuantizeRun(model, opened, options, out.parent / f".{out.name}.quantizing", resume)
     with stopwatch.paused():
         chosen, notes = run.choose()
         rounded = run.round(chosen)
     if options.method == "kd":
         notes |= run.finetune(rounded, stopwatch)
     done, total = count_weight_bytes(model, rounded.matrices)
-    if processes.is_main:
+    if run.distributed.is_main:
         print(f"{done:,} of {total:,} weight bytes quantized")
     if done < MIN_SHARE * total:
         raise WorkFailed(f"{checkpoint}: only {done / total:.1%} of the weight bytes could be quantized, not 95 %")
@@ -95,17 +87,10 @@ def quantize(
         "weight_bytes": total,
         **notes,
     }
-    parent = identity(Path(checkpoint)) if Path(checkpoint).is_dir() else None
-    recorded = {**asdict(options), "block_size": quantized.config["quantization_config"]["block_size"]}
-    if processes.is_main:
-        with staged_folder(out, "checkpoint") as staging:
-            model.generation_config.save_pretrained(staging)
-            stage = Stage("quantize", recorded, options.seed, parent, opened.identity, metrics)
-            save_quantized(staging, quantized, stage, parent=checkpoint)
-        shutil.rmtree(work, ignore_errors=True)
-    processes.barrier()
+    run.store(out, checkpoint, quantized, metrics)
+    block_size = quantized.config["quantization_config"]["block_size"]
     minutes = (time.monotonic() - started) / 60
-    figures = {"scheme": options.scheme, "method": options.method, "block_size": recorded["block_size"]}
+    figures = {"scheme": options.scheme, "method": options.method, "block_size": block_size}
     return {**figures, **_figures(metrics), "file_mb": (out / WEIGHTS).stat().st_size / 1e6, "minutes": minutes}
 
 
@@ -116,7 +101,7 @@ class _QuantizeRun:
         self, model: PreTrainedModel, data: ChatData, options: QuantizeOptions, work: Path, resume: bool
     ) -> None:
         self.model, self.data, self.options, self.work, self.resume = model, data, options, work, resume
-        self.architecture, self.geometry = architecture_of(model), geometry_of(model)
+        self.architecture, self.geometry, self.distributed = architecture_of(model), geometry_of(model), Distributed()
         self.windows = data.windows("train", model.config.max_position_embeddings)
         if options.calibrates:
             _check_enough(data, self.windows.lengths, options)
@@ -168,6 +153,19 @@ class _QuantizeRun:
                 "kl_after": min(result.before["kl"], result.after["kl"]),
             }
         }
+
+    def store(self, out: Path, checkpoint: str, quantized: QuantizedCheckpoint, metrics: dict[str, Any]) -> None:
+        """Write the checkpoint `out` with its record; the work folder goes."""
+        parent = identity(Path(checkpoint)) if Path(checkpoint).is_dir() else None
+        block_size = quantized.config["quantization_config"]["block_size"]
+        recorded = {**asdict(self.options), "block_size": block_size}
+        stage = Stage("quantize", recorded, self.options.seed, parent, self.data.identity, metrics)
+        if self.distributed.is_main:
+            with staged_folder(out, "checkpoint") as staging:
+                self.model.generation_config.save_pretrained(staging)
+                save_quantized(staging, quantized, stage, parent=checkpoint)
+            shutil.rmtree(self.work, ignore_errors=True)
+        self.distributed.barrier()
 
     def _sensitivities(self) -> list[Sensitivity]:
         """What 4 bits in every single matrix cost, on training conversations."""

@@ -22,8 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("serve", "chitchat", "compress", "export", "bench", "chitchat_compress")
-# group: (modules, test files without `test_` and `.py`)
-GROUPS: dict[str, tuple[list[str], list[str]]] = {
+# group: modules; test files without `test_` and `.py`; a word in the names of tests that take too long for it
+GROUPS: dict[str, tuple[list[str], list[str], str]] = {
     "serve": (
         [
             *("serve/engine.py", "serve/cache.py", "serve/sampler.py", "serve/scheduler.py", "serve/reply.py"),
@@ -32,37 +32,44 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
         ],
         [
             *("engine", "engine_oracle", "cache", "sampler", "scheduler", "reply", "text", "history", "server"),
-            *("graph_selection", "bundle", "digest", "geometry"),
+            *("graph_selection", "bundle", "digest", "geometry", "dialogue"),
         ],
+        "processor_alone",
     ),
-    "parity": (["export/parity.py"], ["parity"]),
+    "parity": (["export/parity.py"], ["parity"], ""),
     "calibrate": (
         ["compress/calibrate/*.py"],
-        ["calibration", "ranges", "refit", "sequential", "elimination", "importance", "smoothing", "finetune"],
+        ["calibration", "moments", "ranges", "refit", "sequential", "elimination"],
+        "",
     ),
     "prune": (
         [
             *("compress/prune/elimination.py", "compress/prune/importance.py", "compress/prune/refit.py"),
             *("compress/prune/slicing.py", "compress/prune/layers.py", "compress/prune/shape.py"),
-            *("compress/prune/plan.py", "compress/prune/vocabulary.py", "compress/prune/pruner.py"),
+            *("compress/prune/plan.py", "compress/prune/vocabulary.py"),
         ],
-        ["elimination", "importance", "refit", "slicing", "layers", "shape", "plan", "vocabulary", "pruner"],
+        ["elimination", "importance", "refit", "slicing", "layers", "shape", "plan", "vocabulary"],
+        "",
     ),
     "distill": (
-        ["compress/distill/objective.py", "compress/distill/budget.py", "compress/distill/samples.py"],
-        ["distill_objective", "budget", "samples", "token_divergence"],
+        [
+            *("compress/distill/objective.py", "compress/distill/budget.py", "compress/distill/samples.py"),
+            *("compress/distill/on_policy.py", "compress/distill/run.py"),
+        ],
+        ["distill", "budget", "samples", "token_divergence"],
+        "all_parts_together",
     ),
     "quantize": (
         [
             *("compress/quantize/gptq.py", "compress/quantize/sequential.py", "compress/quantize/smoothing.py"),
             *("compress/quantize/scales.py", "compress/quantize/rounding.py", "compress/quantize/blockwise.py"),
             *("compress/quantize/channelwise.py", "compress/quantize/allocation.py", "compress/quantize/methods.py"),
-            "compress/quantize/finetune.py",
         ],
         [
-            *("gptq", "sequential", "smoothing", "scales", "blockwise", "channelwise", "allocation", "quantize"),
-            *("finetune", "walk"),
+            *("gptq", "sequential", "smoothing", "scales", "blockwise", "channelwise", "allocation", "moments"),
+            *("rounding", "methods"),
         ],
+        "",
     ),
 }
 CONFIG = """
@@ -71,7 +78,7 @@ source_paths = {packages}
 only_mutate = {modules}
 do_not_mutate_patterns = ['^\\s*(raise|assert)\\b']
 also_copy = ["README.md", "LICENSE"]
-pytest_add_cli_args = ["-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly"]
+pytest_add_cli_args = ["-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", {selected}]
 pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"
 timeout_constant = 20.0
@@ -130,6 +137,7 @@ def prepare(copy: Path, group: str) -> Path:
         packages=json.dumps(PACKAGES),
         modules=json.dumps(modules_of(copy, group)),
         tests=json.dumps([file for file in files if (copy / file).is_file()]),
+        selected=json.dumps(f"not {GROUPS[group][2] or 'nothing'}"),
     )
     with (copy / "pyproject.toml").open("a", encoding="utf-8") as file:
         file.write(config)

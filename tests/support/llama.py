@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from chitchat.architectures.protocol import Architecture, LinearView, Matrix, Part, Projection, Sublayer
+from chitchat.architectures.protocol import Architecture, LinearView, Matrix
+from chitchat.architectures.sublayers import Part, Projection, Sublayer
 from serve.geometry import Geometry
 
 

@@ -35,13 +35,13 @@ class CorpusIndex:
     keys: NDArray[np.uint64]
     held_out: NDArray[np.bool_]
     held_out_repeats: int
-    tally: ReadStats
+    stats: ReadStats
     sample: list[str]
 
     @property
     def duplicates(self) -> int:
         """Conversations that repeat another one on their side of the split."""
-        return self.tally.conversations - len(self.keys) - self.held_out_repeats
+        return self.stats.conversations - len(self.keys) - self.held_out_repeats
 
 
 class TextSample:
@@ -54,7 +54,7 @@ class TextSample:
         self._keys: set[int] = set()
 
     def add(self, key: int, conversation: Conversation) -> None:
-        """Offer a conversation; the ones with the least keys make room."""
+        """Offer a conversation; the ones with the smallest keys are dropped for it."""
         if not self._limit:
             return
         full = self._size >= self._limit
@@ -89,7 +89,7 @@ def open_validation(validation: float | str) -> float | Corpus:
     return share
 
 
-def survey(
+def index_corpora(
     corpora: Sequence[Corpus], validation: float | Corpus, seed: int, sample_bytes: int = SAMPLE_BYTES
 ) -> CorpusIndex:
     """Read all corpora once; `validation` is the share that is held out, or the corpus that is.
@@ -97,11 +97,11 @@ def survey(
     Raises `BadInput` for a corpus without a conversation, for fewer than two in all, and when nothing is left to train
     on beside a corpus that is held out.
     """
-    tally = ReadStats()
-    apart = _read([validation], tally, seed, None) if isinstance(validation, Corpus) else array("Q")
+    stats = ReadStats()
+    apart = _read([validation], stats, seed, None) if isinstance(validation, Corpus) else array("Q")
     withheld = np.unique(np.array(apart, dtype=np.uint64))
     sample = TextSample(sample_bytes)
-    read = np.frombuffer(_read(corpora, tally, seed, sample, frozenset(withheld.tolist())), dtype=np.uint64)
+    read = np.frombuffer(_read(corpora, stats, seed, sample, frozenset(withheld.tolist())), dtype=np.uint64)
     repeats = int(np.count_nonzero(np.isin(read, withheld)))
     if isinstance(validation, Corpus):
         if repeats == len(read):
@@ -110,29 +110,29 @@ def survey(
                 "train on; hold out fewer, or give another corpus"
             )
         keys = np.union1d(read, withheld)
-        return CorpusIndex(keys, np.isin(keys, withheld), repeats, tally, sample.texts(above=-1))
+        return CorpusIndex(keys, np.isin(keys, withheld), repeats, stats, sample.texts(above=-1))
     keys = np.unique(read)
     if len(keys) < 2:
         raise BadInput(
             f"corpus {corpora[0].name}: only one distinct conversation; give at least two, so that one can be held out"
         )
     count = min(max(round(validation * len(keys)), 1), len(keys) - 1)
-    return CorpusIndex(keys, np.arange(len(keys)) < count, 0, tally, sample.texts(above=int(keys[count - 1])))
+    return CorpusIndex(keys, np.arange(len(keys)) < count, 0, stats, sample.texts(above=int(keys[count - 1])))
 
 
 def _read(
-    corpora: Sequence[Corpus], tally: ReadStats, seed: int, sample: TextSample | None, withheld: Container[int] = ()
+    corpora: Sequence[Corpus], stats: ReadStats, seed: int, sample: TextSample | None, withheld: Container[int] = ()
 ) -> "array[int]":
     """The key of every conversation in order; those that are not withheld are offered to the sample."""
     keys = array("Q")
     for corpus in corpora:
-        before = ReadStats(**vars(tally))
-        for conversation in _progress(corpus.conversations(tally), f"reading {corpus.name}"):
+        before = ReadStats(**vars(stats))
+        for conversation in _progress(corpus.conversations(stats), f"reading {corpus.name}"):
             key = conversation_key(conversation, seed)
             keys.append(key)
             if sample is not None and key not in withheld:
                 sample.add(key, conversation)
-        _check_not_empty(corpus, before, tally)
+        _check_not_empty(corpus, before, stats)
     return keys
 
 

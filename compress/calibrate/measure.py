@@ -1,30 +1,23 @@
-"""What pruning and quantization read of a data set: windows to calibrate on, and figures before and after.
-
-It changes no model.
-"""
+"""What compression did to a model: figures on held-out conversations, before and after. It changes no model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from chitchat.architectures.protocol import last_hidden
-from chitchat.data.dataset import ChatData, Windows, collate
+from chitchat.architectures.states import last_hidden
+from chitchat.data.dataset import ChatData
 from chitchat.divergence import compare_states, score_states
 from chitchat.errors import BadInput
 from chitchat.score import score, torch_scorer
 from chitchat.training.objective import label_positions
-
-Batch = dict[str, Tensor]
+from compress.calibrate.batches import Batch, calibration_batches
 
 # Held-out tokens that the figures in a lineage are taken on.
 SCORE_TOKENS, KL_TOKENS = 20_000, 4_096
-CALIBRATION_TOKENS = 16_384  # training tokens that ranges and scales are read from
 
 
 @dataclass(frozen=True)
@@ -38,41 +31,6 @@ class Divergence:
 
     def as_json(self) -> dict[str, Any]:
         return {"kl": self.kl, "top1": self.top1, "tokens": self.tokens}
-
-
-def calibration_batches(
-    windows: Windows, pad_id: int, max_tokens: int, seed: int = 0, batch_tokens: int = 2048
-) -> list[Batch]:
-    """Right-padded batches of randomly chosen windows, at most `max_tokens` ids in all (and at least one window).
-
-    Each is what `collate` gives: int64 [batch, longest] `input_ids`, `attention_mask` and `labels`. Windows of like
-    length share a batch, so there is little padding. Raises `BadInput` for a split without any window.
-    """
-    chosen = _draw(windows, max_tokens, seed)
-    chosen = chosen[np.argsort(-windows.lengths[chosen], kind="stable")]
-    batches, begin = [], 0
-    while begin < len(chosen):
-        rows = max(1, batch_tokens // int(windows.lengths[chosen[begin]]))
-        batches.append(collate([windows[int(index)] for index in chosen[begin : begin + rows]], pad_id))
-        begin += rows
-    return batches
-
-
-def calibration_sequences(windows: Windows, max_tokens: int = CALIBRATION_TOKENS, seed: int = 0) -> list[list[int]]:
-    """The ids of randomly chosen windows, at most `max_tokens` in all (and at least one window).
-
-    Raises `BadInput` for a split without any window.
-    """
-    return [windows[int(index)]["input_ids"] for index in _draw(windows, max_tokens, seed)]
-
-
-def _draw(windows: Windows, max_tokens: int, seed: int) -> NDArray[np.int64]:
-    """Numbers of randomly chosen windows, in the order drawn."""
-    if len(windows) == 0:
-        raise BadInput("--data: has no conversation to measure on; make the data set from more conversations")
-    order = np.random.default_rng(seed).permutation(len(windows))
-    fits = np.cumsum(windows.lengths[order]) <= max_tokens
-    return order[: max(1, int(fits.sum()))]
 
 
 @torch.no_grad()
