@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import chitchat_compress
+from bench.peers.registry import PEERS
 from chitchat_compress.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -118,3 +119,13 @@ def test_the_page_of_the_python_api_has_every_public_name() -> None:
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\.\. auto\w+:: (\w+)$", page, re.MULTILINE))
     assert named == {*chitchat_compress.__all__}
+
+
+def test_the_page_of_peers_has_every_peer_with_its_formats() -> None:
+    """A peer is found by whoever reads the page, or not at all."""
+    rows = re.findall(
+        r"^\| `([\w.-]+)` \| .* \| (.*) \| .* \|$", (ROOT / "docs" / "peers.md").read_text(), re.MULTILINE
+    )
+    assert {name: tuple(formats.split(", ")) for name, formats in rows} == {
+        name: peer.weight_formats for name, peer in PEERS.items()
+    }
