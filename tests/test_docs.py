@@ -9,7 +9,7 @@ import pytest
 
 import chitchat_compress
 from bench.peers.registry import PEERS
-from chitchat_compress.cli.app import COMMANDS
+from chitchat_compress.cli.app import COMMANDS, command_page
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,6 +68,15 @@ def test_every_make_target_that_is_named_exists() -> None:
 def test_every_verb_is_in_readme_and_every_verb_in_readme_exists() -> None:
     """The list of verbs is the one place where people look."""
     assert set(re.findall(r"^compress ([a-z]+)", README, re.MULTILINE)) == {*COMMANDS}
+
+
+def test_every_option_that_is_named_exists() -> None:
+    """An option was renamed, and the page that explains it kept the old name."""
+    options = set(re.findall(r"--[a-z][a-z-]+", command_page()))
+    for page in PAGES:
+        if page.name not in ("CHANGELOG.md", "CONTRIBUTING.md"):  # the past, and options of other programs
+            named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
+            assert named <= options, f"{page.relative_to(ROOT)}: {sorted(named - options)}"
 
 
 def links(page: Path) -> list[str]:
