@@ -53,7 +53,7 @@ def choose_shape(
 
     def make() -> dict[str, Any]:
         with run.stopwatch.paused():
-            found = run.processes.run_on_main(candidates)
+            found = run.distributed.run_on_main(candidates)
         trial = None
         if run.healing is not None and len(found) > 1:
             windows = run.source.data.windows("train", run.source.model.config.max_position_embeddings)
@@ -109,13 +109,13 @@ def try_candidates(
             for candidate in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
         ]
     if trial is not None:
-        order = run.processes.broadcast(sorted(range(len(tried)), key=lambda index: tried[index].kl or 0.0))
+        order = run.distributed.broadcast(sorted(range(len(tried)), key=lambda index: tried[index].kl or 0.0))
         chosen = order[: finalists(len(tried))]
         for number, index in enumerate(tqdm(chosen, desc="healing candidates", unit="shape", disable=None)):
             with run.stopwatch.paused():
                 student = pruner.prune(tried[index].shape, TRIAL_TOKENS).student
             until = None if ends is None else run.stopwatch.part(ends, 1 / (len(chosen) - number))
-            if not run.processes.broadcast(_long_enough(run, trial, until)):
+            if not run.distributed.broadcast(_long_enough(run, trial, until)):
                 break
             folder = run.work / "trials" / f"trial-{index}"
             result = heal(student, run.teacher, data, folder, trial, stopwatch=run.stopwatch, ends=until)
