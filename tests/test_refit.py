@@ -38,10 +38,11 @@ def test_a_model_that_lost_nothing_stays_what_it_was() -> None:
     ("layers", "kept"),
     [
         ([0, 1, 2], Kept(range(32), [range(4)] * 3, [[3, 60, 17, 8], [1, 2, 3, 9], [63, 5, 6, 7]])),
+        ([0, 1, 2], Kept([31, *range(0, 30, 2)], [[3, 1], [0, 2], [2, 3]], [range(64)] * 3)),
         ([0, 2], Kept(range(32), [range(4)] * 2, [range(64)] * 2)),
         ([0, 2], Kept([31, *range(0, 30, 2)], [[3, 1], [0, 2]], [range(9, 40), range(31)])),
     ],
-    ids=["ffn", "layers", "all"],
+    ids=["ffn", "width", "layers", "all"],
 )
 def test_every_projection_is_the_ridge_solution(layers: list[int], kept: Kept) -> None:
     """Stops an in-projection that is left as it was sliced, and targets of another layer, head, neuron or channel."""
