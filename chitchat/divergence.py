@@ -102,7 +102,7 @@ def _in_chunks(function: Any, head: "Linear", *tensors: "Tensor") -> list["Tenso
     """The tensors that `function` gives for chunks of rows, joined, on the CPU."""
     import torch
 
-    rows = max(1, MAX_TORCH_LOGITS // head.weight.shape[0])
+    rows = max(1, MAX_TORCH_LOGITS // head.out_features)  # a quantized Linear has no tensor `weight`
     with torch.inference_mode():
         chunks = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
         parts = [[column.cpu() for column in function(*chunk)] for chunk in chunks]

@@ -2,15 +2,19 @@
 
 import copy
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.reports import record, report
 
-from bench.report.compare import compare
+from bench.report.compare import _between, compare
 from chitchat.errors import BadInput
 
 
@@ -116,3 +120,21 @@ def test_the_command_line_compares_two_reports(tmp_path: Path) -> None:
     refused = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
+
+
+@settings(max_examples=15)
+@given(
+    before=st.lists(st.floats(1, 100), min_size=2, max_size=9),
+    after=st.lists(st.floats(1, 100), min_size=2, max_size=9),
+)
+def test_a_change_is_the_ratio_of_medians_with_both_runs_resampled(before: list[float], after: list[float]) -> None:
+    """Stops an interval of one run's noise only, and a ratio that is upside down."""
+    ratio, interval = _between(np.array(before), np.array(after))
+    assert ratio == pytest.approx(statistics.median(after) / statistics.median(before))
+    assert interval is not None
+    assert min(after) / max(before) * (1 - 1e-9) <= interval[0] <= interval[1] <= max(after) / min(before) * (1 + 1e-9)
+    random = np.random.default_rng(0)
+    draws = [[statistics.median(run[i] for i in row) for row in random.integers(0, len(run), (2000, len(run)))]
+             for run in (after, before)]  # fmt: skip
+    ratios = [above / below for above, below in zip(*draws, strict=True)]
+    assert interval == pytest.approx(np.percentile(ratios, (2.5, 97.5)).tolist())

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.families import tiny_family
 
 from bench.evaluate import divergence as module
 from bench.evaluate.divergence import measure_divergence
 from bench.models.open import open_model
-from bench.models.runtime import TorchRuntime
+from bench.models.stepping import SteppingModel
+from bench.models.torch import CheckpointModel
 from chitchat.data.dataset import collate, open_dataset
 from compress.calibrate.measure import divergence
 
@@ -23,7 +25,7 @@ def test_the_figures_are_those_of_two_torch_models(tiny_model, tiny_data: Path, 
     other = type(tiny_model)(tiny_model.config).eval()
     windows = open_dataset(tiny_data).windows("validation", 32)
     want = divergence(tiny_model, other, [collate([windows[i] for i in range(len(windows))], 0)])
-    teacher, model = TorchRuntime(tiny_model), TorchRuntime(other)
+    teacher, model = CheckpointModel(tiny_model), CheckpointModel(other)
     found = measure_divergence(teacher, model, windows, 10**9)
     assert found is not None
     figures = found.figures()
@@ -55,3 +57,51 @@ def test_a_bundle_is_compared_through_its_engine(family: dict[str, Path], tiny_d
     assert found["bundle-fp32"]["kl"] < 1e-9
     assert found["bundle-fp32"]["top1"] > 0.99
     assert 1e-9 < found["bundle-w8"]["kl"] < 1e-3
+
+
+class Scripted(SteppingModel):
+    """Logits that are drawn for each text, with a mean that is far from zero."""
+
+    context = 64
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def feed(self, ids, *, fresh: bool):
+        raise NotImplementedError
+
+    def logits(self, ids):
+        random = np.random.default_rng([self._seed, *ids])
+        return (random.normal(0, 3, size=(len(ids), 300)) + random.normal(40, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize("held", [1, 5_000, 2**24])
+def test_sums_are_those_of_float64_arithmetic_position_by_position(tiny_data, monkeypatch, held: int) -> None:
+    """A window was counted for the conversation before it, or positions without a label were; at every block size."""
+    monkeypatch.setattr(module, "_LOGITS_AT_ONCE", held)
+    teacher, model = Scripted(0), Scripted(1)
+    windows = open_dataset(tiny_data).windows("validation", 32)
+    found = measure_divergence(teacher, model, windows, max_tokens=600)
+    kl, same, tokens = {}, {}, {}
+    values = []
+    for number in range(len(windows)):
+        if len(values) >= 600:
+            break
+        window, conversation = windows[number], int(windows.conversation[number])
+        rows = zip(teacher.logits(window["input_ids"]), model.logits(window["input_ids"]), strict=True)
+        for position, (wanted, given_logits) in enumerate(rows):
+            if position + 1 == len(window["input_ids"]) or window["labels"][position + 1] == -100:
+                continue
+            p, q = (np.exp(row - row.max()) for row in (wanted.astype(np.float64), given_logits.astype(np.float64)))
+            p, q = p / p.sum(), q / q.sum()
+            values.append(float((p * np.log(p / q)).sum()))
+            kl[conversation] = kl.get(conversation, 0.0) + values[-1]
+            same[conversation] = same.get(conversation, 0) + (p.argmax() == q.argmax())
+            tokens[conversation] = tokens.get(conversation, 0) + 1
+    assert found is not None
+    assert found.conversation == sorted(kl)
+    assert found.kl == pytest.approx([kl[number] for number in sorted(kl)], rel=1e-9)
+    assert found.same == [same[number] for number in sorted(kl)]
+    assert found.tokens == [tokens[number] for number in sorted(kl)]
+    assert found.kl_p99 == pytest.approx(np.percentile(values, 99), rel=1e-9)
+    assert found.figures()["kl"] == pytest.approx(np.mean(values))

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import GPT2LMHeadModel
 
 from bench.evaluate.other_tokenizer import retokenized, turns_of
@@ -34,6 +36,14 @@ def other(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, tiny_chec
 def test_turns_are_cut_where_the_data_set_says() -> None:
     """Stops a border of a turn in the text of a turn."""
     assert turns_of({"turn_lengths": [3, 2], "input_ids": [5, 6, 2, 7, 2]}, 2) == [[5, 6], [7]]
+
+
+@given(turns=st.lists(st.lists(st.integers(3, 9), max_size=6), min_size=1, max_size=8))
+def test_turns_come_back_from_the_row_that_holds_them(turns: list[list[int]]) -> None:
+    """A turn without ids, or the border of the one before, moved everything after it."""
+    lengths = [len(turn) + 1 for turn in turns]
+    row = {"input_ids": [token for turn in turns for token in (*turn, 2)], "turn_lengths": lengths}
+    assert turns_of(row, 2) == turns
 
 
 def test_the_same_conversations_stand_in_other_ids(tiny_data: Path, other: Path, tmp_path: Path) -> None:

@@ -2,17 +2,39 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from support.reports import columns_of_everything, full_report
+from hypothesis import given
+from hypothesis import strategies as st
+from support.reports import full_report
 
 from bench.report.charts import curves, distribution, tradeoff
-from bench.report.page import MEANING, as_html
+from bench.report.page import as_html
 from bench.report.pareto import front
 from bench.report.plots import LOSS, SIZE
+from bench.report.row import FIGURES, MAIN_COLUMNS, SCENARIO_COLUMNS, ReportRow, read_rows
 from bench.report.tables import main_table
+
+SMALL = st.integers(0, 6).map(float)
+
+
+@given(points=st.lists(st.tuples(SMALL, SMALL), max_size=25), higher_x=st.booleans(), higher_y=st.booleans())
+def test_the_front_is_that_of_comparing_every_pair(points: list[tuple[float, float]], higher_x, higher_y) -> None:
+    """Ties at the end of a run of equal x let a beaten model onto the front."""
+
+    def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+        gains = [(a - b) * (1 if higher else -1) for a, b, higher in zip(one, other, (higher_x, higher_y), strict=True)]
+        return min(gains) >= 0 and max(gains) > 0
+
+    wanted = {index for index, point in enumerate(points) if not any(beats(other, point) for other in points)}
+    found = front(points, higher_x=higher_x, higher_y=higher_y)
+    assert set(found) == wanted
+    assert len(found) == len(wanted)
+    xs = [points[index][0] for index in found]
+    assert xs == sorted(xs, reverse=higher_x), "from the best x on"
 
 
 @pytest.mark.parametrize(
@@ -30,9 +52,6 @@ from bench.report.tables import main_table
 def test_the_front_holds_what_nothing_beats(points: Any, turns: Any, wanted: list[int]) -> None:
     """Stops a front that runs through models that others beat in both."""
     assert front(points, **turns) == wanted
-
-
-LOADS = ("src", "href", "xlink:href", "action", "data")
 
 
 class Page(HTMLParser):
@@ -96,11 +115,20 @@ def test_it_holds_the_numbers_it_was_made_from() -> None:
 
 def test_every_column_is_explained() -> None:
     """Stops a number whose making nobody can look up."""
-    titles = {title for title, key, _ in columns_of_everything() if key not in ("name", "runtime", "parameters")}
-    assert titles <= MEANING.keys()
-    shown = set(main_table(full_report()["rows"]).heads)
+    assert {key for key, figure in FIGURES.items() if figure.title} == {*MAIN_COLUMNS, *SCENARIO_COLUMNS}
+    assert all(figure.meaning for figure in FIGURES.values())
+    shown = set(main_table(read_rows(full_report()["rows"])).heads) - {"model", "runtime", "parameters"}
     text = as_html(full_report())
-    assert all(f"<dt>{title}</dt>" in text for title in shown & MEANING.keys())
+    assert len(shown) > 6
+    assert all(f"<dt>{title}</dt>" in text for title in shown)
+
+
+def test_what_decides_stands_first() -> None:
+    """At 1,300 pixels tokens/s, speed and the ceiling stood to the right of a scroll."""
+    row = ReportRow(**dict.fromkeys(MAIN_COLUMNS, 1))
+    heads = main_table([row]).heads
+    assert heads[:8] == ["model", "file MB", "perplexity", "KL", "TTFT ms", "ms/token", "tokens/s", "speed"]
+    assert len(heads) == len(MAIN_COLUMNS)
 
 
 def test_a_busy_row_a_lost_row_and_a_partial_run_are_marked() -> None:
@@ -114,7 +142,7 @@ def test_a_busy_row_a_lost_row_and_a_partial_run_are_marked() -> None:
 
 def test_points_have_their_figures_as_tooltips() -> None:
     """Stops a picture that must be guessed at."""
-    rows = full_report()["rows"][:2]
+    rows = read_rows(full_report()["rows"][:2])
     svg = tradeoff(rows, SIZE)
     assert svg is not None
     assert svg.startswith("<svg")
@@ -124,7 +152,7 @@ def test_points_have_their_figures_as_tooltips() -> None:
 
 def test_nothing_is_drawn_of_nothing() -> None:
     """Stops an empty frame where a single model, or no quality, leaves nothing to compare."""
-    rows = full_report()["rows"]
+    rows = read_rows(full_report()["rows"])
     assert tradeoff(rows[:1], SIZE) is None
     assert distribution(rows, {}) is None
     assert curves(rows, {"teacher": [(1, 2)]}, "x", "y") is None
@@ -135,10 +163,8 @@ def test_nothing_is_drawn_of_nothing() -> None:
 
 def test_what_is_lost_is_drawn_over_decades_and_the_same_numbers_stand_at_the_bottom() -> None:
     """Bits per byte of 8 and 4 bits lay on one line; a KL of 0 has no place on a logarithmic axis."""
-    rows = full_report()["rows"][:1] * 4
-    rows = [
-        {**row, "name": name, "kl": kl} for row, name, kl in zip(rows, "abcd", (None, 0.0, 8e-5, 2e-3), strict=True)
-    ]
+    row, *_ = read_rows(full_report()["rows"])
+    rows = [replace(row, name=name, kl=kl) for name, kl in zip("abcd", (None, 0.0, 8e-5, 2e-3), strict=True)]
     svg = tradeoff(rows, SIZE, LOSS)
     assert svg is not None
     told = re.findall(r"<title>(\w): .*?KL from the first row, nats a token (\S+)</title>", svg)
@@ -149,8 +175,8 @@ def test_what_is_lost_is_drawn_over_decades_and_the_same_numbers_stand_at_the_bo
 
 def test_many_curves_are_told_apart_and_stand_clear_of_their_names() -> None:
     """Twenty names lay on the lines, in seven colours."""
-    rows = [{"name": f"row {number}", "kind": "bundle"} for number in range(16)]
-    points = {row["name"]: [(1.0, 1.0 + place), (2.0, 2.0 + place)] for place, row in enumerate(rows)}
+    rows = [ReportRow(name=f"row {number}", kind="bundle") for number in range(16)]
+    points = {row.name: [(1.0, 1.0 + place), (2.0, 2.0 + place)] for place, row in enumerate(rows)}
     svg = curves(rows, points, "threads", "tokens/s")
     assert svg is not None
     styles = re.findall(r'style="(fill: none; stroke(?:-dasharray)?: .*?)"', svg)

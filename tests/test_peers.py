@@ -8,18 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import chitchat.system.interpreters
+from bench.models.kind import find_kind
 from bench.models.open import open_model
-from bench.models.runtimes import KINDS
-from bench.peers.builder import PEERS, CannotPrepare, PeerBuilder, PeerHandle, PeerRequest, find_python, read_peers
-from bench.peers.llama_cpp import gguf_name
+from bench.peers import registry
+from bench.peers.builder import CannotPrepare, PeerBuilder, PeerHandle, find_python
+from bench.peers.registry import PEERS, PeerRequest, read_peers
 from bench.report.notes import notes
 from bench.run.options import BenchOptions
 from bench.run.stage import bench
+from chitchat.architectures.registry import architecture_of
 from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
 from chitchat.dialogue import dialogue_of
 from chitchat.errors import BadInput
@@ -49,8 +52,8 @@ def test_peers_are_named_with_or_without_their_form() -> None:
 
 def test_every_peer_has_a_runtime_of_its_own() -> None:
     """Stops a peer that is measured in somebody else's runtime."""
-    assert set(PEERS) <= set(KINDS)
-    assert len({KINDS[name].name for name in PEERS}) == len(PEERS)
+    assert all(find_kind(peer.address) is peer for peer in PEERS.values())
+    assert len({peer.model for peer in PEERS.values()}) == len(PEERS)
 
 
 def test_a_peer_that_is_not_installed_has_no_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +63,7 @@ def test_a_peer_that_is_not_installed_has_no_interpreter(tmp_path: Path, monkeyp
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
     for name in ("PEERS_PYTHON", "PORTABLE_PYTHON"):
         monkeypatch.delenv(name, raising=False)
-    absent = PEERS["llama.cpp"].__class__("x", ("f32",), "checkpoint", "no_such_module_x", "x")
+    absent = replace(PEERS["llama.cpp"], name="x", import_name="no_such_module_x")
     assert find_python(absent, None) is None
     assert find_python(absent, sys.executable) is None
     assert find_python(PEERS["torch-int8"], None) == sys.executable
@@ -73,12 +76,13 @@ def test_a_peer_that_is_not_installed_has_no_interpreter(tmp_path: Path, monkeyp
 
 def test_every_tensor_of_gpt2_has_a_place_in_gguf_and_the_tied_head_has_none() -> None:
     """A tensor that was left out in silence made llama.cpp generate noise, quickly."""
-    assert gguf_name("transformer.h.11.attn.c_attn.weight") == "blk.11.attn_qkv.weight"
-    assert gguf_name("h.0.mlp.c_proj.bias") == "blk.0.ffn_down.bias"
-    assert gguf_name("transformer.wte.weight") == "token_embd.weight"
-    assert gguf_name("transformer.ln_f.bias") == "output_norm.bias"
-    assert gguf_name("lm_head.weight") is None
-    assert gguf_name("transformer.h.0.attn.bias") is None  # the causal mask of older files
+    gguf_tensor = architecture_of({"model_type": "gpt2"}).gguf_tensor
+    assert gguf_tensor("transformer.h.11.attn.c_attn.weight") == "blk.11.attn_qkv.weight"
+    assert gguf_tensor("h.0.mlp.c_proj.bias") == "blk.0.ffn_down.bias"
+    assert gguf_tensor("transformer.wte.weight") == "token_embd.weight"
+    assert gguf_tensor("transformer.ln_f.bias") == "output_norm.bias"
+    assert gguf_tensor("lm_head.weight") is None
+    assert gguf_tensor("transformer.h.0.attn.bias") is None  # the causal mask of older files
 
 
 def test_the_size_of_a_peer_is_that_of_its_files(tmp_path: Path) -> None:
@@ -102,8 +106,8 @@ def test_a_peer_is_given_a_foreign_checkpoint_in_the_form_that_others_read(
     (tmp_path / "published" / "config.json").write_text(json.dumps(sizes))
     torch.save({f"module.{n}": t for n, t in tiny_model.state_dict().items()}, tmp_path / "published" / "small_ft.pkl")
     model = open_model(str(tmp_path / "published"), tokenizer=str(tiny_checkpoint))
-    kitchen = PeerBuilder(model, tmp_path / "peers", 1, None)
-    found = kitchen.model(PeerRequest(PEERS["torch-no-cache"], "fp32"), sys.executable).folder
+    builder = PeerBuilder(model, tmp_path / "peers", 1, None)
+    found = builder.model(PeerRequest(PEERS["torch-no-cache"], "fp32"), sys.executable).folder
     theirs = GPT2LMHeadModel.from_pretrained(found)
     assert torch.equal(theirs.transformer.wte.weight, tiny_model.transformer.wte.weight)
     assert load_tokenizer(found).get_vocab() == load_tokenizer(tiny_checkpoint).get_vocab()
@@ -147,6 +151,31 @@ def test_peers_of_the_same_weights_say_the_same_and_have_their_quality(beside: d
     assert any("peers were asked at full precision first" in line for line in notes(beside))
 
 
+def test_a_peer_gets_its_rows_from_one_descriptor(
+    tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new peer touched seven places. This one is converted, loaded, checked and scored, and it is wrong."""
+    from support.made_up_peer import KINDS
+
+    monkeypatch.setattr(registry, "PEERS", dict(PEERS))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    (peer,) = KINDS
+    registry.register(peer)
+    report = bench([str(tiny_checkpoint)], tmp_path / "out", tiny_data, replace(SMALL, peers="next-id"))
+    first, *rows = report["rows"]
+    assert [row["name"] for row in rows] == ["next-id big", "next-id small"]
+    for row in rows:
+        assert row["error"] is None
+        assert (row["kind"], row["file_mb"]) == ("next-id", len(str(first["parameters"] and 300)) / 1e6)
+        assert row["runtime_version"] == np.__version__
+        assert row["tokens_per_s"] > 0
+        assert row["kl"] > 0
+        assert row["agreement"]["agrees"] is False
+        assert row["ratio"] is None, "what computes something else is not faster"
+    ids = report["samples"]["next-id small"][0]["ids"]
+    assert np.all(np.diff(ids)[np.diff(ids) != 2] == 1), "each the next one, but for the end of turn"
+
+
 @pytest.mark.slow
 def test_optimum_runs_beside_ours_from_its_own_environment(
     portable_python: str, tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
@@ -173,9 +202,9 @@ def test_a_peer_whose_export_needs_optimum_says_so_in_its_row(
     tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     """OpenVINO's file is made from the portable bundle: without optimum the whole bench ended."""
-    kitchen = PeerBuilder(open_model(str(tiny_checkpoint)), tmp_path, 1, tiny_data, portable_python=sys.executable)
+    builder = PeerBuilder(open_model(str(tiny_checkpoint)), tmp_path, 1, tiny_data, portable_python=sys.executable)
     with pytest.raises(CannotPrepare, match=r"could not be prepared: .*has no optimum; make one .*make portable"):
-        kitchen.model(PeerRequest(PEERS["openvino"], "int8"), sys.executable)
+        builder.model(PeerRequest(PEERS["openvino"], "int8"), sys.executable)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -203,15 +232,15 @@ def test_every_installed_peer_agrees_with_torch(
 _REPLY = """
 import json, sys
 from pathlib import Path
-from bench.peers.ctranslate2 import CTranslate2Backend, convert
+from bench.peers.ctranslate2 import CTranslate2Model, convert
 from serve.dialogue import Dialogue
 from serve.options import SamplingOptions
 convert(Path(sys.argv[1]), Path(sys.argv[2]), "float32", 1)
-backend = CTranslate2Backend(sys.argv[2], 1, "cpu")
-backend.logits = None  # what would compute the whole text again
+model = CTranslate2Model(sys.argv[2], 1, "cpu")
+model.logits = None  # what would compute the whole text again
 greedy = SamplingOptions(top_k=1, repetition_penalty=1.0, max_new_tokens=10, seed=0)
 dialogue = Dialogue.from_json(json.loads(sys.argv[3]))
-print(json.dumps(list(backend.reply(json.loads(sys.argv[4]), greedy, dialogue))))
+print(json.dumps(list(model.reply(json.loads(sys.argv[4]), greedy, dialogue))))
 """
 
 
@@ -234,10 +263,10 @@ def test_ctranslate2_replies_by_its_own_loop(tiny_checkpoint: Path, tmp_path: Pa
 _TOKENIZE = """
 import json, sys
 from pathlib import Path
-from bench.peers.llama_cpp import LlamaCppBackend, convert
+from bench.peers.llama_cpp import LlamaCppModel, convert
 convert(Path(sys.argv[1]), Path(sys.argv[2]), "F32", 1)
-backend = LlamaCppBackend(sys.argv[2], 1, "cpu")
-print(json.dumps([backend.tokenize(text) for text in json.loads(sys.argv[3])]))
+model = LlamaCppModel(sys.argv[2], 1, "cpu")
+print(json.dumps([model.tokenize(text) for text in json.loads(sys.argv[3])]))
 """
 
 

@@ -1,28 +1,32 @@
 """The picture of a report: every living row is a point with a label that can be read."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from bench.report.plots import build_figure, draw_report
+from bench.report.plots import QUALITY, SPEED, Panel, build_figure, draw_report
+from bench.report.row import ReportRow
 
 
-def row(name: str, kind: str, file_mb: float, bits: float | None, speed: float | None, error: str | None = None) -> Any:
-    return {
-        **{
-            "name": name,
-            "kind": kind,
-            "file_mb": file_mb,
-            "bits_per_byte": bits,
-            "tokens_per_s": speed,
-            "error": error,
-        },
-        "parameters": round(file_mb * 250_000),
-        "perplexity": None if bits is None else 2 ** (3 * bits),
-        "tpot_ms_p50": None if speed is None else 900 / speed,
-    }
+def row(
+    name: str, kind: str, file_mb: float, bits: float | None, speed: float | None, error: str | None = None
+) -> ReportRow:
+    return ReportRow(
+        name=name,
+        kind=kind,
+        file_mb=file_mb,
+        bits_per_byte=bits,
+        tokens_per_s=speed,
+        error=error,
+        parameters=round(file_mb * 250_000),
+        perplexity=None if bits is None else 2 ** (3 * bits),
+        tpot_ms_p50=None if speed is None else 900 / speed,
+    )
 
 
 CLOSE = [
@@ -41,10 +45,27 @@ def test_labels_lie_on_no_other_label_and_within_the_picture() -> None:
     assert len(figure.axes) == 4
     for axes in figure.axes:
         boxes = [text.get_window_extent() for text in axes.texts]
-        assert [text.get_text() for text in axes.texts] == [entry["name"] for entry in CLOSE]
+        assert [text.get_text() for text in axes.texts] == [entry.name for entry in CLOSE]
         assert not any(first.overlaps(second) for first, second in combinations(boxes, 2))
         frame = axes.get_window_extent()
         assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+
+
+def test_no_label_lies_on_the_line_of_the_front() -> None:
+    """The dashed line ran through the names of models of like quality."""
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = Panel(figure.add_subplot(), SPEED, QUALITY, CLOSE)
+    panel.draw(CLOSE)
+    figure.canvas.draw()
+    line = [panel.points[name] for name in ("teacher", "pruned", "bundle-fp32", "bundle")]
+    panel.label(line)
+    ends = panel.axes.transData.transform(line)
+    drawn = np.concatenate([np.linspace(*pair, 500) for pair in pairwise(ends)])
+    for text in panel.axes.texts:
+        (left, bottom), (right, top) = text.get_window_extent().get_points()
+        x, y = drawn.T
+        assert not np.any((left < x) & (x < right) & (bottom < y) & (y < top)), text.get_text()
 
 
 def test_points_stand_where_the_rows_say() -> None:
@@ -77,7 +98,7 @@ def test_shapes_that_were_tried_are_small_points_beside_the_models() -> None:
     figure.canvas.draw()
     size, speed, parameters, step = figure.axes
     points = [line.get_xydata().tolist()[0] for line in parameters.lines if line.get_marker() == "."]
-    uncut = CLOSE[0]["perplexity"]
+    uncut = CLOSE[0].perplexity
     assert points == [[0.5, 1.6 * uncut], [9.0, 4 * uncut]]
     assert [line.get_xydata().tolist()[0] for line in step.lines if line.get_marker() == "."] == [[0.2, 1.6 * uncut]]
     (low, high), (bottom, top) = parameters.get_xlim(), parameters.get_ylim()

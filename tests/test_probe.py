@@ -8,7 +8,7 @@ import pytest
 import bench.cost.probe
 from bench.cost.probe import TOKEN_BYTES, CostProbe
 from bench.cost.random_bundle import bundle_bytes
-from bench.models.engine import EngineBackend
+from bench.models.engine import EngineModel
 from chitchat.errors import BadInput
 from serve.geometry import Geometry
 
@@ -35,15 +35,15 @@ def test_times_are_in_the_order_of_the_shapes_and_follow_their_work() -> None:
 def test_a_time_is_the_median_between_two_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt's time, or seconds, or a mean with one slow token in it, is not ms per token."""
     seen: list[float] = []
-    generate = EngineBackend.generate
+    generate = EngineModel.generate
 
-    def slow_at_first(self: EngineBackend, *arguments: object) -> object:
+    def slow_at_first(self: EngineModel, *arguments: object) -> object:
         sample = generate(self, *arguments)  # type: ignore[arg-type]
         altered = replace(sample, ttft_ms=1e6, token_ms=[1e6, *sample.token_ms[1:]])
         seen.extend(altered.token_ms)
         return altered
 
-    monkeypatch.setattr(EngineBackend, "generate", slow_at_first)
+    monkeypatch.setattr(EngineModel, "generate", slow_at_first)
     clock = CostProbe("w8", threads=1, new_tokens=8)
     [found] = clock.measure([SMALL], rounds=3)
     timed = sorted(seen[7:])  # the first reply warms up

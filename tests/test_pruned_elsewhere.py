@@ -144,11 +144,11 @@ def test_our_engine_generates_the_tokens_of_transformers(
 _PEER = """
 import json, sys
 from pathlib import Path
-from bench.peers.llama_cpp import LlamaCppBackend, write_gguf
+from bench.peers.llama_cpp import LlamaCppModel, write_gguf
 checkpoint, path, prompts, count, end = sys.argv[1:]
 write_gguf(Path(checkpoint), Path(path))
-backend = LlamaCppBackend(path, 1, "cpu")
-print(json.dumps([backend.generate(prompt, int(count), int(end)).ids for prompt in json.loads(prompts)]))
+model = LlamaCppModel(path, 1, "cpu")
+print(json.dumps([model.generate(prompt, int(count), int(end)).ids for prompt in json.loads(prompts)]))
 """
 
 

@@ -141,8 +141,8 @@ model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
 ov.Core().compile_model(model, "CPU")(numpy.ones((1, 64), numpy.float32))
 """,
     "onnxruntime-genai": "from serve.quiet import load; load('onnxruntime_genai').Config",
-    "ctranslate2": "from bench.models.runtimes import open_backend; open_backend('ctranslate2')",
-    "llama.cpp": "from bench.models.runtimes import open_backend; open_backend('llama.cpp')",
+    "ctranslate2": "from bench.peers.registry import PEERS; PEERS['ctranslate2'].import_packages()",
+    "llama.cpp": "from bench.peers.registry import PEERS; PEERS['llama.cpp'].import_packages()",
 }
 
 

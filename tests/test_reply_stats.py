@@ -1,14 +1,19 @@
 """The health of replies: words in every script, and what is counted within a reply and what over all of them."""
 
+import math
+
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bench.evaluate.reply_stats import Health, SaidReply, words
+from bench.evaluate.reply_stats import ReplyStats, TextReply, words
 
 
-def said(*texts: str, conversations: list[int] | None = None) -> Health:
+def said(*texts: str, conversations: list[int] | None = None) -> ReplyStats:
     """Replies, each to a conversation of its own unless said otherwise."""
     numbers = conversations or list(range(len(texts)))
-    return Health([SaidReply(number, text, 3, True) for number, text in zip(numbers, texts, strict=True)])
+    return ReplyStats([TextReply(number, text, 3, True) for number, text in zip(numbers, texts, strict=True)])
 
 
 @pytest.mark.parametrize(
@@ -62,8 +67,8 @@ def test_repetition_is_counted_within_each_reply() -> None:
 
 def test_empty_and_unfinished_replies_and_their_length_are_told() -> None:
     """A bot that had gone silent had the best repetition of all."""
-    replies = [SaidReply(0, " ", 1, True), SaidReply(1, "", 0, True), SaidReply(2, "a b", 2, False)]
-    figures = Health([*replies, SaidReply(3, "c", 1, True)]).figures()
+    replies = [TextReply(0, " ", 1, True), TextReply(1, "", 0, True), TextReply(2, "a b", 2, False)]
+    figures = ReplyStats([*replies, TextReply(3, "c", 1, True)]).figures()
     assert (figures["empty_replies"], figures["unfinished_replies"], figures["reply_tokens"]) == (0.5, 0.25, 1.0)
     assert figures["replies"] == 4
     low, high = figures["empty_replies_interval"]
@@ -97,3 +102,27 @@ def test_replies_to_other_prompts_are_not_compared() -> None:
     """Two runs of different --samples were set against each other."""
     with pytest.raises(ValueError, match="other prompts"):
         said("a").against(said("a", "b"))
+
+
+CONVERSATIONS = st.lists(
+    st.tuples(st.integers(0, 4), st.lists(st.sampled_from("abc"), max_size=9)), min_size=1, max_size=12
+)
+
+
+@given(drawn=CONVERSATIONS, size=st.integers(1, 4))
+def test_distinct_and_repetition_are_those_of_a_plain_count(drawn: list[tuple[int, list[str]]], size: int) -> None:
+    """An n-gram that two conversations share was lost with either of them, or ran over the end of a reply."""
+
+    def distinct(kept: list[list[str]]) -> float:
+        grams = [tuple(text[i : i + size]) for text in kept for i in range(len(text) - size + 1)]
+        return len(set(grams)) / len(grams) if grams else math.nan
+
+    stats = ReplyStats([TextReply(number, " ".join(text), len(text), True) for number, text in drawn])
+    found = stats.distinct(size)
+    figure = distinct([text for _, text in drawn])
+    assert found.figure == (None if math.isnan(figure) else pytest.approx(figure))
+    without = [distinct([text for other, text in drawn if other != number]) for number in sorted({n for n, _ in drawn})]
+    assert np.allclose(found.left_out, without, equal_nan=True)
+    grams = [[tuple(text[i : i + 4]) for i in range(len(text) - 3)] for _, text in drawn]
+    repeated = sum(len(of_reply) - len(set(of_reply)) for of_reply in grams)
+    assert stats.figures()["repetition_4"] == pytest.approx(repeated / max(1, sum(map(len, grams))))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.models.engine import BUNDLE
 from bench.run.controller import BenchEntry, BenchPlan
 from bench.run.rounds import measure
 from bench.run.timing import latency_figures, speed_ratio
@@ -18,9 +19,9 @@ def sample(ttft: float, steps: list[float]) -> dict:
 
 
 def measured(folder: Path, specs: list[str], **options):
-    jobs = [BenchEntry(spec, spec, "bundle", 2) for spec in specs]
+    entries = [BenchEntry(spec, spec, BUNDLE, 2) for spec in specs]
     plan = BenchPlan(**{"warmups": [[5]], "prompts": [[6], [7]], "new_tokens": 4, "threads": 1, **options})
-    return measure(jobs, plan, command=[sys.executable, str(FAKE), str(folder / "log")]).rows
+    return measure(entries, plan, command=[sys.executable, str(FAKE), str(folder / "log")]).rows
 
 
 def test_models_take_turns_after_a_warm_up_and_memory_is_read_before_scoring(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_a_worker_that_goes_wrong_loses_its_row_only(tmp_path: Path, spec: str, 
 def test_a_worker_that_cannot_be_started_says_why(tmp_path: Path) -> None:
     """A missing module was told as 'no answer'."""
     plan = BenchPlan(warmups=[], prompts=[[1]], new_tokens=2, threads=1)
-    (result,) = measure([BenchEntry("x", "x", "bundle", 2)], plan, [sys.executable, "-c", "import not_there"]).rows
+    (result,) = measure([BenchEntry("x", "x", BUNDLE, 2)], plan, [sys.executable, "-c", "import not_there"]).rows
     assert result.error is not None
     assert "No module named 'not_there'" in result.error
 
@@ -90,11 +91,11 @@ def test_the_ratio_is_taken_within_each_round() -> None:
 
 def test_only_comparable_models_are_compared_and_only_with_a_living_first_one(tmp_path: Path) -> None:
     """A row was compared with a model of other ids, or loaded the one that had just run out of memory."""
-    jobs = [BenchEntry(spec, spec, "bundle", 2, compared=compared) for spec, compared in COMPARED]
+    entries = [BenchEntry(spec, spec, BUNDLE, 2, compared=compared) for spec, compared in COMPARED]
     plan = BenchPlan(warmups=[[5]], prompts=[[6]], new_tokens=4, threads=1, data=tmp_path)
     command = [sys.executable, str(FAKE), str(tmp_path / "log")]
-    teachers = [result.quality["teacher"] for result in measure(jobs, plan, command).rows]
-    assert teachers == [None, {"spec": "fast", "kind": "bundle"}, None]
-    lost, after = measure([BenchEntry("crash", "crash", "bundle", 2), jobs[1]], plan, command).rows
+    teachers = [result.quality["teacher"] for result in measure(entries, plan, command).rows]
+    assert teachers == [None, {"spec": "fast", "kind": BUNDLE.address}, None]
+    lost, after = measure([BenchEntry("crash", "crash", BUNDLE, 2), entries[1]], plan, command).rows
     assert lost.error is not None
     assert after.quality == {"bits_per_byte": 2.5, "teacher": None}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.machine.bandwidth import reader
-from bench.models.engine import EngineBackend
+from bench.models.engine import EngineModel
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,8 +17,8 @@ def test_conversations_at_once_give_what_each_gives_alone(tiny_bundle: Path) -> 
     """A throughput of several conversations is worth nothing when their tokens are others."""
     prompt, new, end = [5, 6, 7, 8, 9], 6, 2
     prompts = [[*prompt[place:], *prompt[:place]] for place in range(4)]
-    together = EngineBackend(str(tiny_bundle), 1, "cpu", slots=4).generate_concurrent(prompts, new, end)
-    alone = EngineBackend(str(tiny_bundle), 1, "cpu")
+    together = EngineModel.open(str(tiny_bundle), 1, "cpu", slots=4).generate_concurrent(prompts, new, end)
+    alone = EngineModel.open(str(tiny_bundle), 1, "cpu")
     assert [sample.ids for sample in together] == [alone.generate(each, new, end).ids for each in prompts]
     assert all(len(sample.token_ms) == new - 1 for sample in together)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.cost.speedup import Speedup, measure_speedup, take_turns
-from bench.models.backend import TimedReply
+from bench.models.loaded import TimedReply
 from compress.quantize.options import QuantizeOptions
 from compress.quantize.stage import quantize
 

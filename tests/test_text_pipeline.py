@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bench.models.text_pipeline import TextPipelineSpec
-from bench.models.torch import NoCacheBackend, TorchBackend
+from bench.models.torch import CheckpointModel
+from bench.peers.torch_no_cache import NoCacheModel
 from chitchat.checkpoint import load_tokenizer
 from chitchat.dialogue import dialogue_of
 
@@ -22,8 +23,8 @@ def speech(tiny_checkpoint: Path) -> TextPipelineSpec:
     return TextPipelineSpec(str(tiny_checkpoint / "tokenizer.json"), dialogue.as_json())
 
 
-def replies(backend: Any, speech: TextPipelineSpec) -> list[dict[str, Any]]:
-    speaker = speech.open(backend)
+def replies(model: Any, speech: TextPipelineSpec) -> list[dict[str, Any]]:
+    speaker = speech.open(model)
     return [speaker.reply(text, seed, 12) for seed, text in enumerate(TEXTS)]
 
 
@@ -31,10 +32,10 @@ def test_the_loop_without_a_cache_has_none_in_its_replies(
     tiny_checkpoint: Path, speech: TextPipelineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its replies were drawn over a cache and came as fast as those of the generator that has one."""
-    expected = replies(TorchBackend(str(tiny_checkpoint), 1, "cpu"), speech)
-    backend = NoCacheBackend(str(tiny_checkpoint), 1, "cpu")
+    expected = replies(CheckpointModel.open(str(tiny_checkpoint), 1, "cpu"), speech)
+    model = NoCacheModel.open(str(tiny_checkpoint), 1, "cpu")
     lengths: list[int] = []
-    forward = backend._model.forward
+    forward = model._model.forward
 
     def noted(*args: Any, **options: Any) -> Any:
         assert not options.get("past_key_values")
@@ -42,17 +43,17 @@ def test_the_loop_without_a_cache_has_none_in_its_replies(
         lengths.append(options["input_ids"].shape[1])
         return forward(*args, **options)
 
-    monkeypatch.setattr(backend._model, "forward", noted)
-    found = replies(backend, speech)
+    monkeypatch.setattr(model._model, "forward", noted)
+    found = replies(model, speech)
     assert [reply["text"] for reply in found] == [reply["text"] for reply in expected]
     assert len(lengths) == sum(reply["tokens"] for reply in found) + sum(reply["tokens"] < 12 for reply in found)
     assert lengths[1] == lengths[0] + 1, "the whole text again"
 
 
-def test_a_loop_of_the_backends_own_is_on_the_clock(tiny_checkpoint: Path, speech: TextPipelineSpec) -> None:
+def test_a_loop_of_the_runtimes_own_is_on_the_clock(tiny_checkpoint: Path, speech: TextPipelineSpec) -> None:
     """Stops a reply that is made before the clock starts, and our loop around a runtime that has its own."""
 
-    class Slow(TorchBackend):
+    class Slow(CheckpointModel):
         def reply(self, prompt: Sequence[int], options: Any, dialogue: Any) -> Iterator[int]:
             assert prompt[-1] == dialogue.end_of_turn_id
             assert options.max_new_tokens == 12
@@ -60,7 +61,7 @@ def test_a_loop_of_the_backends_own_is_on_the_clock(tiny_checkpoint: Path, speec
                 time.sleep(0.02)
                 yield token
 
-    for reply in replies(Slow(str(tiny_checkpoint), 1, "cpu"), speech):
+    for reply in replies(Slow.open(str(tiny_checkpoint), 1, "cpu"), speech):
         assert reply["tokens"] == 2
         assert 20 <= reply["first_ms"] <= reply["ms"] - 20
 
@@ -68,7 +69,7 @@ def test_a_loop_of_the_backends_own_is_on_the_clock(tiny_checkpoint: Path, speec
 def test_replies_follow_the_seed(tiny_checkpoint: Path, speech: TextPipelineSpec) -> None:
     """Stops a seed that is dropped on the way, and two models that are asked for different words."""
     torch.manual_seed(1)
-    backend = TorchBackend(str(tiny_checkpoint), 1, "cpu")
-    once = [reply["text"] for reply in replies(backend, speech)]
+    model = CheckpointModel.open(str(tiny_checkpoint), 1, "cpu")
+    once = [reply["text"] for reply in replies(model, speech)]
     torch.manual_seed(2)
-    assert [reply["text"] for reply in replies(backend, speech)] == once
+    assert [reply["text"] for reply in replies(model, speech)] == once

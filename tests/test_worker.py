@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.models.backend import as_timed_reply
+from bench.models.engine import BUNDLE
+from bench.models.loaded import as_timed_reply
 from bench.run.process import WorkerLost, WorkerProcess
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +56,9 @@ def test_an_error_of_a_model_is_one_line_and_the_worker_lives_on(tmp_path: Path)
     worker = WorkerProcess([sys.executable, "-m", "bench.run.worker"], threads=1, timeout_s=120)
     try:
         with pytest.raises(WorkerLost, match="no such bundle folder"):
-            worker.ask({"op": "load", "spec": str(tmp_path / "no"), "kind": "bundle", "threads": 1, "device": "cpu"})
+            worker.ask(
+                {"op": "load", "spec": str(tmp_path / "no"), "kind": BUNDLE.address, "threads": 1, "device": "cpu"}
+            )
         assert worker.ask({"op": "memory"})["peak_rss_mb"] > 0
     finally:
         worker.close()

@@ -15,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.cost.random_bundle import END_OF_TURN_ID, bundle_bytes, write_random_bundle
-from bench.models.backend import TimedReply
-from bench.models.engine import EngineBackend
+from bench.models.engine import EngineModel
+from bench.models.loaded import TimedReply
 from chitchat.errors import BadInput
 from compress.quantize.schemes import SCHEMES
 from serve.cpu import physical_cores
@@ -122,12 +122,12 @@ class CostProbe:
                     progress.update()
         return times
 
-    def _open(self, shape: Geometry) -> EngineBackend:
+    def _open(self, shape: Geometry) -> EngineModel:
         with tempfile.TemporaryDirectory() as folder:
             write_random_bundle(shape, self.scheme, Path(folder))
-            return EngineBackend(folder, self._threads, "cpu")  # a mapped file lives on after its folder
+            return EngineModel.open(folder, self._threads, "cpu")  # a mapped file lives on after its folder
 
-    def _reply(self, backend: EngineBackend, shape: Geometry) -> TimedReply:
+    def _reply(self, backend: EngineModel, shape: Geometry) -> TimedReply:
         new_tokens = min(self._new_tokens, shape.context // 2)
         if new_tokens < 2:
             raise BadInput(f"--context {shape.context}: too small to time a reply; give at least 4")

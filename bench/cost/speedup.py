@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from bench.cost.random_bundle import END_OF_TURN_ID, random_weights, write_weights
-from bench.models.backend import TimedReply
-from bench.models.engine import EngineBackend
+from bench.models.engine import EngineModel
+from bench.models.loaded import TimedReply
 from chitchat.architectures.registry import geometry_of
 from compress.quantize.checkpoint import load_quantized
 from export.weights import quantized_weights
@@ -71,7 +71,8 @@ def measure_speedup(checkpoint: str | Path, threads: int | None = None, rounds: 
     for name, arrays in ((scheme, weights), ("fp32", random_weights(shape, "fp32", np.random.default_rng(0)))):
         with tempfile.TemporaryDirectory() as folder:
             write_weights(shape, name, arrays, Path(folder))
-            backends.append(EngineBackend(folder, threads or physical_cores(), "cpu"))  # mapped files outlive a folder
+            # Mapped files outlive their folder.
+            backends.append(EngineModel.open(folder, threads or physical_cores(), "cpu"))
     ours, floats = take_turns(backends, prompt, new_tokens, rounds)
     return Speedup(
         scheme=scheme,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 DRAWS = 1000
 _SEED = 0
-_PLACES_AT_ONCE = 2**22
+_MAX_DRAWN = 2**22
 _SIGMAS = 1.959964  # of a normal distribution, 95 % lie within so many standard deviations
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -29,7 +29,7 @@ def resampled(columns: Sequence[npt.ArrayLike]) -> Floats:
     table = np.asarray(columns, dtype=np.float64)  # [columns, conversations]
     count = table.shape[1]
     random = np.random.default_rng(_SEED)
-    at_once = max(1, _PLACES_AT_ONCE // max(1, count))
+    at_once = max(1, _MAX_DRAWN // max(1, count))
     sums = []
     for begin in range(0, DRAWS, at_once):
         chosen = random.integers(0, count, size=(min(at_once, DRAWS - begin), count))

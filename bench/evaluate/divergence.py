@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.evaluate.bootstrap import ratio_interval
-from bench.models.runtime import Floats, Runtime
+from bench.models.loaded import Floats, LoadedModel
 from chitchat.divergence import compare_logits
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ class Divergence:
         }
 
 
-def measure_divergence(teacher: Runtime, model: Runtime, windows: "Windows", max_tokens: int) -> Divergence | None:
+def measure_divergence(
+    teacher: LoadedModel, model: LoadedModel, windows: "Windows", max_tokens: int
+) -> Divergence | None:
     """Compare two models of one vocabulary on the windows in order, whole windows until `max_tokens` labels.
 
     None where the windows have no label to score.
@@ -60,27 +62,26 @@ def measure_divergence(teacher: Runtime, model: Runtime, windows: "Windows", max
     kl: list[Floats] = []
     same: list[npt.NDArray[np.bool_]] = []
     for block in _blocks(teacher, windows, max_tokens):
-        for number, ids, wanted, of_teacher in block:
-            of_model = model.logits(ids)[:-1][wanted]
+        for number, ids, labelled, teacher_logits in block:
+            window_kl, window_same = compare_logits(teacher_logits, model.logits(ids)[:-1][labelled])
             numbers.append(int(windows.conversation[number]))
-            of_window, same_top1 = compare_logits(of_teacher, of_model)
-            kl.append(of_window)
-            same.append(same_top1)
+            kl.append(window_kl)
+            same.append(window_same)
     if not sum(map(len, kl)):
         return None
-    conversation, place = np.unique(numbers, return_inverse=True)
+    conversation, index = np.unique(numbers, return_inverse=True)
     columns = [[part.sum() for part in kl], [part.sum() for part in same], [len(part) for part in kl]]
-    of_kl, of_same, tokens = (np.bincount(place, weights=np.asarray(column)) for column in columns)
+    kl_sums, same_sums, tokens = (np.bincount(index, weights=np.asarray(column)) for column in columns)
     return Divergence(
         conversation.tolist(),
-        of_kl.tolist(),
-        of_same.astype(np.int64).tolist(),
+        kl_sums.tolist(),
+        same_sums.astype(np.int64).tolist(),
         tokens.astype(np.int64).tolist(),
         float(np.percentile(np.concatenate(kl), 99)),
     )
 
 
-def _blocks(teacher: Runtime, windows: "Windows", max_tokens: int) -> Iterator[list[_Scored]]:
+def _blocks(teacher: LoadedModel, windows: "Windows", max_tokens: int) -> Iterator[list[_Scored]]:
     """Windows and the teacher's logits where there is a label, as many as are held at once."""
     block: list[_Scored] = []
     tokens = held = 0
@@ -88,11 +89,11 @@ def _blocks(teacher: Runtime, windows: "Windows", max_tokens: int) -> Iterator[l
         if tokens >= max_tokens:
             break
         window = windows[number]
-        wanted = np.asarray(window["labels"][1:]) != -100
-        if not wanted.any():
+        labelled = np.asarray(window["labels"][1:]) != -100
+        if not labelled.any():
             continue
-        logits = teacher.logits(window["input_ids"])[:-1][wanted]
-        block.append((number, window["input_ids"], wanted, logits))
+        logits = teacher.logits(window["input_ids"])[:-1][labelled]
+        block.append((number, window["input_ids"], labelled, logits))
         tokens += len(logits)
         held += logits.size
         if held >= _LOGITS_AT_ONCE:

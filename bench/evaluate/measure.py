@@ -1,7 +1,7 @@
 """Quality on held-out conversations, through the runtime that ships.
 
 Perplexity, bits per byte and token accuracy of the validation split, every token scored once, in windows of whole
-turns; the health of replies that are drawn to fixed held-out prompts (`bench.evaluate.reply_stats`); against a teacher,
+turns; statistics of replies that are drawn to fixed held-out prompts (`bench.evaluate.reply_stats`); against a teacher,
 KL and top-1 agreement (`bench.evaluate.divergence`) and paired ratios. A bundle is computed by the engine on its graph,
 not by torch. Models are comparable when they score the same tokens, so the bench gives one context to all. Bits per
 byte, unlike perplexity, compares across tokenizers. Intervals are those of `bench.evaluate.bootstrap`, over
@@ -19,11 +19,11 @@ import numpy as np
 from bench.evaluate.bootstrap import percentiles, ratio_interval, resampled
 from bench.evaluate.divergence import Divergence, measure_divergence
 from bench.evaluate.other_tokenizer import codec_of
-from bench.evaluate.replies import SAMPLES, EvalPrompt, draw_replies, health_prompts
-from bench.evaluate.reply_stats import Health, SaidReply
+from bench.evaluate.replies import SAMPLES, EvalPrompt, draw_replies, reply_prompts
+from bench.evaluate.reply_stats import ReplyStats, TextReply
 from bench.models.handle import ModelHandle
+from bench.models.loaded import LoadedModel
 from bench.models.open import for_missing, open_model
-from bench.models.runtime import Runtime
 from chitchat.errors import BadInput
 from chitchat.formats.same_tokenizer import tokenizer_differences
 from chitchat.score import Sums, conversation_sums
@@ -54,7 +54,7 @@ class Quality:
 
     context: int
     sums: Sums
-    replies: list[SaidReply]
+    replies: list[TextReply]
     divergence: Divergence | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Quality:
         return cls(
             record["context"],
             Sums(**{name: np.asarray(column) for name, column in record["scores"].items()}),
-            [SaidReply(**reply) for reply in record["replies"]],
+            [TextReply(**reply) for reply in record["replies"]],
             None if record["divergence"] is None else Divergence(**record["divergence"]),
         )
 
@@ -84,10 +84,10 @@ class Quality:
         if teacher is not None:
             found |= _perplexity_ratio(self.sums, teacher.sums)
         if self.replies:
-            health = Health(self.replies)
-            found |= health.figures()
+            stats = ReplyStats(self.replies)
+            found |= stats.figures()
             if teacher is not None and teacher.replies:
-                found |= health.against(Health(teacher.replies))
+                found |= stats.against(ReplyStats(teacher.replies))
         return found
 
 
@@ -109,16 +109,16 @@ def evaluate(
     tokenizer than the model's, for a teacher of another vocabulary, and for more samples than there are prompts.
     """
     model = open_model(spec, tokenizer=tokenizer)
-    opened = open_held_out(data)
-    check_vocabulary(model, opened)
+    held_out = open_held_out(data)
+    check_vocabulary(model, held_out)
     compared = None if teacher is None else open_teacher(teacher, model, tokenizer)
-    contexts = [each.context for each in (model, compared) if each is not None]
+    contexts = [opened.context for opened in (model, compared) if opened is not None]
     task = EvalTask(min(contexts if context is None else [context, *contexts]), max_tokens, samples)
-    check_samples(opened, task)
-    runtime = model.load(threads)
-    of_teacher = None if compared is None else compared.load(threads)
-    reference = None if of_teacher is None else measure_quality(of_teacher, opened, task)
-    quality = measure_quality(runtime, opened, task, of_teacher)
+    check_samples(held_out, task)
+    loaded = model.load(threads)
+    loaded_teacher = None if compared is None else compared.load(threads)
+    reference = None if loaded_teacher is None else measure_quality(loaded_teacher, held_out, task)
+    quality = measure_quality(loaded, held_out, task, loaded_teacher)
     return {
         "model": spec,
         "kind": model.kind,
@@ -131,22 +131,24 @@ def evaluate(
     }
 
 
-def measure_quality(runtime: Runtime, data: "ChatData", task: EvalTask, teacher: Runtime | None = None) -> Quality:
+def measure_quality(
+    model: LoadedModel, data: "ChatData", task: EvalTask, teacher: LoadedModel | None = None
+) -> Quality:
     """Score a loaded model on the validation split, draw its replies, and compare it with a loaded teacher."""
     windows = data.windows("validation", task.context)
     divergence = None
     if teacher is not None:
         tokens = task.kl_tokens if task.max_tokens is None else min(task.kl_tokens, task.max_tokens)
-        divergence = measure_divergence(teacher, runtime, windows, tokens)
-    sums = conversation_sums(runtime.scorer(), windows, task.max_tokens)
-    return Quality(task.context, sums, _say(runtime, data, _prompts(data, task), task.context), divergence)
+        divergence = measure_divergence(teacher, model, windows, tokens)
+    sums = conversation_sums(model.scorer(), windows, task.max_tokens)
+    return Quality(task.context, sums, _draw_texts(model, data, _prompts(data, task), task.context), divergence)
 
 
 def open_teacher(spec: str, model: ModelHandle, tokenizer: str | None = None) -> ModelHandle:
     """The teacher that `model` is compared with. Raises `BadInput` unless every id means the same to both."""
     teacher = open_model(spec, tokenizer=for_missing(spec, tokenizer))
     if not teacher.reads_like(model):
-        sizes = [each.geometry["vocab"] for each in (model, teacher)]
+        sizes = [opened.geometry["vocab"] for opened in (model, teacher)]
         raise BadInput(
             f"--teacher {spec}: has another vocabulary ({sizes[1]} ids) than {model.spec} ({sizes[0]}), so their "
             "predictions cannot be compared; give a teacher of the same tokenizer, or compare bits per byte"
@@ -154,7 +156,7 @@ def open_teacher(spec: str, model: ModelHandle, tokenizer: str | None = None) ->
     return teacher
 
 
-def open_held_out(data: Path) -> Any:
+def open_held_out(data: Path) -> "ChatData":
     """The data set in `data`. Raises `BadInput` where there is none, or nothing is held out in it."""
     from chitchat.data.dataset import open_dataset
 
@@ -164,7 +166,7 @@ def open_held_out(data: Path) -> Any:
     return opened
 
 
-def check_vocabulary(model: ModelHandle, data: Any) -> None:
+def check_vocabulary(model: ModelHandle, data: "ChatData") -> None:
     """Raise `BadInput` unless the data set's ids mean to the model what they meant to its tokenizer."""
     if found := tokenizer_differences(data.tokenizer.backend_tokenizer.to_str(), model.tokenizer_json()):
         raise BadInput(
@@ -183,15 +185,15 @@ def check_samples(data: "ChatData", task: EvalTask) -> None:
 
 
 def _prompts(data: "ChatData", task: EvalTask) -> list[EvalPrompt]:
-    return health_prompts(data, SAMPLES if task.samples is None else task.samples, task.context)
+    return reply_prompts(data, SAMPLES if task.samples is None else task.samples, task.context)
 
 
-def _say(runtime: Runtime, data: "ChatData", prompts: list[EvalPrompt], context: int) -> list[SaidReply]:
+def _draw_texts(model: LoadedModel, data: "ChatData", prompts: list[EvalPrompt], context: int) -> list[TextReply]:
     """Draw the replies and read them with the data set's tokenizer, whatever form the model has."""
     codec = codec_of(data)
-    drawn = draw_replies(runtime, prompts, data.dialogue, context=context, banned=data.banned_ids)
+    drawn = draw_replies(model, prompts, data.dialogue, context=context, banned=data.banned_ids)
     return [
-        SaidReply(reply.prompt.conversation, codec.decode(reply.ids), len(reply.ids), reply.ended) for reply in drawn
+        TextReply(reply.prompt.conversation, codec.decode(reply.ids), len(reply.ids), reply.ended) for reply in drawn
     ]
 
 

@@ -5,19 +5,23 @@ whether it counts in the loss, stays too.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.models.handle import ModelHandle
 from chitchat.data.builder import build_dataset
 from serve.text import TextCodec
 
+if TYPE_CHECKING:
+    from chitchat.data.dataset import ChatData
+
+Row = Mapping[str, Any]  # a conversation of a data set
 _TRAIN = 8  # a data set has a training split; nobody reads this one
 
 
-def retokenized(data: Any, model: ModelHandle, out: Path) -> Path:
+def retokenized(data: "ChatData", model: ModelHandle, out: Path) -> Path:
     """Write `data` (a `chitchat.data.dataset.ChatData`) as the data set `out` in the ids of `model`; give `out`.
 
     Raises `BadInput` for a tokenizer that has no dialogue format.
@@ -30,7 +34,7 @@ def retokenized(data: Any, model: ModelHandle, out: Path) -> Path:
     return out
 
 
-def _conversations(data: Any, rows: Any) -> Iterator[dict[str, Any]]:
+def _conversations(data: "ChatData", rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
     """Each conversation as messages; a name apiece keeps turns apart that one side says in a row."""
     codec = codec_of(data)
     for row in rows:
@@ -44,19 +48,19 @@ def _conversations(data: Any, rows: Any) -> Iterator[dict[str, Any]]:
         yield {"messages": messages}
 
 
-def _counted_first(rows: Any) -> Iterator[Any]:
+def _counted_first(rows: Iterable[Row]) -> Iterator[Row]:
     """The rows with a turn that counts: a data set without any in its training split is none."""
     return (row for row in rows if any(row.get("counts") or [True]))
 
 
-def codec_of(data: Any) -> TextCodec:
+def codec_of(data: "ChatData") -> TextCodec:
     """Ids to text by the data set's own tokenizer."""
     from tokenizers import Tokenizer
 
     return TextCodec(Tokenizer.from_str(data.tokenizer.backend_tokenizer.to_str()))
 
 
-def turns_of(row: Any, end_of_turn_id: int) -> list[list[int]]:
+def turns_of(row: Row, end_of_turn_id: int) -> list[list[int]]:
     """The ids of each turn of a row of a data set, without those that mark its borders."""
     turns, begin = [], 0
     for length in row["turn_lengths"]:

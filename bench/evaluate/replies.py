@@ -2,14 +2,14 @@
 
 The edge runtime's sampler (`serve.sampler`) draws for torch as for the engine, and reply i has the seed i, so two forms
 of one model give the same replies as far as their logits agree. The options are those that `serve` has by default, but
-for two: nothing is penalised and an empty reply may be drawn, since what is measured is the model's own health.
+for two: nothing is penalised and an empty reply may be drawn, since what is measured is the model itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bench.models.runtime import Runtime
+from bench.models.loaded import LoadedModel
 from serve.options import SamplingOptions
 from serve.sampler import Sampler, build_sampler
 
@@ -41,7 +41,7 @@ class Reply:
     ended: bool
 
 
-def health_prompts(data: "ChatData", count: int, context: int) -> list[EvalPrompt]:
+def reply_prompts(data: "ChatData", count: int, context: int) -> list[EvalPrompt]:
     """Up to `count` held-out prompts, which leave half of a small context for the reply."""
     from chitchat.data.dataset import numbered_prompts
 
@@ -49,7 +49,7 @@ def health_prompts(data: "ChatData", count: int, context: int) -> list[EvalPromp
 
 
 def draw_replies(
-    runtime: Runtime,
+    model: LoadedModel,
     prompts: Sequence[EvalPrompt],
     dialogue: "Dialogue",
     options: SamplingOptions = SAMPLING,
@@ -58,21 +58,21 @@ def draw_replies(
 ) -> list[Reply]:
     """Draw a reply to each prompt; prompt i has the seed i, in place of that of the options.
 
-    A reply has at most `max_new_tokens` ids, and no more than fit into `context` (the runtime's when None). `banned`
+    A reply has at most `max_new_tokens` ids, and no more than fit into `context` (the model's when None). `banned`
     gives the ids that are never drawn, for the number of the model's rows (None: those of the dialogue).
     """
-    context = min(context or runtime.context, runtime.context)
+    context = min(context or model.context, model.context)
     longest = max((len(prompt.ids) for prompt in prompts), default=1)
-    count = runtime.rows(min(context, longest + options.max_new_tokens))
+    count = model.batch_size(min(context, longest + options.max_new_tokens))
     return [
         reply
         for begin in range(0, len(prompts), count)
-        for reply in _draw_batch(runtime, prompts[begin : begin + count], dialogue, options, context, begin, banned)
+        for reply in _draw_batch(model, prompts[begin : begin + count], dialogue, options, context, begin, banned)
     ]
 
 
 def _draw_batch(
-    runtime: Runtime,
+    model: LoadedModel,
     prompts: Sequence[EvalPrompt],
     dialogue: "Dialogue",
     options: SamplingOptions,
@@ -82,26 +82,26 @@ def _draw_batch(
 ) -> Iterator[Reply]:
     """Draw replies side by side; a reply that is done leaves the batch."""
     end = dialogue.end_of_turn_id
-    logits = runtime.start([prompt.ids for prompt in prompts])
+    logits = model.start([prompt.ids for prompt in prompts])
     never = dialogue.banned_ids if banned is None else banned(logits.shape[1])
     samplers: list[Sampler] = [
-        build_sampler(replace(options, seed=first_seed + place), never, end) for place in range(len(prompts))
+        build_sampler(replace(options, seed=first_seed + index), never, end) for index in range(len(prompts))
     ]
     drawn: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     alive = list(range(len(prompts)))
     while alive:
-        going, tokens = [], []
-        for row, place in enumerate(alive):
-            token = int(samplers[place](logits[row], drawn[place]))
+        rows, tokens = [], []
+        for row, index in enumerate(alive):
+            token = int(samplers[index](logits[row], drawn[index]))
             if token == end:
-                ended[place] = True
+                ended[index] = True
                 continue
-            drawn[place].append(token)
-            if len(drawn[place]) < min(options.max_new_tokens, context - len(prompts[place].ids)):
-                going.append(row)
+            drawn[index].append(token)
+            if len(drawn[index]) < min(options.max_new_tokens, context - len(prompts[index].ids)):
+                rows.append(row)
                 tokens.append(token)
-        alive = [alive[row] for row in going]
+        alive = [alive[row] for row in rows]
         if alive:
-            logits = runtime.step(going, tokens)
+            logits = model.step(rows, tokens)
     return (Reply(*parts) for parts in zip(prompts, drawn, ended, strict=True))

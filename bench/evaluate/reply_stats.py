@@ -1,6 +1,6 @@
-"""The health of a conversation: how varied replies are, how much they repeat themselves, how many say nothing.
+"""Statistics of replies: how varied they are, how much they repeat themselves, how many say nothing.
 
-Figures over replies as texts; how replies are drawn stands in `bench.evaluate.replies`. Words are what stands between
+Figures of texts; how replies are drawn stands in `bench.evaluate.replies`. Words are what stands between
 white space; scripts that are written without spaces (Chinese, Japanese, Thai, …) count character by character.
 
 distinct-n is the number of different n-grams over the number of n-grams of all replies (Li et al. 2016, arXiv
@@ -17,8 +17,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from bench.evaluate.bootstrap import Interval, jackknife_interval, percentiles, ratio_interval, resampled
+from bench.evaluate.bootstrap import Floats, Interval, jackknife_interval, percentiles, ratio_interval, resampled
 
 # Han with its extensions, kana, bopomofo, the signs and full-width forms written among them; Thai, Lao, Tibetan,
 # Burmese, Khmer. Hangul is written with spaces.
@@ -29,9 +30,11 @@ _UNSPACED = (
 _WORD = re.compile(f"(?=\\S)[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
 REPEATED = 4
 
+Counts = npt.NDArray[np.int64]  # of each conversation
+
 
 @dataclass(frozen=True)
-class SaidReply:
+class TextReply:
     """A reply as text: the number of the conversation it answers, how many ids it took, whether it came to its end."""
 
     conversation: int
@@ -47,19 +50,19 @@ def words(text: str) -> list[str]:
 
 def ngrams(text: str, size: int) -> list[tuple[str, ...]]:
     """The n-grams of a text's words, in order."""
-    said = words(text)
-    return [tuple(said[place : place + size]) for place in range(len(said) - size + 1)]
+    found = words(text)
+    return [tuple(found[start : start + size]) for start in range(len(found) - size + 1)]
 
 
-class Health:
+class ReplyStats:
     """Replies, at least one, and what they tell. Two models are compared on replies to the same prompts."""
 
-    def __init__(self, replies: Sequence[SaidReply]) -> None:
+    def __init__(self, replies: Sequence[TextReply]) -> None:
         self.replies = replies
         numbers = sorted({reply.conversation for reply in replies})
-        place = {number: index for index, number in enumerate(numbers)}
+        index_of = {number: index for index, number in enumerate(numbers)}
         self._conversations = len(numbers)
-        self._of = [place[reply.conversation] for reply in replies]
+        self._of = [index_of[reply.conversation] for reply in replies]
 
     def figures(self) -> dict[str, Any]:
         """Shares, `reply_tokens` (mean ids of a reply), each with its interval; None where there is no word at all."""
@@ -84,7 +87,7 @@ class Health:
             "replies": len(self.replies),
         }
 
-    def against(self, teacher: "Health") -> dict[str, Any]:
+    def against(self, teacher: "ReplyStats") -> dict[str, Any]:
         """`distinct_2_ratio` and `repetition_4_difference` (model - teacher), paired by conversation.
 
         Raises ValueError unless both answer the same conversations.
@@ -105,9 +108,9 @@ class Health:
     def distinct(self, size: int) -> "Distinct":
         """distinct-n of the replies, and what it would be without each conversation."""
         grams: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(self._conversations)]
-        for reply, place in zip(self.replies, self._of, strict=True):
-            grams[place].update(ngrams(reply.text, size))
-        homes = Counter(gram for counts in grams for gram in counts)  # in how many conversations it is said
+        for reply, index in zip(self.replies, self._of, strict=True):
+            grams[index].update(ngrams(reply.text, size))
+        homes = Counter(gram for counts in grams for gram in counts)  # in how many conversations it stands
         total = sum(counts.total() for counts in grams)
         alone = np.array([sum(homes[gram] == 1 for gram in counts) for counts in grams])
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -116,19 +119,19 @@ class Health:
         return Distinct(figure, left_out)
 
     @cached_property
-    def repeated(self) -> tuple[Any, Any]:
+    def repeated(self) -> tuple[Counts, Counts]:
         """4-grams that their reply has said before, and all 4-grams: int64 [conversations] each."""
         grams = [ngrams(reply.text, REPEATED) for reply in self.replies]
         again = self._per_conversation([len(of) - len(set(of)) for of in grams])
         return again, self._per_conversation([len(of) for of in grams])
 
-    def _repetition_interval(self, teacher: "Health") -> Interval | None:
+    def _repetition_interval(self, teacher: "ReplyStats") -> Interval | None:
         if self._conversations < 2:
             return None
         again, grams, their_again, their_grams = resampled([*self.repeated, *teacher.repeated])
         return percentiles(again / np.maximum(grams, 1) - their_again / np.maximum(their_grams, 1))
 
-    def _per_conversation(self, values: Sequence[int]) -> Any:
+    def _per_conversation(self, values: Sequence[int]) -> Counts:
         """Sums of a value of each reply, int64 [conversations]."""
         return np.bincount(self._of, weights=values, minlength=self._conversations).astype(np.int64)
 
@@ -138,7 +141,7 @@ class Distinct:
     """distinct-n, None without any n-gram; `left_out` float64 [conversations]: without each conversation."""
 
     figure: float | None
-    left_out: Any
+    left_out: Floats
 
     @property
     def interval(self) -> Interval | None:
@@ -147,6 +150,6 @@ class Distinct:
         return None if found is None else [found[0], min(found[1], 1.0)]
 
 
-def _share(part: Any, whole: Any) -> float:
+def _share(part: Counts, whole: Counts) -> float:
     """sum(part) / sum(whole), 0 of nothing."""
     return float(part.sum() / max(1, whole.sum()))

@@ -32,7 +32,7 @@ from chitchat.errors import BadInput, ChitchatError
 from serve.digest import sha256
 
 GRACE_S = 20.0  # for a step that was told to end: the bench writes what it has
-ROOMS = ("chitchat", "compress", "serve", "export", "bench", "chitchat_compress")
+PACKAGES = ("chitchat", "compress", "serve", "export", "bench", "chitchat_compress")
 PEERS = "torch-fp16"
 MODELS = ("checkpoint", "whole", "whole-w4")  # as `bench.gpu.models` names them, which needs what is not installed yet
 RUNTIMES = (
@@ -97,9 +97,9 @@ class Check:
         finally:
             process.kill()
             process.wait()
-        with (self.out / "log.txt").open("rb") as said:
-            said.seek(position)
-            lines = said.read().decode(errors="replace").splitlines()
+        with (self.out / "log.txt").open("rb") as written:
+            written.seek(position)
+            lines = written.read().decode(errors="replace").splitlines()
         print("\n".join(lines[-40:]), flush=True)
         if cut:
             return "was cut off: the time was up"
@@ -122,7 +122,7 @@ def run(store: Store, out: Path, minutes: float, *, rehearse: bool) -> int:
     out.mkdir(parents=True, exist_ok=True)
     # What is made of other wheels, or by other code, is not used again.
     site = store.folder / f"site-{digest([store.folder / MANIFEST])}"
-    models = store.folder / f"models-{digest(path for room in ROOMS for path in (ROOT / room).rglob('*.py'))}"
+    models = store.folder / f"models-{digest(path for package in PACKAGES for path in (ROOT / package).rglob('*.py'))}"
     install(wheels, site)
     check = Check(out, environment(site, torch), ends)
     python, extra = sys.executable, ("--rehearse",) if rehearse else ()

@@ -27,8 +27,8 @@ def ask_torch() -> dict[str, Any]:
     """`torch`, `cuda` (None: built without), `gpu` (None: none can be used), and torch's `file`; or `error`."""
     done = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, errors="replace")
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        return {"error": said[-1] if said else f"exit code {done.returncode}"}
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return {"error": lines[-1] if lines else f"exit code {done.returncode}"}
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -60,8 +60,8 @@ def install(wheels: Sequence[Path], site: Path) -> None:
     command += ["--disable-pip-version-check", "--no-cache-dir", "--target", str(partial), *map(str, wheels)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-        raise WorkFailed(f"pip could not install the wheels: {said[-1] if said else 'no word why'}")
+        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        raise WorkFailed(f"pip could not install the wheels: {lines[-1] if lines else 'no word why'}")
     partial.rename(site)
 
 

@@ -60,10 +60,13 @@ def needed(requirements: Iterable[Requirement], python: str, extras: Iterable[st
         "os_name": "posix",
     }
     return [
-        each
-        for each in requirements
-        if canonicalize_name(each.name) not in THERE
-        and (each.marker is None or any(each.marker.evaluate(machine | {"extra": extra}) for extra in ("", *extras)))
+        requirement
+        for requirement in requirements
+        if canonicalize_name(requirement.name) not in THERE
+        and (
+            requirement.marker is None
+            or any(requirement.marker.evaluate(machine | {"extra": extra}) for extra in ("", *extras))
+        )
     ]
 
 
@@ -81,16 +84,16 @@ def fetch(python: str, folder: Path) -> list[Path]:
     versions, known = pins(ROOT / "constraints.txt"), dict[str, set[str]]()
     wave = needed(first_requirements(ROOT / "pyproject.toml"), python)
     while wave:
-        names = {canonicalize_name(each.name) for each in wave} - set(known)
+        names = {canonicalize_name(requirement.name) for requirement in wave} - set(known)
         before = set(folder.glob("*.whl"))
         if names:
             lines = [f"{name}=={versions[name]}" if name in versions else name for name in sorted(names)]
             print(f"fetching {len(names)}: {', '.join(sorted(names))}", file=sys.stderr, flush=True)
             _download(lines, python, folder)
-        for each in wave:
-            known.setdefault(canonicalize_name(each.name), set()).update(each.extras)
+        for requirement in wave:
+            known.setdefault(canonicalize_name(requirement.name), set()).update(requirement.extras)
         new = [requirements_of(wheel) for wheel in set(folder.glob("*.whl")) - before]
-        wave = [each for name, asked in new for each in needed(asked, python, known[name])]
+        wave = [wanted for name, asked in new for wanted in needed(asked, python, known[name])]
     return sorted(folder.glob("*.whl"))
 
 
@@ -102,8 +105,8 @@ def _download(lines: Sequence[str], python: str, folder: Path) -> None:
     command += [word for tag in tags for word in ("--platform", tag)]
     done = subprocess.run([*command, *lines], capture_output=True, text=True, errors="replace")
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-        raise WorkFailed(f"pip could not fetch wheels for Python {python}: {said[-1] if said else 'no word why'}")
+        words = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        raise WorkFailed(f"pip could not fetch wheels for Python {python}: {words[-1] if words else 'no word why'}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,19 +2,24 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
+from bench.models.engine import BUNDLE, EngineModel
 from bench.models.handle import ModelHandle
 from chitchat.errors import BadInput
 from serve.bundle import Bundle
+from serve.dialogue import Dialogue
 from serve.errors import BadBundle, ServeError
 from serve.graph_selection import choose, find_providers
+
+if TYPE_CHECKING:
+    from serve.engine import Engine
 
 
 class BundleHandle(ModelHandle):
     """An exported bundle, computed by our torch-free engine."""
 
-    kind: ClassVar[str] = "bundle"
+    runtime_kind = BUNDLE
 
     def __init__(self, spec: str, folder: Path) -> None:
         super().__init__(spec, folder)
@@ -46,24 +51,22 @@ class BundleHandle(ModelHandle):
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
     @property
-    def dialogue(self) -> Any:
+    def dialogue(self) -> Dialogue:
         return self.bundle.dialogue
 
     def tokenizer_json(self) -> str:
         return self.bundle.tokenizer_path.read_text(encoding="utf-8")
 
-    def load(self, threads: int | None = None) -> Any:
-        from bench.models.runtime import EngineRuntime
+    def load(self, threads: int | None = None) -> EngineModel:
+        return EngineModel(self.generator(threads))
 
-        return EngineRuntime(self.generator(threads))
-
-    def generator(self, threads: int | None = None, device: str | None = None) -> Any:
+    def generator(self, threads: int | None = None, device: str | None = None) -> "Engine":
         from serve.engine import Engine  # loads onnxruntime
 
         return Engine(self.bundle, threads=threads, device=device)
 
     def announce(self, device: str | None = None) -> None:
-        with contextlib.suppress(BadBundle):  # nothing of it runs here: that is said where it is asked to run
+        with contextlib.suppress(BadBundle):  # nothing of it runs here: an error says so where it is asked to run
             choose(self.bundle, device, find_providers()).announce()
 
     def figures(self) -> dict[str, Any]:

@@ -2,24 +2,39 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from bench.models.backend import TimedReply, as_timed_reply
+from bench.models.kind import RuntimeKind
+from bench.models.loaded import Floats, LoadedModel, TimedReply, as_timed_reply
+
+if TYPE_CHECKING:
+    from chitchat.score import TokenScorer
+    from serve.dialogue import Dialogue
+    from serve.engine import Engine
+    from serve.options import SamplingOptions
 
 
-class EngineBackend:
-    """A bundle, with as many slots as conversations are to run at once."""
+class EngineModel(LoadedModel):
+    """A bundle, with as many slots as conversations are to run at once; logits and replies are those of slot 0."""
 
-    def __init__(self, spec: str, threads: int, device: str, slots: int = 1) -> None:
+    supports_concurrency: ClassVar[bool] = True
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self.context = engine.context
+
+    @classmethod
+    def open(cls, spec: str, threads: int, device: str, slots: int = 1) -> Self:
+        """See `LoadedModel.open`."""
         from serve.bundle import Bundle
         from serve.engine import Engine
 
-        self._engine = Engine(Bundle.open(spec), threads=threads, slots=slots, device=device)
+        return cls(Engine(Bundle.open(spec), threads=threads, slots=slots, device=device))
 
     def generate(
         self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
     ) -> TimedReply:
-        """See `bench.models.backend.Backend.generate`."""
+        """See `LoadedModel.generate`."""
         times: list[float] = []
         ids: list[int] = []
         if not reuse:
@@ -33,37 +48,53 @@ class EngineBackend:
     def generate_concurrent(
         self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
     ) -> list[TimedReply]:
-        """See `bench.models.backend.ConcurrentBackend`. The server's own scheduler decides who runs when."""
+        """See `LoadedModel.generate_concurrent`. The server's own scheduler decides who runs when."""
         from serve.scheduler import Scheduler
 
         self._engine.reset()
         scheduler = Scheduler(self._engine)
         started = time.perf_counter()
-        talks = [scheduler.start(list(prompt), _greedy(new_tokens)) for prompt in prompts]
-        times: dict[int, list[float]] = {id(talk): [] for talk in talks}
-        waiting = len(talks) * new_tokens
-        while waiting:
+        requests = [scheduler.start(list(prompt), _greedy(new_tokens)) for prompt in prompts]
+        times: dict[int, list[float]] = {id(request): [] for request in requests}
+        missing = len(requests) * new_tokens
+        while missing:
             for event in scheduler.step():
                 if event.error is not None:
                     raise event.error
                 if event.token is not None:
                     times[id(event.request)].append(time.perf_counter())
-                    waiting -= 1
-        return [as_timed_reply(started, times[id(talk)], talk.reply, new_tokens) for talk in talks]
+                    missing -= 1
+        return [as_timed_reply(started, times[id(request)], request.reply, new_tokens) for request in requests]
 
-    def reply(self, prompt: Sequence[int], options: Any, dialogue: Any) -> Iterator[int]:
-        """See `bench.models.backend.ReplyBackend`: the loop that ships, with the bundle's own dialogue."""
+    def scorer(self) -> "TokenScorer":
+        """See `LoadedModel.scorer`."""
+        return self._engine.scorer()
+
+    def logits(self, ids: Sequence[int]) -> Floats:
+        """See `LoadedModel.logits`."""
+        return self._engine.logits(ids)
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Floats:
+        """See `LoadedModel.start`."""
+        (prompt,) = prompts
+        return self._engine.prefill(prompt)[None]
+
+    def step(self, rows: Sequence[int], tokens: Sequence[int]) -> Floats:
+        """See `LoadedModel.step`."""
+        (token,) = tokens
+        return self._engine.step(token)[None]
+
+    def reply(self, prompt: Sequence[int], options: "SamplingOptions", dialogue: "Dialogue") -> Iterator[int]:
+        """See `LoadedModel.reply`: the loop that ships, with the bundle's own dialogue."""
         return self._engine.stream(prompt, options)
 
-    def runtime(self) -> Any:
-        """See `bench.models.backend.Backend.runtime`."""
-        from bench.models.runtime import EngineRuntime
 
-        return EngineRuntime(self._engine)
-
-
-def _greedy(new_tokens: int) -> Any:
+def _greedy(new_tokens: int) -> "SamplingOptions":
     """Options for exactly `new_tokens` of the likeliest tokens."""
     from serve.options import SamplingOptions
 
     return SamplingOptions(temperature=0, repetition_penalty=1.0, min_new_tokens=new_tokens, max_new_tokens=new_tokens)
+
+
+BUNDLE = RuntimeKind(name="bundle", model=EngineModel, modules=("onnxruntime", "serve.scheduler"))
+KINDS = (BUNDLE,)

@@ -5,22 +5,37 @@ import sys
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from chitchat.formats.same_tokenizer import tokenizer_identity
 from chitchat.lineage import identity, read_lineage
 
+if TYPE_CHECKING:
+    from bench.models.kind import RuntimeKind
+    from bench.models.loaded import LoadedModel
+    from serve.dialogue import Dialogue
+    from serve.terminal import Generator
+    from serve.text import TextCodec
+
 
 class ModelHandle(ABC):
-    """What the bench, the chat and `compress info` need to know of a model. `spec` is what the user typed."""
+    """What the bench, the chat and `compress info` need to know of a model.
 
-    kind: ClassVar[str]
+    `spec` is what the user typed, `runtime_kind` what runs it in the bench.
+    """
+
+    runtime_kind: "RuntimeKind"
 
     def __init__(self, spec: str, folder: Path) -> None:
         self.spec = spec
         self.folder = folder
         local = Path(spec).expanduser().exists()
         self.name = Path(os.path.abspath(folder)).name if local else spec.rpartition("/")[2]
+
+    @property
+    def kind(self) -> str:
+        """The name of its runtime's kind, as reports give it."""
+        return self.runtime_kind.name
 
     @property
     @abstractmethod
@@ -49,7 +64,7 @@ class ModelHandle(ABC):
 
     @property
     @abstractmethod
-    def dialogue(self) -> Any:
+    def dialogue(self) -> "Dialogue":
         """The dialogue format; `end_of_turn_id`, `start_ids` and `banned_ids` are what is used here."""
 
     @abstractmethod
@@ -57,12 +72,12 @@ class ModelHandle(ABC):
         """The tokenizer as the tokenizers package writes it."""
 
     @abstractmethod
-    def load(self, threads: int | None = None) -> Any:
-        """Load the weights and give the `bench.models.runtime.Runtime` that quality is measured on."""
+    def load(self, threads: int | None = None) -> "LoadedModel":
+        """Load the weights, on the CPU: what quality is measured on. `threads` None: the runtime's own choice."""
 
     @abstractmethod
-    def generator(self, threads: int | None = None, device: str | None = None) -> Any:
-        """Load the weights and give what has `.context`, `.dialogue` and `.stream(prompt_ids, options)`.
+    def generator(self, threads: int | None = None, device: str | None = None) -> "Generator":
+        """Load the weights and give what a conversation in the terminal needs.
 
         `device` None: torch takes the CPU, a bundle what `serve.graph_selection.choose` finds.
         """
@@ -85,7 +100,7 @@ class ModelHandle(ABC):
         """Whether every id means the same to both, so that prompts are shared and predictions compare."""
         return self.vocabulary == other.vocabulary and self.geometry["vocab"] == other.geometry["vocab"]
 
-    def codec(self) -> Any:
+    def codec(self) -> "TextCodec":
         """Text to ids and back, as the edge runtime does it."""
         from tokenizers import Tokenizer
 

@@ -1,4 +1,4 @@
-"""Any model that is measured, told, or talked to: a checkpoint, a quantized checkpoint, a bundle, or a hub id.
+"""Any model that is measured, described, or talked to: a checkpoint, a quantized checkpoint, a bundle, or a hub id.
 
 `open_model` recognises which and reads the cheap facts: shape, parameters, bytes, vocabulary, dialogue. Weights are
 loaded only by `load()` and `generator()`, which for a bundle is the runtime that ships. Nothing is timed here.
@@ -6,11 +6,19 @@ loaded only by `load()` and `generator()`, which for a bundle is the runtime tha
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from bench.models.files import payload_bytes, shipped_bytes
 from bench.models.handle import ModelHandle
+from bench.models.torch import CHECKPOINT, QUANTIZED, CheckpointModel
 from chitchat.errors import BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from chitchat.generate import TorchGenerator
+    from serve.dialogue import Dialogue
+    from serve.geometry import Geometry
 
 
 def open_model(spec: str, dialogue: str | None = None, tokenizer: str | None = None) -> ModelHandle:
@@ -47,18 +55,18 @@ def for_missing(spec: str, tokenizer: str | None) -> str | None:
 class CheckpointHandle(ModelHandle):
     """A GPT-2 checkpoint, computed by torch in float32: a Hugging Face folder, or a file of weights in one."""
 
-    kind: ClassVar[str] = "checkpoint"
+    runtime_kind = CHECKPOINT
 
     def __init__(
         self,
         spec: str,
-        place: Path,
+        path: Path,
         config: dict[str, Any],
         family: str | None = None,
         tokenizer_option: str | None = None,
     ) -> None:
-        super().__init__(spec, place if place.is_dir() else place.parent)
-        self.place = place  # the folder, or the file that its weights are in
+        super().__init__(spec, path if path.is_dir() else path.parent)
+        self.path = path  # the folder, or the file that its weights are in
         self.config = config
         self.family = family
         self.tokenizer_option = tokenizer_option
@@ -68,7 +76,7 @@ class CheckpointHandle(ModelHandle):
         return "torch fp32"
 
     @cached_property
-    def shape(self) -> Any:
+    def shape(self) -> "Geometry":
         """The `serve.geometry.Geometry`: that in config.json, which tells the truth where we wrote it.
 
         Of a checkpoint from elsewhere it is that of the weights, which are read for it: its config.json may tie what is
@@ -103,17 +111,17 @@ class CheckpointHandle(ModelHandle):
         """The files that the weights are read from."""
         from chitchat.formats.weights import weight_files
 
-        return [self.place] if self.place.is_file() else weight_files(self.folder)
+        return [self.path] if self.path.is_file() else weight_files(self.folder)
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
         """The fast tokenizer of the checkpoint."""
         from chitchat.tokenizer import tokenizer_of
 
         return tokenizer_of(self.folder, self.tokenizer_option)
 
     @cached_property
-    def dialogue(self) -> Any:
+    def dialogue(self) -> "Dialogue":
         from chitchat.dialogue import dialogue_of_model, open_dialogue
 
         found = open_dialogue(self.tokenizer, self.spec, self.family)
@@ -122,22 +130,20 @@ class CheckpointHandle(ModelHandle):
     def tokenizer_json(self) -> str:
         return str(self.tokenizer.backend_tokenizer.to_str())
 
-    def torch_model(self) -> Any:
-        """The weights as a `GPT2LMHeadModel` in float32."""
+    def torch_model(self) -> "PreTrainedModel":
+        """The model in float32, with its weights."""
         from chitchat.checkpoint import load_model
 
-        return load_model(self.place)
+        return load_model(self.path)
 
-    def load(self, threads: int | None = None) -> Any:
+    def load(self, threads: int | None = None) -> CheckpointModel:
         import torch
-
-        from bench.models.runtime import TorchRuntime
 
         if threads is not None:
             torch.set_num_threads(threads)
-        return TorchRuntime(self.torch_model())
+        return CheckpointModel(self.torch_model())
 
-    def generator(self, threads: int | None = None, device: str | None = None) -> Any:
+    def generator(self, threads: int | None = None, device: str | None = None) -> "TorchGenerator":
         from chitchat.generate import TorchGenerator
 
         return TorchGenerator(self.torch_model().to(torch_device(device)), self.dialogue, threads=threads)
@@ -146,13 +152,13 @@ class CheckpointHandle(ModelHandle):
 class QuantizedHandle(CheckpointHandle):
     """A quantized checkpoint; torch computes it after de-quantizing, so its speed is not that of what ships."""
 
-    kind: ClassVar[str] = "quantized"
+    runtime_kind = QUANTIZED
 
     @property
     def runtime(self) -> str:
         return f"torch, de-quantized {self.config['quantization_config'].get('scheme', 'integers')}"
 
-    def torch_model(self) -> Any:
+    def torch_model(self) -> "PreTrainedModel":
         from compress.quantize.checkpoint import load_quantized
 
         return load_quantized(self.folder).dequantized_model()

@@ -2,18 +2,18 @@
 
 The tokenizer, the sampler and its options are the same for every runtime (`serve.text`, `serve.sampler`), and so is the
 seed, so runtimes whose logits agree say the same words. One that cannot be led token by token without computing its
-cache anew (`bench.models.backend.ReplyBackend`) has its own loop and sampler, with the same options.
+cache anew overrides `LoadedModel.reply` with its own loop and sampler, with the same options.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from bench.models.loaded import LoadedModel
 from serve.dialogue import Dialogue
 from serve.options import SamplingOptions
-from serve.sampler import build_sampler, draw
 from serve.text import TextCodec
 
 
@@ -24,17 +24,16 @@ class TextPipelineSpec:
     tokenizer: str
     dialogue: Mapping[str, Any]
 
-    def open(self, backend: Any) -> "TextPipeline":
-        """Read the tokenizer, once for all replies of `backend`."""
-        return TextPipeline(TextCodec.open(Path(self.tokenizer)), Dialogue.from_json(self.dialogue), backend)
+    def open(self, model: LoadedModel) -> "TextPipeline":
+        """Read the tokenizer, once for all replies of `model`."""
+        return TextPipeline(TextCodec.open(Path(self.tokenizer)), Dialogue.from_json(self.dialogue), model)
 
 
 class TextPipeline:
-    """Answers texts with a backend (`bench.models.backend.Backend`)."""
+    """Answers texts with a loaded model."""
 
-    def __init__(self, codec: TextCodec, dialogue: Dialogue, backend: Any) -> None:
-        self._codec, self._dialogue = codec, dialogue
-        self._backend, self._runtime = backend, backend.runtime()
+    def __init__(self, codec: TextCodec, dialogue: Dialogue, model: LoadedModel) -> None:
+        self._codec, self._dialogue, self._model = codec, dialogue, model
 
     def reply(self, text: str, seed: int, new_tokens: int) -> dict[str, Any]:
         """`ms` from text to the last piece of text, `first_ms` to the first token, `tokens`, and the reply's `text`.
@@ -43,20 +42,12 @@ class TextPipeline:
         """
         options = SamplingOptions(seed=seed, max_new_tokens=new_tokens, min_new_tokens=1)
         started = time.perf_counter()
-        prompt = self._dialogue.encode([self._codec.encode(text)])
+        prompt = self._dialogue.encode([self._codec.encode(text)])[-(self._model.context // 2) :]
         decoder, pieces, tokens, first = self._codec.stream(), [], 0, 0.0
-        for token in self._ids(prompt[-(self._runtime.context // 2) :], options):
+        for token in self._model.reply(prompt, options, self._dialogue):
             tokens += 1
             first = first or time.perf_counter() - started
             pieces.append(decoder.feed(token))
         pieces.append(decoder.flush())
         took = time.perf_counter() - started
         return {"ms": took * 1000, "first_ms": first * 1000, "tokens": tokens, "text": "".join(pieces)}
-
-    def _ids(self, prompt: Sequence[int], options: SamplingOptions) -> Iterator[int]:
-        if hasattr(self._backend, "reply"):
-            return cast(Iterator[int], self._backend.reply(prompt, options, self._dialogue))
-        runtime, end = self._runtime, self._dialogue.end_of_turn_id
-        sample = build_sampler(options, self._dialogue.banned_ids, end)
-        most = min(options.max_new_tokens, runtime.context - len(prompt))
-        return draw(sample, end, most, runtime.start([prompt])[0], lambda token: runtime.step([0], [token])[0])

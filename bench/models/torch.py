@@ -1,14 +1,24 @@
-"""torch: transformers' own `generate` in float32 and float16, the loop without a cache, and dynamic int8.
-
-All give exactly the number of new tokens that was asked for: the end of turn is suppressed. Time to first token runs
-from ids in to the first id out.
-"""
+"""torch: transformers' own `generate` in float32, and a quantized checkpoint after de-quantizing."""
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from bench.models.backend import TimedReply, as_timed_reply
+from bench.models.kind import RuntimeKind
+from bench.models.loaded import Floats, LoadedModel, TimedReply, as_timed_reply
+from chitchat.architectures.registry import geometry_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from chitchat.padded import PaddedRows
+    from chitchat.score import TokenScorer
+
+TORCH_MODULES = ("torch", "transformers.models.gpt2.modeling_gpt2")
+_BATCH_TOKENS = 8192  # keys and values of so many tokens of GPT-2 small take 600 MB
 
 
 class _Stamps:
@@ -19,7 +29,7 @@ class _Stamps:
         self.ids: list[list[int]] = []
         self._prompt_seen = False
 
-    def put(self, value: Any) -> None:
+    def put(self, value: "Tensor") -> None:
         if not self._prompt_seen:
             self._prompt_seen = True
             return
@@ -30,31 +40,20 @@ class _Stamps:
         """Part of the streamer protocol; nothing is buffered."""
 
 
-class TorchBackend:
-    """transformers' own `generate` with its KV cache in float32: the full-precision generator."""
+class TransformersModel(LoadedModel):
+    """Anything with transformers' `generate` and its KV cache, as `_model`."""
 
-    def __init__(self, spec: str, threads: int, device: str, slots: int = 1) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        self._model = self._read(spec, threads).to(device)
-
-    def _read(self, spec: str, threads: int) -> Any:
-        from chitchat.checkpoint import load_model
-
-        return load_model(spec)
+    _model: Any
 
     def generate(
         self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
     ) -> TimedReply:
-        """See `bench.models.backend.Backend.generate`; `generate` starts anew with every call."""
-        (sample,) = self.generate_concurrent([prompt], new_tokens, end_of_turn_id)
-        return sample
+        """See `LoadedModel.generate`; `generate` starts anew with every call."""
+        (reply,) = self._generate([prompt], new_tokens, end_of_turn_id)
+        return reply
 
-    def generate_concurrent(
-        self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
-    ) -> list[TimedReply]:
-        """See `bench.models.backend.ConcurrentBackend`: one batch, whose prompts are of one length."""
+    def _generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int) -> list[TimedReply]:
+        """One batch of prompts of one length."""
         import torch
         from transformers import GenerationConfig
 
@@ -77,90 +76,98 @@ class TorchBackend:
         replies = zip(*stamps.ids, strict=True)
         return [as_timed_reply(started, stamps.times, reply, new_tokens) for reply in replies]
 
-    def runtime(self) -> Any:
-        """See `bench.models.backend.Backend.runtime`."""
-        from bench.models.runtime import TorchRuntime
 
-        return TorchRuntime(self._model)
+class TorchModel(TransformersModel):
+    """A torch model on the device where it is, in its precision. Several conversations are padded on the left."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model.eval()
+        self.context = geometry_of(model).context
+
+    @classmethod
+    def open(cls, spec: str, threads: int, device: str, slots: int = 1) -> Self:
+        """See `LoadedModel.open`."""
+        import torch
+
+        torch.set_num_threads(threads)
+        return cls(cls.read(spec).to(device))
+
+    @classmethod
+    @abstractmethod
+    def read(cls, spec: str) -> "PreTrainedModel":
+        """The torch model of `spec`, in the precision in which it is measured."""
+
+    @cached_property
+    def _rows(self) -> "PaddedRows":
+        from chitchat.padded import PaddedRows
+
+        return PaddedRows(self._model)
+
+    def scorer(self) -> "TokenScorer":
+        """See `LoadedModel.scorer`."""
+        from chitchat.score import torch_scorer
+
+        return torch_scorer(self._model)
+
+    def logits(self, ids: Sequence[int]) -> Floats:
+        """See `LoadedModel.logits`."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self._model(torch.tensor([list(ids)], device=self._model.device), use_cache=False).logits[0]
+        return as_float32(logits)
+
+    def batch_size(self, tokens: int) -> int:
+        """See `LoadedModel.batch_size`."""
+        return max(1, _BATCH_TOKENS // tokens)
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Floats:
+        """See `LoadedModel.start`."""
+        return as_float32(self._rows.start(prompts))
+
+    def step(self, rows: Sequence[int], tokens: Sequence[int]) -> Floats:
+        """See `LoadedModel.step`."""
+        if len(rows) < len(self._rows):
+            self._rows.keep(rows)
+        return as_float32(self._rows.step(tokens))
 
 
-class QuantizedBackend(TorchBackend):
-    """A quantized checkpoint de-quantized to float32 in torch: its quality is the shipped one, its speed is not."""
+def as_float32(tensor: "Tensor") -> Floats:
+    """The numbers of a tensor on any device."""
+    array: Floats = tensor.float().cpu().numpy()
+    return array
 
-    def _read(self, spec: str, threads: int) -> Any:
+
+class CheckpointModel(TorchModel):
+    """A checkpoint in float32: the full-precision generator."""
+
+    supports_concurrency: ClassVar[bool] = True
+
+    @classmethod
+    def read(cls, spec: str) -> "PreTrainedModel":
+        """See `TorchModel.read`."""
+        from chitchat.checkpoint import load_model
+
+        return load_model(spec)
+
+    def generate_concurrent(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
+    ) -> list[TimedReply]:
+        """See `LoadedModel.generate_concurrent`: one batch, whose prompts are of one length."""
+        return self._generate(prompts, new_tokens, end_of_turn_id)
+
+
+class DequantizedModel(TorchModel):
+    """A quantized checkpoint de-quantized to float32: its quality is the shipped one, its speed is not."""
+
+    @classmethod
+    def read(cls, spec: str) -> "PreTrainedModel":
+        """See `TorchModel.read`."""
         from compress.quantize.checkpoint import load_quantized
 
         return load_quantized(spec).dequantized_model()
 
 
-class HalfBackend(TorchBackend):
-    """transformers' own `generate` in float16: what GPU users run. A CPU has no fast products of that size."""
-
-    def _read(self, spec: str, threads: int) -> Any:
-        return super()._read(spec, threads).half()
-
-
-class NoCacheBackend(TorchBackend):
-    """The loop of GPT2-chitchat's `interact.py`: the whole conversation is computed anew for every token."""
-
-    def generate(
-        self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
-    ) -> TimedReply:
-        """See `bench.models.backend.Backend.generate`."""
-        import torch
-
-        times: list[float] = []
-        started = time.perf_counter()
-        ids = list(prompt)
-        for _ in range(new_tokens):
-            logits = self._anew(ids)
-            logits[end_of_turn_id] = -torch.inf
-            ids.append(int(logits.argmax()))
-            times.append(time.perf_counter())
-        return as_timed_reply(started, times, ids[len(prompt) :], new_tokens)
-
-    def reply(self, prompt: Sequence[int], options: Any, dialogue: Any) -> Iterator[int]:
-        """See `bench.models.backend.ReplyBackend`: the same loop, with our sampler."""
-        from serve.sampler import build_sampler, draw
-
-        ids = list(prompt)
-
-        def step(token: int) -> Any:
-            ids.append(token)
-            return self._anew(ids).cpu().numpy()
-
-        end = dialogue.end_of_turn_id
-        most = min(options.max_new_tokens, self._model.config.n_positions - len(prompt))
-        return draw(build_sampler(options, dialogue.banned_ids, end), end, most, self._anew(ids).cpu().numpy(), step)
-
-    def _anew(self, ids: Sequence[int]) -> Any:
-        """Logits [vocab] after the whole text."""
-        import torch
-
-        with torch.no_grad():
-            return self._model(input_ids=torch.tensor([ids], device=self._model.device), use_cache=False).logits[0, -1]
-
-
-class DynamicInt8Backend(TorchBackend):
-    """torch's dynamic int8: linear layers with integer products, activations rounded as they come."""
-
-    def _read(self, spec: str, threads: int) -> Any:
-        import torch
-
-        model = _as_linear(super()._read(spec, threads))
-        return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
-
-
-def _as_linear(model: Any) -> Any:
-    """The same model with nn.Linear for transformers' Conv1D, in place: what dynamic quantization knows."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, Conv1D):
-                linear = torch.nn.Linear(child.nx, child.nf)
-                linear.weight.data = child.weight.data.T.contiguous()
-                linear.bias.data = child.bias.data
-                setattr(module, name, linear)
-    return model
+CHECKPOINT = RuntimeKind(name="checkpoint", model=CheckpointModel, modules=TORCH_MODULES)
+QUANTIZED = RuntimeKind(name="quantized", model=DequantizedModel, modules=TORCH_MODULES, reads_stored_weights=False)
+KINDS = (CHECKPOINT, QUANTIZED)

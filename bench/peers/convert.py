@@ -1,22 +1,25 @@
-"""`python -m bench.peers.convert PEER FORM SOURCE OUT THREADS`: convert a model for a peer, in that peer's environment.
+"""`python -m bench.peers.convert PEER FORMAT SOURCE OUT THREADS`: convert a model for a peer, in its own environment.
 
-OUT is complete or absent.
+PEER is the address of its descriptor (`bench.models.kind.RuntimeKind.address`). OUT is complete or absent.
 """
 
-import importlib
 import shutil
 import sys
 from pathlib import Path
 
-from bench.models.runtimes import KINDS
+from bench.models.kind import find_kind
+from bench.peers.descriptor import Peer
 
 
-def main(peer: str, weight_format: str, source: str, out: str, threads: str) -> None:
+def main(address: str, weight_format: str, source: str, out: str, threads: str) -> None:
     """Write the peer's files."""
-    module = importlib.import_module(f"bench.{KINDS[peer].module}")
+    peer = find_kind(address)
+    assert isinstance(peer, Peer), f"{address} is no peer"
+    assert peer.convert is not None, f"{peer.name} loads its source as it is"
     partial = Path(f"{out}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    module.convert(Path(source), partial, weight_format, int(threads))
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    peer.convert(Path(source), partial, weight_format, int(threads))
     partial.rename(out)
 
 

@@ -8,16 +8,22 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bench.models.backend import TimedReply, as_timed_reply
-from bench.models.stepping import Floats, SteppingBackend
+from bench.models.loaded import Floats, TimedReply, as_timed_reply
+from bench.models.stepping import SteppingModel
+from bench.peers.descriptor import Peer, Source
+from chitchat.architectures.registry import geometry_of
+
+if TYPE_CHECKING:
+    from serve.dialogue import Dialogue
+    from serve.options import SamplingOptions
 
 
 def convert(checkpoint: Path, out: Path, weight_format: str, threads: int) -> None:
-    """Write a GPT-2 checkpoint as a CTranslate2 model; int8 is CTranslate2's own rounding, a scale a row."""
+    """Write a checkpoint as a CTranslate2 model; int8 is CTranslate2's own rounding, a scale a row."""
     from ctranslate2.converters import TransformersConverter
 
     TransformersConverter(str(checkpoint)).convert(
@@ -31,11 +37,13 @@ def convert(checkpoint: Path, out: Path, weight_format: str, threads: int) -> No
     }
     (out / "config.json").write_text(json.dumps(filled), encoding="utf-8")
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    (out / "context.txt").write_text(str(config["n_positions"]), encoding="utf-8")
+    (out / "context.txt").write_text(str(geometry_of(config).context), encoding="utf-8")
 
 
-class CTranslate2Backend(SteppingBackend):
+class CTranslate2Model(SteppingModel):
     """A converted model, computed in the numbers that it is stored in."""
+
+    supports_concurrency: ClassVar[bool] = True
 
     def __init__(self, spec: str, threads: int, device: str, slots: int = 1) -> None:
         import ctranslate2
@@ -49,12 +57,15 @@ class CTranslate2Backend(SteppingBackend):
     def generate(
         self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
     ) -> TimedReply:
-        """See `bench.models.backend.Backend.generate`."""
+        """See `LoadedModel.generate`."""
         times: list[float] = []
         ids: list[int] = []
         started = time.perf_counter()
         for step in self._generator.generate_tokens(
-            self._strings(prompt), max_length=new_tokens, sampling_topk=1, **self._endless(new_tokens, end_of_turn_id)
+            self._strings(prompt),
+            max_length=new_tokens,
+            sampling_topk=1,
+            **self._without_end(new_tokens, end_of_turn_id),
         ):
             times.append(time.perf_counter())
             ids.append(int(step.token_id))
@@ -63,7 +74,7 @@ class CTranslate2Backend(SteppingBackend):
     def generate_concurrent(
         self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
     ) -> list[TimedReply]:
-        """See `ConcurrentBackend`: `generate_batch`, whose callback says each token as it comes."""
+        """See `LoadedModel.generate_concurrent`: `generate_batch`, whose callback says each token as it comes."""
         times: list[list[float]] = [[] for _ in prompts]
         ids: list[list[int]] = [[] for _ in prompts]
 
@@ -79,12 +90,12 @@ class CTranslate2Backend(SteppingBackend):
             sampling_topk=1,
             include_prompt_in_result=False,
             callback=note,
-            **self._endless(new_tokens, end_of_turn_id),
+            **self._without_end(new_tokens, end_of_turn_id),
         )
         return [as_timed_reply(started, stamps, reply, new_tokens) for stamps, reply in zip(times, ids, strict=True)]
 
-    def reply(self, prompt: Sequence[int], options: Any, dialogue: Any) -> Iterator[int]:
-        """See `ReplyBackend`: its own loop and sampler, which keep the cache that `feed` cannot."""
+    def reply(self, prompt: Sequence[int], options: "SamplingOptions", dialogue: "Dialogue") -> Iterator[int]:
+        """See `LoadedModel.reply`: its own loop and sampler, which keep the cache that `feed` cannot."""
         import ctranslate2
 
         ctranslate2.set_random_seed(options.seed)
@@ -104,19 +115,33 @@ class CTranslate2Backend(SteppingBackend):
             yield int(step.token_id)
 
     def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
-        """See `SteppingBackend.feed`: CTranslate2 takes no cache from outside, so the whole text is computed."""
+        """See `SteppingModel.feed`: CTranslate2 takes no cache from outside, so the whole text is computed."""
         self._held = [*([] if fresh else self._held), *ids]
         return self.logits(self._held)[-1]
 
     def logits(self, ids: Sequence[int]) -> Floats:
-        """See `SteppingBackend.logits`."""
-        found = self._generator.forward_batch([self._strings(ids)])
-        return np.array(found)[0]
+        """See `LoadedModel.logits`."""
+        return np.array(self._generator.forward_batch([self._strings(ids)]))[0]
 
     def _strings(self, ids: Sequence[int]) -> list[str]:
         return [self._tokens[token] for token in ids]
 
-    def _endless(self, new_tokens: int, end_of_turn_id: int) -> dict[str, Any]:
+    def _without_end(self, new_tokens: int, end_of_turn_id: int) -> dict[str, Any]:
         """Options that keep the end of turn out, so that every reply has `new_tokens`."""
         end = self._tokens[end_of_turn_id]
         return {"min_length": new_tokens, "end_token": [end], "suppress_sequences": [[end]]}
+
+
+KINDS = (
+    Peer(
+        name="ctranslate2",
+        model=CTranslate2Model,
+        modules=("ctranslate2",),
+        weight_formats=("float32", "int8"),
+        full_precision="float32",
+        source=Source.CHECKPOINT,
+        install="ctranslate2",
+        import_name="ctranslate2",
+        convert=convert,
+    ),
+)

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from bench.models.backend import TimedReply, as_timed_reply
-from bench.models.stepping import Floats, SteppingBackend
+from bench.models.loaded import Floats, TimedReply, as_timed_reply
+from bench.models.stepping import SteppingModel
+from bench.peers.descriptor import Peer, Source
 from serve.quiet import load
 
 
-class GenaiBackend(SteppingBackend):
+class GenaiModel(SteppingModel):
     """A bundle with `genai_config.json`."""
 
     def __init__(self, spec: str, threads: int, device: str, slots: int = 1) -> None:
@@ -28,7 +29,7 @@ class GenaiBackend(SteppingBackend):
     def generate(
         self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
     ) -> TimedReply:
-        """See `bench.models.backend.Backend.generate`; the end of turn is kept out by genai's own `min_length`."""
+        """See `LoadedModel.generate`; the end of turn is kept out by genai's own `min_length`."""
         times: list[float] = []
         ids: list[int] = []
         started = time.perf_counter()
@@ -41,17 +42,31 @@ class GenaiBackend(SteppingBackend):
         return as_timed_reply(started, times, ids, new_tokens)
 
     def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
-        """See `SteppingBackend.feed`."""
+        """See `SteppingModel.feed`."""
         if fresh:
             self._generator = self._open(self.context)
         self._generator.append_tokens(list(ids))
         return np.array(self._generator.get_logits(), dtype=np.float32).reshape(-1)
 
     def logits(self, ids: Sequence[int]) -> Floats:
-        """See `SteppingBackend.logits`. genai gives those of the last id only, so the ids go in one by one."""
-        return np.stack([self.feed([token], fresh=place == 0) for place, token in enumerate(ids)])
+        """See `LoadedModel.logits`. genai gives those of the last id only, so the ids go in one by one."""
+        return np.stack([self.feed([token], fresh=index == 0) for index, token in enumerate(ids)])
 
     def _open(self, most: int, least: int = 0) -> Any:
         options = self._genai.GeneratorParams(self._model)
         options.set_search_options(do_sample=False, repetition_penalty=1.0, max_length=most, min_length=least)
         return self._genai.Generator(self._model, options)
+
+
+KINDS = (
+    Peer(
+        name="onnxruntime-genai",
+        model=GenaiModel,
+        modules=("onnxruntime_genai",),
+        weight_formats=("fp32", "w8", "w4"),
+        full_precision="fp32",
+        source=Source.GENAI,
+        install="onnxruntime-genai",
+        import_name="onnxruntime_genai",
+    ),
+)

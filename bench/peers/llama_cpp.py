@@ -9,57 +9,51 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from bench.models.backend import TimedReply, as_timed_reply
-from bench.models.stepping import Floats, SteppingBackend
+from bench.models.loaded import Floats, TimedReply, as_timed_reply
+from bench.models.stepping import SteppingModel
+from bench.peers.descriptor import Peer, Source
+from chitchat.architectures.registry import architecture_of, geometry_of
 
 _FTYPES = {"Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "Q4_K": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
-# Hugging Face's name of a module -> GGUF's (llama.cpp, src/llama-arch.cpp, LLM_ARCH_GPT2).
-_LAYER = {
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-}
-_OUTSIDE = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
 
 
 def convert(checkpoint: Path, out: Path, weight_format: str, threads: int) -> None:
-    """Write a GPT-2 checkpoint as the folder `out` with one GGUF file: F32, or what llama.cpp makes of it."""
+    """Write a checkpoint as the folder `out` with one GGUF file: F32, or what llama.cpp makes of it."""
     out.mkdir(parents=True)
-    whole = out / "F32.gguf"
-    write_gguf(checkpoint, whole)
+    full_precision = out / "F32.gguf"
+    write_gguf(checkpoint, full_precision)
     if weight_format != "F32":
-        quantize_gguf(whole, out / f"{weight_format}.gguf", weight_format, threads)
-        whole.unlink()
+        quantize_gguf(full_precision, out / f"{weight_format}.gguf", weight_format, threads)
+        full_precision.unlink()
 
 
 def write_gguf(checkpoint: Path, path: Path) -> None:
-    """Write a GPT-2 checkpoint with a tied head, and its tokenizer, as a float32 GGUF file."""
+    """Write a checkpoint with a tied head, and its tokenizer, as a float32 GGUF file."""
     import gguf
     from safetensors.numpy import load_file
 
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    writer = gguf.GGUFWriter(path, "gpt2")
-    writer.add_block_count(config["n_layer"])
-    writer.add_context_length(config["n_positions"])
-    writer.add_embedding_length(config["n_embd"])
-    writer.add_feed_forward_length(config["n_inner"] or 4 * config["n_embd"])
-    writer.add_head_count(config["n_head"])
-    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-    writer.add_vocab_size(config["vocab_size"])
-    _add_tokenizer(writer, checkpoint, config["vocab_size"])
+    architecture, geometry = architecture_of(config), geometry_of(config)
+    writer = gguf.GGUFWriter(path, architecture.gguf_type)
+    writer.add_block_count(geometry.layers)
+    writer.add_context_length(geometry.context)
+    writer.add_embedding_length(geometry.width)
+    writer.add_feed_forward_length(geometry.ffn)
+    writer.add_head_count(geometry.heads)
+    writer.add_layer_norm_eps(architecture.norm_epsilon(config))
+    writer.add_vocab_size(geometry.vocab)
+    _add_tokenizer(writer, checkpoint, geometry.vocab)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     for name, array in load_file(checkpoint / "model.safetensors").items():
-        known = gguf_name(name)
-        if known is not None:
-            flat = array.T if name.endswith(".weight") and ".c_" in name else array  # Conv1D keeps [in, out]
-            writer.add_tensor(known, np.ascontiguousarray(flat, dtype=np.float32))
+        stored_name = architecture.gguf_tensor(name)
+        if stored_name is not None:
+            module, _, kind = name.rpartition(".")
+            rows = array.T if kind == "weight" and architecture.is_transposed(module) else array
+            writer.add_tensor(stored_name, np.ascontiguousarray(rows, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -108,16 +102,6 @@ def _add_tokenizer(writer: Any, checkpoint: Path, size: int) -> None:
     writer.add_add_eos_token(False)
 
 
-def gguf_name(name: str) -> str | None:
-    """Give GGUF's name of a GPT-2 tensor; None for what is not stored (the tied head, masks)."""
-    parts = name.removeprefix("transformer.").split(".")
-    kind = parts[-1]
-    if parts[0] == "h":
-        module = ".".join(parts[2:-1])
-        return f"blk.{parts[1]}.{_LAYER[module]}.{kind}" if module in _LAYER else None
-    return f"{_OUTSIDE[parts[0]]}.{kind}" if parts[0] in _OUTSIDE else None
-
-
 def quantize_gguf(source: Path, path: Path, kind: str, threads: int) -> None:
     """Let llama.cpp quantize a float32 file to `kind` (of `_FTYPES`). Raises RuntimeError when it does not."""
     import llama_cpp
@@ -129,8 +113,10 @@ def quantize_gguf(source: Path, path: Path, kind: str, threads: int) -> None:
         raise RuntimeError(f"llama.cpp could not quantize {source.name} to {kind}")
 
 
-class LlamaCppBackend(SteppingBackend):
+class LlamaCppModel(SteppingModel):
     """A GGUF file in llama.cpp, driven through `llama_decode`: no sampler, text or copies of logits in between."""
+
+    supports_concurrency: ClassVar[bool] = True
 
     def __init__(self, spec: str, threads: int, device: str, slots: int = 1) -> None:
         import llama_cpp
@@ -163,13 +149,13 @@ class LlamaCppBackend(SteppingBackend):
         if not reuse:
             return self.feed(prompt, fresh=True)
         limit = min(len(self._held), len(prompt) - 1)
-        same = next((place for place in range(limit) if self._held[place] != prompt[place]), limit)
+        same = next((index for index in range(limit) if self._held[index] != prompt[index]), limit)
         self._llama.llama_memory_seq_rm(self._memory(), 0, same, -1)
         del self._held[same:]
         return self.feed(prompt[same:], fresh=False)
 
     def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
-        """See `SteppingBackend.feed`."""
+        """See `SteppingModel.feed`."""
         if fresh:
             self._forget()
         array = (self._llama.llama_token * len(ids))(*ids)
@@ -178,25 +164,25 @@ class LlamaCppBackend(SteppingBackend):
         return self._row(-1)
 
     def logits(self, ids: Sequence[int]) -> Floats:
-        """See `SteppingBackend.logits`."""
+        """See `LoadedModel.logits`."""
         self._forget()
-        self._run([(token, place, 0, True) for place, token in enumerate(ids)])
-        found = self._llama.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(found, (len(ids), self._size)).copy()
+        self._run([(token, index, 0, True) for index, token in enumerate(ids)])
+        logits = self._llama.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(logits, (len(ids), self._size)).copy()
 
     def generate_concurrent(
         self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
     ) -> list[TimedReply]:
-        """See `bench.models.backend.ConcurrentBackend`: one batch of all prompts, then one of a token each."""
+        """See `LoadedModel.generate_concurrent`: one batch of all prompts, then one of a token each."""
         self._forget()
         times: list[float] = []
         replies: list[list[int]] = [[] for _ in prompts]
         started = time.perf_counter()
         ends = [len(prompt) - 1 for prompt in prompts]
         entries = [
-            (token, place, row, place == ends[row])
+            (token, index, row, index == ends[row])
             for row, prompt in enumerate(prompts)
-            for place, token in enumerate(prompt)
+            for index, token in enumerate(prompt)
         ]
         while True:
             self._run(entries)
@@ -213,9 +199,9 @@ class LlamaCppBackend(SteppingBackend):
     def tokenize(self, text: str) -> list[int]:
         """The ids of a text by the tokenizer in the file."""
         data = text.encode()
-        room = len(data) + 16
-        array = (self._llama.llama_token * room)()
-        count = self._llama.llama_tokenize(self._vocabulary, data, len(data), array, room, False, False)
+        capacity = len(data) + 16
+        array = (self._llama.llama_token * capacity)()
+        count = self._llama.llama_tokenize(self._vocabulary, data, len(data), array, capacity, False, False)
         if count < 0:
             raise RuntimeError("llama.cpp could not tokenize a text")
         return list(array[:count])
@@ -263,3 +249,18 @@ def _silence(llama_cpp: Any) -> None:
 
 
 _KEPT: list[Any] = []
+
+
+KINDS = (
+    Peer(
+        name="llama.cpp",
+        model=LlamaCppModel,
+        modules=("llama_cpp",),
+        weight_formats=("F32", *_FTYPES),
+        full_precision="F32",
+        source=Source.CHECKPOINT,
+        install="llama-cpp-python gguf",
+        import_name="llama_cpp",
+        convert=convert,
+    ),
+)

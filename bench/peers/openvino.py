@@ -7,11 +7,13 @@ pull another transformers in.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bench.models.stepping import Floats, SteppingBackend
+from bench.models.loaded import Floats
+from bench.models.stepping import SteppingModel
+from bench.peers.descriptor import Peer, Source
+from chitchat.architectures.registry import geometry_of
 from serve.quiet import load
 
 MODEL = "openvino_model.xml"
@@ -46,7 +48,7 @@ def convert(portable: Path, out: Path, weight_format: str, threads: int) -> None
     (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-class OpenVinoBackend(SteppingBackend):
+class OpenVinoModel(SteppingModel):
     """A stateful model on one of OpenVINO's devices."""
 
     def __init__(self, spec: str, threads: int, device: str, slots: int = 1) -> None:
@@ -59,17 +61,17 @@ class OpenVinoBackend(SteppingBackend):
         self._request = compiled.create_infer_request()
         self._names = {name for parameter in compiled.inputs for name in parameter.get_names()}
         self._seen = 0
-        self.context = int(config["n_positions"])
+        self.context = geometry_of(config).context
 
     def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
-        """See `SteppingBackend.feed`."""
+        """See `SteppingModel.feed`."""
         return self._run(ids, fresh=fresh)[-1]
 
     def logits(self, ids: Sequence[int]) -> Floats:
-        """See `SteppingBackend.logits`."""
+        """See `LoadedModel.logits`."""
         return self._run(ids, fresh=True).copy()
 
-    def _run(self, ids: Sequence[int], *, fresh: bool) -> Any:
+    def _run(self, ids: Sequence[int], *, fresh: bool) -> Floats:
         """Logits [n, vocab] of further ids; they hold until the next call."""
         if fresh:
             self._request.reset_state()
@@ -82,4 +84,20 @@ class OpenVinoBackend(SteppingBackend):
         }
         self._seen = total
         self._request.infer({name: value for name, value in inputs.items() if name in self._names})
-        return self._request.get_tensor("logits").data[0]
+        logits: Floats = self._request.get_tensor("logits").data[0]
+        return logits
+
+
+KINDS = (
+    Peer(
+        name="openvino",
+        model=OpenVinoModel,
+        modules=("openvino",),
+        weight_formats=("fp32", "int8", "int4"),
+        full_precision="fp32",
+        source=Source.PORTABLE,
+        install="openvino nncf",
+        import_name="openvino",
+        convert=convert,
+    ),
+)

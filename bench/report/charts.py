@@ -1,6 +1,6 @@
 """The pictures of report.html: quality against speed and size with the Pareto front, distributions, sweeps. As SVG.
 
-Same colours and markers as `bench.report.plots`. Text stays text, so that it can be searched and read aloud; every
+Colours and markers are those of `bench.report.plots`. Text stays text, so that it can be searched and read aloud; every
 point has its figures as a tooltip.
 """
 
@@ -16,74 +16,72 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from bench.report.pareto import front
-from bench.report.plots import COLOURS, MARKERS, QUALITY, Axis, draw_panel, label_points
+from bench.report.plots import COLOURS, INK, MARKERS, PEER, QUALITY, Axis, Panel, Point, tidy
+from bench.report.row import ReportRow
 
-Row = Mapping[str, Any]
-_INK, _FAINT, _FRONT = "#333333", "#DDDDDD", "#999999"
 _STYLES = ("-", "--", ":", "-.")  # where the colours are used up
 _SHOWN = 400  # points of a distribution that are drawn, evenly taken
 
 
-def tradeoff(rows: Sequence[Row], across: Axis, up: Axis = QUALITY) -> str | None:
+def tradeoff(rows: Sequence[ReportRow], x: Axis, y: Axis = QUALITY) -> str | None:
     """Each row as a point, and the front that no row beats; None where fewer than two rows have both measures."""
-    shown = [row for row in rows if row.get(across.key) and row.get(up.key) is not None]
+    shown = [row for row in rows if getattr(row, x.key) and y.has(row)]
     if len(shown) < 2:
         return None
     figure, axes = _canvas(6.4, 4.6)
-    colours = {row["name"]: _colour(rows, row) for row in shown}
-    draw_panel(axes, across, up, shown, colours, [])
-    points = [(across.of(row), up.of(row)) for row in shown]
-    for row, (x, y), point in zip(shown, points, axes.lines, strict=True):
-        told = f"{across.title.split('  ')[0]} {x:.4g}, {up.title.split('  ')[0]} {y:.4g}"
-        point.set_gid(f"tip:{row['name']}: {told}")
-    best = [points[number] for number in front(points, higher_x=across.higher, higher_y=up.higher)]
-    axes.plot(*zip(*best, strict=True), color=_FRONT, linewidth=1.2, linestyle="--", zorder=1, label="Pareto front")
+    panel = Panel(axes, x, y, rows)
+    panel.draw(shown)
+    points = list(panel.points.values())
+    for row, point, line in zip(shown, points, axes.lines, strict=True):
+        figures = (f"{axis.title.split('  ')[0]} {value:.4g}" for axis, value in zip((x, y), point, strict=True))
+        line.set_gid(f"tip:{row.name}: {', '.join(figures)}")
+    best = [points[index] for index in front(points, higher_x=x.higher, higher_y=y.higher)]
+    axes.plot(*zip(*best, strict=True), color="#999999", linewidth=1.2, linestyle="--", zorder=1, label="Pareto front")
     axes.legend(handles=axes.lines[-1:], frameon=False, fontsize=8.5)
     figure.canvas.draw()  # the layout is known only after a first drawing
-    label_points(axes, across, up, shown, colours)
+    panel.label(best)
     return _svg(figure)
 
 
-def distribution(rows: Sequence[Row], samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
+def distribution(rows: Sequence[ReportRow], samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
     """Every further token's time of each row, with its median, 95th and 99th percentile."""
-    shown = [row for row in rows if samples.get(row["name"])]
+    shown = [row for row in reversed(rows) if samples.get(row.name)]
     if not shown:
         return None
     figure, axes = _canvas(10.5, 0.8 + 0.3 * len(shown))
-    for place, row in enumerate(reversed(shown)):
-        times = sorted(step for sample in samples[row["name"]] for step in sample["token_ms"])
+    for height, row in enumerate(shown):
+        times = sorted(step for sample in samples[row.name] for step in sample["token_ms"])
         few = times[:: max(1, len(times) // _SHOWN)]
-        axes.plot(few, [place] * len(few), "|", color=_colour(rows, row), alpha=0.35, markersize=11)
-        for name, style in (("tpot_ms_p50", "o"), ("tpot_ms_p95", "D"), ("tpot_ms_p99", "s")):
-            if row.get(name):
-                axes.plot(row[name], place, style, color=_INK, markersize=4.5, zorder=3)
-                axes.lines[-1].set_gid(f"tip:{row['name']}: {name[-3:]} {row[name]:.3g} ms")
-    axes.set_yticks(range(len(shown)), [row["name"] for row in reversed(shown)])
+        axes.plot(few, [height] * len(few), "|", color=_colour(rows, row), alpha=0.35, markersize=11)
+        for name, marker in (("tpot_ms_p50", "o"), ("tpot_ms_p95", "D"), ("tpot_ms_p99", "s")):
+            if value := getattr(row, name):
+                axes.plot(value, height, marker, color=INK, markersize=4.5, zorder=3)
+                axes.lines[-1].set_gid(f"tip:{row.name}: {name[-3:]} {value:.3g} ms")
+    axes.set_yticks(range(len(shown)), [row.name for row in shown])
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        formatter(FuncFormatter(lambda value, index: f"{value:g}" if f"{value:e}"[0] in "1235" else ""))
     axes.set_xlabel("ms a token: every one; dot median, diamond p95, square p99", fontsize=8.5)
-    axes.tick_params(labelsize=8.5)
+    axes.tick_params(which="both", labelsize=8.5, length=0)
     axes.margins(y=0.6 / len(shown))
     return _svg(figure)
 
 
-def curves(
-    rows: Sequence[Row], points: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str
-) -> str | None:
+def curves(rows: Sequence[ReportRow], points: Mapping[str, Sequence[Point]], across: str, up: str) -> str | None:
     """A line a row over what a sweep varied; `points` are (x, y) by row."""
-    shown = [row for row in rows if len(points.get(row["name"], ())) > 1]
+    shown = [row for row in rows if len(points.get(row.name, ())) > 1]
     if not shown:
         return None
     many = len(shown) > len(COLOURS)
     figure, axes = _canvas(7.4 if many else 6.4, max(3.8, 0.24 * len(shown)))
     for row in shown:
-        xs, ys = zip(*sorted(points[row["name"]]), strict=True)
-        style = _STYLES[_number(rows, row) // len(COLOURS) % len(_STYLES)]
-        marker = MARKERS.get(row["kind"], "^")
-        axes.plot(xs, ys, style, marker=marker, color=_colour(rows, row), label=row["name"], markersize=6)
+        style = _STYLES[_index(rows, row) // len(COLOURS) % len(_STYLES)]
+        marker = MARKERS.get(row.kind, PEER)[0]
+        line = zip(*sorted(points[row.name]), strict=True)
+        axes.plot(*line, style, marker=marker, color=_colour(rows, row), label=row.name, markersize=6)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    ticks = sorted({x for row in shown for x, _ in points[row["name"]]})
+    ticks = sorted({x for row in shown for x, _ in points[row.name]})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(across)
@@ -99,19 +97,16 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)  # measures text; what is written is SVG
     axes = figure.add_subplot()
-    axes.grid(color=_FAINT, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_INK, length=0)
+    tidy(axes)
     return figure, axes
 
 
-def _colour(rows: Sequence[Row], row: Row) -> str:
-    return COLOURS[_number(rows, row) % len(COLOURS)]
+def _index(rows: Sequence[ReportRow], row: ReportRow) -> int:
+    return [other.name for other in rows].index(row.name)
 
 
-def _number(rows: Sequence[Row], row: Row) -> int:
-    return [each["name"] for each in rows].index(row["name"])
+def _colour(rows: Sequence[ReportRow], row: ReportRow) -> str:
+    return COLOURS[_index(rows, row) % len(COLOURS)]
 
 
 def _svg(figure: Figure) -> str:
@@ -120,7 +115,6 @@ def _svg(figure: Figure) -> str:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "chitchat-compress", "font.family": "sans-serif"}):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"| height="[\d.]+pt"| width="[\d.]+pt"', "", text, count=2)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
     return re.sub(r'<g id="tip:([^"]*)">', lambda found: f"<g><title>{found[1]}</title>", text)

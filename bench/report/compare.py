@@ -1,7 +1,7 @@
 """`compress bench --compare A.json B.json`: what changed from one report to the other, beyond noise.
 
 Rows are matched by name. Speed is compared as the ratio to the first row of the same run, since a machine is slower on
-some days, and both rows of a run had the same day; the plain times are told beside it. A change counts when its
+some days, and both rows of a run had the same day; the plain times stand beside it. A change counts when its
 interval of 95 % does not hold "no change": over rounds for speed (both runs resampled), over conversations, paired, for
 quality where both reports scored the same ones. Size and memory have no noise to speak of: 1 % and 5 % count.
 """
@@ -94,14 +94,12 @@ def read(path: Path) -> dict[str, Any]:
 def _speed(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     """The plain speed, which the day is in, and the one against the first row, which counts."""
     samples = [report["samples"][name] for report in (old, new)]
-    times = [np.array([total_ms(sample) for sample in each]) for each in samples]
-    plain = _between(1 / times[0], 1 / times[1])
+    before, after = (np.array([total_ms(sample) for sample in run]) for run in samples)
+    plain = _between(1 / before, 1 / after)
     yardstick = old["rows"][0]["name"]
     if name == yardstick or yardstick != new["rows"][0]["name"]:
         return [Change(name, "speed", *plain, beyond_noise=False)]
-    against = [
-        round_ratios(report["samples"][yardstick], each) for report, each in zip((old, new), samples, strict=True)
-    ]
+    against = [round_ratios(report["samples"][yardstick], run) for report, run in zip((old, new), samples, strict=True)]
     ratio, interval = _between(*against)
     counts = interval is not None and not interval[0] <= 1 <= interval[1]
     return [
@@ -155,7 +153,8 @@ def _same_work(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 def _notes(old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     notes = []
     for report, other, where in ((old, new, "first"), (new, old, "second")):
-        only = [row["name"] for row in report["rows"] if row["name"] not in {each["name"] for each in other["rows"]}]
+        others = {row["name"] for row in other["rows"]}
+        only = [row["name"] for row in report["rows"] if row["name"] not in others]
         lost = [row["name"] for row in report["rows"] if row["error"] and row["name"] not in names]
         if only:
             notes.append(f"only in the {where} report: {', '.join(only)}")

@@ -1,85 +1,84 @@
-"""The rows of a report: figures out of the raw samples of each model. What a key means stands in `document.py`."""
+"""The rows of a report out of what was measured. What a field means stands in `bench.report.row`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from bench.evaluate.measure import Quality
 from bench.models.handle import ModelHandle
 from bench.peers.builder import PeerHandle
-from bench.report.tables import is_wrong
+from bench.report.row import FIGURES, ReportRow
 from bench.run.controller import Measurement
 from bench.run.rounds import BenchResult
 from bench.run.scenarios import scenario_figures
 from bench.run.timing import ceiling_share, is_busy, latency_figures, ratio_interval, speed_ratio
 
 MB = 1_000_000
-# Figures of `Quality.figures` that a row holds; those of _BOUNDED have an interval.
-_BOUNDED = (
-    *("perplexity", "bits_per_byte", "token_accuracy", "kl", "top1", "distinct_1", "distinct_2", "repetition_4"),
-    *("empty_replies", "reply_tokens", "perplexity_ratio", "distinct_2_ratio", "repetition_4_difference"),
-)
-_QUALITY = (
-    *_BOUNDED,
-    *(f"{name}_interval" for name in _BOUNDED),
-    *("kl_p99", "kl_tokens", "unfinished_replies", "replies"),
-)
-_FIGURES = (
-    *(f"{name}_ms_p{at}" for name in ("ttft", "tpot") for at in (50, 95, 99)),
-    *("tokens_per_s", "spread", "busy", "ratio", "ratio_interval", "cpu_s_per_token", "ceiling", "cold_start_s"),
-)
 # Of a model whose ids are others than the first one's, these say nothing beside the first one's.
 _BY_TOKEN = {"perplexity", "token_accuracy", "perplexity_interval", "token_accuracy_interval"}
-_READ_OTHERWISE = {"torch-no-cache", "torch-int8", "quantized"}  # not the bytes of their files once a token
 
 
-def build_rows(names: Sequence[str], models: Sequence[ModelHandle], measured: BenchResult) -> list[dict[str, Any]]:
+def build_rows(names: Sequence[str], models: Sequence[ModelHandle], result: BenchResult) -> list[ReportRow]:
     """One row a model. The first model that is a plain checkpoint at the top is the full-precision generator."""
-    rows = []
-    first = measured.rows[0]
+    first = result.rows[0]
     reference = Quality.from_json(first.quality) if first.quality and first.error is None else None
-    for place, (name, model, result) in enumerate(zip(names, models, measured.rows, strict=True)):
-        runtime = model.runtime
-        if place == 0 and model.kind == "checkpoint":
-            runtime += " (full-precision generator)"
-        elif isinstance(model, PeerHandle) and result.version:
-            runtime += f" {result.version}"
-        lost = result.error is not None
-        quality = {} if lost else _quality_figures(result, reference if place else None)
-        row = {
-            "name": name,
-            "spec": model.spec,
-            "kind": model.kind,
-            "runtime": runtime,
-            "device": result.job.device,
-            "parameters": model.parameters,
-            "weight_mb": model.weight_bytes / MB,
-            "file_mb": model.file_bytes / MB,
-            "runtime_version": result.version,
-            "load_s": None if lost else result.load_s,
-            **dict.fromkeys(_FIGURES),
-            "peak_rss_mb": None if lost else result.peak_rss_mb,
-            "device_mb": None if lost else result.device_mb,
-            "agreement": result.agreement,
-            **{name: quality.get(name) for name in _QUALITY},
-            "eval_tokens": quality.get("tokens"),
-            "error": result.error,
-        }
-        if not lost:
-            row |= latency_figures(result.samples) | {"busy": is_busy(result.samples)}
-            row |= scenario_figures(result.extra)
-            if model.kind not in _READ_OTHERWISE and result.job.device == "cpu":  # whose memory was measured
-                row["ceiling"] = ceiling_share(result.samples, model.weight_bytes, measured.bandwidth)
-            if first.error is None and not is_wrong(row):  # what computes something else is not faster
-                row["ratio"] = speed_ratio(first.samples, result.samples)
-                row["ratio_interval"] = ratio_interval(first.samples, result.samples)
+    rows = []
+    for index, (name, model, measured) in enumerate(zip(names, models, result.rows, strict=True)):
+        row = _facts(name, model, measured, is_first=index == 0)
+        if measured.error is None:
+            row = _with_figures(row, model, measured, result, reference if index else None)
         rows.append(row)
     return rows
 
 
-def _quality_figures(result: Measurement, reference: Quality | None) -> dict[str, Any]:
+def _facts(name: str, model: ModelHandle, measured: Measurement, *, is_first: bool) -> ReportRow:
+    """What is known of a row that may have been lost."""
+    runtime = model.runtime
+    if is_first and model.kind == "checkpoint":
+        runtime += " (full-precision generator)"
+    elif isinstance(model, PeerHandle) and measured.version:
+        runtime += f" {measured.version}"
+    return ReportRow(
+        name=name,
+        spec=model.spec,
+        kind=model.kind,
+        runtime=runtime,
+        device=measured.entry.device,
+        parameters=model.parameters,
+        weight_mb=model.weight_bytes / MB,
+        file_mb=model.file_bytes / MB,
+        runtime_version=measured.version,
+        agreement=measured.agreement,
+        error=measured.error,
+    )
+
+
+def _with_figures(
+    row: ReportRow, model: ModelHandle, measured: Measurement, result: BenchResult, reference: Quality | None
+) -> ReportRow:
+    samples, first = measured.samples, result.rows[0]
+    figures: dict[str, Any] = {
+        "load_s": measured.load_s,
+        "peak_rss_mb": measured.peak_rss_mb,
+        "device_mb": measured.device_mb,
+        "busy": is_busy(samples),
+        **latency_figures(samples),
+        **scenario_figures(measured.extra),
+        **_quality_figures(measured, reference),
+    }
+    if model.runtime_kind.reads_stored_weights and row.device == "cpu":  # whose memory was measured
+        figures["ceiling"] = ceiling_share(samples, model.weight_bytes, result.bandwidth)
+    if first.error is None and not row.answers_wrong:  # what computes something else is not faster
+        figures["ratio"] = speed_ratio(first.samples, samples)
+        figures["ratio_interval"] = ratio_interval(first.samples, samples)
+    return replace(row, **figures)
+
+
+def _quality_figures(measured: Measurement, reference: Quality | None) -> dict[str, Any]:
     """The figures of one row, and its ratios to those of the first row where it is given; {} without quality."""
-    if not result.quality:
+    if not measured.quality:
         return {}
-    figures = Quality.from_json(result.quality).figures(reference)
-    own_ids = result.job.data is not None
-    return {name: value for name, value in figures.items() if not (own_ids and name in _BY_TOKEN)}
+    figures = Quality.from_json(measured.quality).figures(reference)
+    hidden = _BY_TOKEN if measured.entry.data is not None else set()
+    shown = {name: value for name, value in figures.items() if name in FIGURES and name not in hidden}
+    return shown | {"eval_tokens": figures["tokens"]}

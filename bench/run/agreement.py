@@ -1,7 +1,7 @@
 """Whether a runtime says what torch says: its greedy ids at full precision, before any of its rows counts.
 
 Rounding differs between runtimes, so where the two likeliest ids are as good as equal either may come; what follows is
-then another text and says nothing. Torch itself judges that: a first difference is a tie when its own logits of the two
+then another text and says nothing. Torch itself decides that: a first difference is a tie when its logits of the two
 ids lie within `TIE` of their standard deviation. Anything else is a wrong answer.
 """
 
@@ -17,11 +17,11 @@ TIE = 1e-3
 
 
 def check_agreement(controller: Controller) -> None:
-    """Fill `Measurement.agreement` of the rows whose job names a full-precision form (`BenchEntry.whole`).
+    """Fill `Measurement.agreement` of the rows whose entry has a `BenchEntry.full_precision`.
 
-    The first row is the judge. A form is asked once, however many rows it speaks for.
+    The first row is the reference. A model is asked once, however many rows it speaks for.
     """
-    compared_rows = [row for row in controller.rows if row.job.whole is not None and row.error is None]
+    compared_rows = [row for row in controller.rows if row.entry.full_precision is not None and row.error is None]
     first = controller.rows[0]
     if not compared_rows or first.error is not None:
         return
@@ -34,7 +34,7 @@ def check_agreement(controller: Controller) -> None:
             return
         expected = [_ids(reference, first, prompt, plan.new_tokens) for prompt in prompts]
         for row in compared_rows:
-            key = row.job.kind, str(row.job.whole)
+            key = row.entry.kind.address, str(row.entry.full_precision)
             if key not in found:
                 found[key] = _compare(controller, reference, row, prompts, expected)
             row.agreement = found[key]
@@ -47,21 +47,21 @@ def _compare(
     prompts: Sequence[Sequence[int]],
     expected: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
-    """`agrees` (None where the form cannot be run), the ids that were `compared`, `ties`, and `why` not."""
+    """`agrees` (None where it cannot be run), the ids that were `compared`, `ties`, and `why` not."""
     compared = ties = 0
-    plan, job = controller.plan, row.job
+    plan = controller.plan
     with controller.worker(row) as worker:
         try:
-            load(plan, spec=job.whole, device="cpu")(worker, row)
+            load(plan, spec=row.entry.full_precision, device="cpu")(worker, row)
             for prompt, ids in zip(prompts, expected, strict=True):
-                said = _ids(worker, row, prompt, plan.new_tokens)
-                same = next((place for place, id in enumerate(ids) if said[place] != id), len(ids))
+                found = _ids(worker, row, prompt, plan.new_tokens)
+                same = next((index for index, token in enumerate(ids) if found[index] != token), len(ids))
                 compared += same
                 if same == len(ids):
                     continue
-                request = {"op": "margin", "ids": [*prompt, *ids[:same]], "chosen": ids[same], "other": said[same]}
+                request = {"op": "margin", "ids": [*prompt, *ids[:same]], "chosen": ids[same], "other": found[same]}
                 if not is_tie(reference.ask(request)):
-                    why = f"after {same} new ids it says {said[same]} where torch says {ids[same]}"
+                    why = f"after {same} new ids it says {found[same]} where torch says {ids[same]}"
                     return {"agrees": False, "compared": compared + 1, "ties": ties, "why": why}
                 ties += 1
         except WorkerLost as lost:
@@ -70,7 +70,7 @@ def _compare(
 
 
 def is_tie(answer: Mapping[str, float]) -> bool:
-    """Whether the judge finds the two ids as good as equal; the `margin` operation of `bench.run.worker`."""
+    """Whether the reference finds the two ids as good as equal; the `margin` operation of `bench.run.worker`."""
     return abs(answer["margin"]) <= TIE * answer["spread"]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bench.models.kind import RuntimeKind
 from bench.run.process import WORKER, WorkerLost, WorkerProcess
 
 # The threads of the model before go on spinning: onnxruntime's for 50 to 70 ms, measured. A model that is timed beside
@@ -23,26 +24,26 @@ _SETTLE_S = 0.15
 
 @dataclass(frozen=True)
 class BenchEntry:
-    """One row to measure; `kind` chooses the runtime (`bench.models.runtimes`), `python` the interpreter that has it.
+    """One row to measure: `spec`, run by `kind` on `device`, in a process of the interpreter `python`.
 
-    With `compared` its predictions are compared with those of the first job, which has the same vocabulary. `prompts`
-    are its own where its ids are others than the first job's; `data` its own data set. A job with an `error` is not
-    measured: its row says why. `whole` is the same runtime's model at full precision, whose greedy ids must be those of
-    the first job (`bench.run.agreement`). `speech` is what it needs for texts
+    With `compared` its predictions are compared with those of the first entry, which has the same vocabulary. `prompts`
+    are its own where its ids are others than the first entry's; `data` is its own data set. An entry with an `error` is
+    not measured: its row says why. `full_precision` is the same runtime's model at full precision, whose greedy ids
+    must be those of the first entry (`bench.run.agreement`). `text_pipeline` is what it needs for texts
     (`bench.models.text_pipeline.TextPipelineSpec` as JSON).
     """
 
     name: str
     spec: str
-    kind: str
+    kind: RuntimeKind
     end_of_turn_id: int
     compared: bool = False
     device: str = "cpu"
     python: str = sys.executable
     prompts: Sequence[Sequence[int]] | None = None
     data: Path | None = None
-    speech: Mapping[str, Any] | None = None
-    whole: str | None = None
+    text_pipeline: Mapping[str, Any] | None = None
+    full_precision: str | None = None
     error: str | None = None
 
 
@@ -70,13 +71,14 @@ class BenchPlan:
 
 @dataclass
 class Measurement:
-    """What one model gave. `samples[i]` belongs to round i; `error` are the last words of a worker that was lost.
+    """What was measured of one entry; `samples[i]` belongs to round i.
 
-    `version` is that of the runtime's package. `quality` is a `bench.evaluate.measure.Quality` as JSON; `agreement`
-    what `bench.run.agreement` found; `extra` holds raw samples by scenario.
+    `error` are the last words of a worker that was lost, `version` is that of the runtime's package. `quality` is a
+    `bench.evaluate.measure.Quality` as JSON; `agreement` what `bench.run.agreement` found; `extra` holds raw samples by
+    scenario.
     """
 
-    job: BenchEntry
+    entry: BenchEntry
     load_s: float | None = None
     version: str | None = None
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -92,13 +94,17 @@ Step = Callable[[WorkerProcess, Measurement], None]
 
 
 class Controller:
-    """Workers for all jobs, and turns among them. `command` starts a worker in place of the job's own interpreter."""
+    """Workers for all entries, and turns among them. `command` starts a worker in place of the entry's interpreter."""
 
     def __init__(
-        self, jobs: Sequence[BenchEntry], plan: BenchPlan, progress: "tqdm[Any]", command: Sequence[str] | None = None
+        self,
+        entries: Sequence[BenchEntry],
+        plan: BenchPlan,
+        progress: "tqdm[Any]",
+        command: Sequence[str] | None = None,
     ) -> None:
         self.plan = plan
-        self.rows = [Measurement(job, error=job.error) for job in jobs]
+        self.rows = [Measurement(entry, error=entry.error) for entry in entries]
         self._progress = progress
         self._command = command
 
@@ -111,7 +117,7 @@ class Controller:
     @contextmanager
     def worker(self, row: Measurement, threads: int | None = None) -> Iterator[WorkerProcess]:
         """A fresh process for one row."""
-        command = self._command or (row.job.python, *WORKER)
+        command = self._command or (row.entry.python, *WORKER)
         worker = WorkerProcess(command, threads or self.plan.threads, self.plan.timeout_s)
         try:
             yield worker
@@ -125,7 +131,7 @@ class Controller:
 
     def attempt(self, worker: WorkerProcess, row: Measurement, step: Step, *, settle_first: bool = True) -> None:
         """One step with one worker."""
-        self._progress.set_postfix_str(row.job.name, refresh=False)
+        self._progress.set_postfix_str(row.entry.name, refresh=False)
         if row.error is None:
             if settle_first:
                 wait_for_idle_threads()
@@ -142,7 +148,7 @@ class Controller:
 
 
 def load(plan: BenchPlan, **options: Any) -> Step:
-    """The step that loads a row's model; `options` go before what plan and job say (threads, spec, slots)."""
+    """The step that loads a row's model; `options` go before what plan and entry say (threads, spec, slots)."""
 
     def step(worker: WorkerProcess, row: Measurement) -> None:
         _ask_load(worker, row, plan, **options)
@@ -151,14 +157,16 @@ def load(plan: BenchPlan, **options: Any) -> Step:
 
 
 def _ask_load(worker: WorkerProcess, row: Measurement, plan: BenchPlan, **options: Any) -> dict[str, Any]:
-    request = {"op": "load", "spec": row.job.spec, "kind": row.job.kind, "device": row.job.device}
+    request = {"op": "load", "spec": row.entry.spec, "kind": row.entry.kind.address, "device": row.entry.device}
     return worker.ask(request | {"threads": plan.threads} | options)
 
 
-def ask_sample(worker: WorkerProcess, row: Measurement, prompt: Sequence[int], new_tokens: int, **options: Any) -> Any:
+def ask_sample(
+    worker: WorkerProcess, row: Measurement, prompt: Sequence[int], new_tokens: int, **options: Any
+) -> dict[str, Any]:
     """One reply of a row's model."""
     request = {"op": "sample", "prompt": [int(token) for token in prompt], "new_tokens": new_tokens}
-    return worker.ask(request | {"end_of_turn_id": row.job.end_of_turn_id} | options)
+    return worker.ask(request | {"end_of_turn_id": row.entry.end_of_turn_id} | options)
 
 
 def first_token(plan: BenchPlan) -> Step:
@@ -176,8 +184,8 @@ def first_token(plan: BenchPlan) -> Step:
 
 def prompts_of(row: Measurement, plan: BenchPlan) -> Sequence[Sequence[int]]:
     """The timed prompts, in the row's own ids."""
-    whole = row.job.prompts
-    return plan.prompts if whole is None else whole[len(plan.warmups) :]
+    own = row.entry.prompts
+    return plan.prompts if own is None else own[len(plan.warmups) :]
 
 
 def wait_for_idle_threads() -> None:

@@ -5,37 +5,42 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.evaluate.measure import open_held_out
 from bench.evaluate.other_tokenizer import retokenized
 from bench.models.handle import ModelHandle
+from bench.models.open import CheckpointHandle
 from bench.models.text_pipeline import TextPipelineSpec
-from bench.peers.builder import CannotPrepare, PeerBuilder, PeerHandle, PeerRequest, find_python
+from bench.peers.builder import CannotPrepare, PeerBuilder, PeerHandle, find_python
+from bench.peers.registry import PeerRequest
 from bench.run.controller import BenchEntry
 from bench.run.options import BenchOptions
 from bench.run.prompts import WARMUPS, make_prompts
 from chitchat.errors import BadInput
 
+if TYPE_CHECKING:
+    from chitchat.data.dataset import ChatData
+
 
 @dataclass(frozen=True)
-class Row:
-    """A row to be: the model, where it runs, and why it cannot."""
+class PlannedRow:
+    """A row to be: the model, where it runs, its peer's model at full precision, and why it cannot be measured."""
 
     name: str
     model: ModelHandle
     device: str = "cpu"
     python: str = sys.executable
-    whole: Path | None = None
+    full_precision: Path | None = None
     error: str | None = None
 
 
-def model_rows(models: Sequence[ModelHandle], devices: Sequence[str]) -> list[Row]:
+def model_rows(models: Sequence[ModelHandle], devices: Sequence[str]) -> list[PlannedRow]:
     """A row a model and device; those of a GPU that is not there say so."""
     missing = None if "cuda" not in devices else why_no_cuda()
     names = unique_names(models)
     return [
-        Row(
+        PlannedRow(
             name if device == "cpu" else f"{name} on {device}",
             model,
             device,
@@ -47,65 +52,77 @@ def model_rows(models: Sequence[ModelHandle], devices: Sequence[str]) -> list[Ro
 
 
 def peer_rows(
-    asked: Sequence[PeerRequest],
-    checkpoint: ModelHandle,
+    requests: Sequence[PeerRequest],
+    checkpoint: CheckpointHandle,
     folder: Path,
-    work: BenchOptions,
+    options: BenchOptions,
     data: Path | None,
-) -> list[Row]:
-    """A row a peer and form, converted and ready; a peer that is not installed says how it would be."""
-    kitchen = PeerBuilder(checkpoint, folder / "peers", work.threads or 1, data, work.portable_python)
+) -> list[PlannedRow]:
+    """A row a peer and weight format, converted and ready; a peer that is not installed says how it would be."""
+    builder = PeerBuilder(checkpoint, folder / "peers", options.threads or 1, data, options.portable_python)
     rows = []
-    for each in asked:
-        unprepared, device = PeerHandle(each, checkpoint, checkpoint.folder), each.peer.device
-        if device == "cuda" and (why := why_no_cuda()):
-            rows.append(Row(each.name, unprepared, device, error=f"skipped: {why}"))
+    for request in requests:
+        unprepared = PeerHandle(request, checkpoint, checkpoint.folder)
+        row = PlannedRow(request.name, unprepared, request.peer.device)
+        if row.device == "cuda" and (why := why_no_cuda()):
+            rows.append(replace(row, error=f"skipped: {why}"))
             continue
-        interpreter = find_python(each.peer, work.peers_python, work.portable_python)
+        interpreter = find_python(request.peer, options.peers_python, options.portable_python)
         if interpreter is None:
-            rows.append(Row(each.name, unprepared, device, error=each.peer.missing))
+            rows.append(replace(row, error=request.peer.missing))
             continue
-        print(f"preparing {each.name}", file=sys.stderr, flush=True)
+        print(f"preparing {request.name}", file=sys.stderr, flush=True)
         try:
-            whole = kitchen.model(each.whole(), interpreter).folder if each.checked else None
-            rows.append(Row(each.name, kitchen.model(each, interpreter), device, python=interpreter, whole=whole))
+            precise = request.at_full_precision()
+            full_precision = None if precise is None else builder.model(precise, interpreter).folder
+            model = builder.model(request, interpreter)
+            rows.append(replace(row, model=model, python=interpreter, full_precision=full_precision))
         except CannotPrepare as error:
-            rows.append(Row(each.name, unprepared, device, error=str(error)))
+            rows.append(replace(row, error=str(error)))
     return rows
 
 
-def jobs_of(rows: Sequence[Row], held_out: Any, scratch: Path, work: BenchOptions) -> list[BenchEntry]:
+def build_entries(
+    rows: Sequence[PlannedRow], held_out: "ChatData | None", scratch: Path, options: BenchOptions
+) -> list[BenchEntry]:
     """What the controller is given, row by row; `scratch` takes the files that workers read."""
     first = rows[0].model
-    jobs = []
+    entries = []
     for number, row in enumerate(rows):
         model = row.model
-        spec = str(model.folder) if isinstance(model, PeerHandle) else model.spec
-        job = BenchEntry(
-            row.name, spec, model.kind, model.dialogue.end_of_turn_id, device=row.device, python=row.python
+        entry = BenchEntry(
+            row.name,
+            str(model.folder) if isinstance(model, PeerHandle) else model.spec,
+            model.runtime_kind,
+            model.dialogue.end_of_turn_id,
+            device=row.device,
+            python=row.python,
+            full_precision=None if row.full_precision is None else str(row.full_precision),
+            error=row.error,
         )
-        job = replace(job, error=row.error, whole=str(row.whole) if row.whole else None)
         if row.error is None:
             alike = model.reads_like(first)
-            other = {} if alike else _own_work(model, held_out, work, scratch / f"data-{number}")
-            job = replace(
-                job, compared=alike and number > 0, speech=_speech(model, scratch / f"tokenizer-{number}.json"), **other
-            )
-        jobs.append(job)
-    return jobs
+            if not alike:
+                entry = _in_own_ids(entry, model, held_out, options, scratch / f"data-{number}")
+            pipeline = _text_pipeline(model, scratch / f"tokenizer-{number}.json")
+            entry = replace(entry, compared=alike and number > 0, text_pipeline=pipeline)
+        entries.append(entry)
+    return entries
 
 
-def _own_work(model: ModelHandle, held_out: Any, work: BenchOptions, folder: Path) -> dict[str, Any]:
-    """Prompts, and the data, in the ids of a model that has another vocabulary than the first."""
+def _in_own_ids(
+    entry: BenchEntry, model: ModelHandle, held_out: "ChatData | None", options: BenchOptions, folder: Path
+) -> BenchEntry:
+    """The entry with prompts, and data, in the ids of a model that has another vocabulary than the first."""
     data = retokenized(held_out, model, folder) if held_out is not None else None
-    held = open_held_out(data) if data is not None else None
-    prompts = make_prompts([model], held, work.prompt_tokens, WARMUPS + work.repetitions, work.seed)
-    return {"prompts": prompts, "data": data}
+    own = open_held_out(data) if data is not None else None
+    prompts = make_prompts([model], own, options.prompt_tokens, WARMUPS + options.repetitions, options.seed)
+    return replace(entry, prompts=prompts, data=data)
 
 
-def _speech(model: ModelHandle, path: Path) -> dict[str, Any]:
+def _text_pipeline(model: ModelHandle, path: Path) -> dict[str, Any]:
     path.write_text(model.tokenizer_json(), encoding="utf-8")
-    return asdict(TextPipelineSpec(str(path), asdict(model.dialogue)))
+    return asdict(TextPipelineSpec(str(path), model.dialogue.as_json()))
 
 
 def unique_names(models: Sequence[ModelHandle]) -> list[str]:
@@ -124,7 +141,7 @@ def unique_names(models: Sequence[ModelHandle]) -> list[str]:
 
 
 def _first_repeated(names: Sequence[str]) -> int:
-    return next(place for place, name in enumerate(names) if name in names[:place])
+    return next(index for index, name in enumerate(names) if name in names[:index])
 
 
 def why_no_cuda() -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 from chitchat.errors import WorkFailed
 from chitchat.system.child import child_environment
 
-WORKER = ("-m", "bench.run.worker")
+WORKER = ("-P", "-m", "bench.run.worker")  # -P: a file in the current folder is not imported in place of a package
 
 
 class WorkerLost(WorkFailed):
@@ -126,8 +126,8 @@ class _Running:
             name = signal.Signals(-code).name
             how = f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
         self._log.seek(0)
-        said = self._log.read().decode(errors="replace").split("\n")
-        words = " / ".join(line.strip() for line in said if line.strip())[-300:]
+        lines = self._log.read().decode(errors="replace").split("\n")
+        words = " / ".join(line.strip() for line in lines if line.strip())[-300:]
         return f"{how}; last words: {words}" if words else f"{how} without a word"
 
 

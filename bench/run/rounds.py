@@ -36,17 +36,17 @@ class BenchResult:
     partial: bool = False
 
 
-def measure(jobs: Sequence[BenchEntry], plan: BenchPlan, command: Sequence[str] | None = None) -> BenchResult:
-    """Measure all jobs side by side, in their order. Ctrl-C ends it early: complete rounds are kept.
+def measure(entries: Sequence[BenchEntry], plan: BenchPlan, command: Sequence[str] | None = None) -> BenchResult:
+    """Measure all entries side by side, in their order. Ctrl-C ends it early: complete rounds are kept.
 
     Raises `KeyboardInterrupt` when it came before the first round was complete.
     """
     chosen = [SCENARIOS[name] for name in plan.scenarios]
     rounds = len(plan.warmups) + len(plan.prompts)
-    judged = any(job.whole for job in jobs)
-    each = 2 + rounds + (plan.data is not None) + sum(scenario.steps(plan) for scenario in chosen)
-    with tqdm(total=judged + len(jobs) * each, desc="bench", unit="step", disable=None) as progress:
-        controller = Controller(jobs, plan, progress, command)
+    checked = any(entry.full_precision for entry in entries)
+    steps = 2 + rounds + (plan.data is not None) + sum(scenario.steps(plan) for scenario in chosen)
+    with tqdm(total=checked + len(entries) * steps, desc="bench", unit="step", disable=None) as progress:
+        controller = Controller(entries, plan, progress, command)
         measured = BenchResult(controller.rows)
         try:
             check_agreement(controller)
@@ -66,9 +66,9 @@ def _one_conversation(controller: Controller, measured: BenchResult) -> None:
     read = reader(plan.threads)
     with controller.workers() as workers:
         controller.turn(workers, first_token(plan), settle_first=False)
-        for place in range(len(plan.warmups) + len(plan.prompts)):
-            controller.turn(workers, _round(plan, place))
-            if place >= len(plan.warmups):
+        for index in range(len(plan.warmups) + len(plan.prompts)):
+            controller.turn(workers, _round(plan, index))
+            if index >= len(plan.warmups):
                 wait_for_idle_threads()
                 measured.bandwidth.append(read())
         controller.turn(workers, _memory, settle_first=False)
@@ -78,11 +78,11 @@ def _one_conversation(controller: Controller, measured: BenchResult) -> None:
             worker.close()  # makes room for the next one's scoring
 
 
-def _round(plan: BenchPlan, place: int) -> Step:
+def _round(plan: BenchPlan, index: int) -> Step:
     def step(worker: WorkerProcess, row: Measurement) -> None:
-        prompts = row.job.prompts or [*plan.warmups, *plan.prompts]
-        sample = ask_sample(worker, row, prompts[place], plan.new_tokens)
-        if place >= len(plan.warmups):
+        prompts = row.entry.prompts or [*plan.warmups, *plan.prompts]
+        sample = ask_sample(worker, row, prompts[index], plan.new_tokens)
+        if index >= len(plan.warmups):
             row.samples.append(sample)
 
     return step
@@ -95,16 +95,20 @@ def _memory(worker: WorkerProcess, row: Measurement) -> None:
 
 def _quality(plan: BenchPlan, first: Measurement) -> Step:
     def step(worker: WorkerProcess, row: Measurement) -> None:
-        of = {"spec": first.job.spec, "kind": first.job.kind} if row.job.compared and first.error is None else None
-        data = row.job.data or plan.data
-        request = {"op": "quality", "data": str(data), "task": dict(plan.task), "teacher": of}
+        teacher = (
+            {"spec": first.entry.spec, "kind": first.entry.kind.address}
+            if row.entry.compared and first.error is None
+            else None
+        )
+        data = row.entry.data or plan.data
+        request = {"op": "quality", "data": str(data), "task": dict(plan.task), "teacher": teacher}
         row.quality = worker.ask(request)["quality"]
 
     return step
 
 
 def _keep_complete_rounds(measured: BenchResult) -> int:
-    """PrunedModel every row to the rounds that all of them have; how many those are."""
+    """Cut every row to the rounds that all of them have; how many those are."""
     alive = [row for row in measured.rows if row.error is None]
     rounds = min((len(row.samples) for row in alive), default=0)
     for row in alive:

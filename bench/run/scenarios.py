@@ -22,12 +22,12 @@ import numpy as np
 from bench.machine.environment import cores
 from bench.run.controller import BenchPlan, Controller, Measurement, Step, ask_sample, first_token, load, prompts_of
 from bench.run.process import WorkerProcess
+from bench.run.timing import total_ms
 
 STARTS = 2  # beside the one of the timed rounds
 ROUNDS = 5  # of each other scenario: a point of a curve needs fewer samples than the row itself
 TURNS = 4
 CONCURRENCY = (1, 2, 4, 8)
-SUPPORTS_CONCURRENCY = ("checkpoint", "bundle", "llama.cpp", "ctranslate2")
 REPLY_TOKENS = 64
 
 
@@ -73,22 +73,24 @@ def _replies(controller: Controller) -> None:
 
 def _reply(text: str, seed: int) -> Step:
     def step(worker: WorkerProcess, row: Measurement) -> None:
-        if row.job.speech is None:
+        if row.entry.text_pipeline is None:
             return
         request = {"op": "reply", "text": text, "seed": seed, "new_tokens": REPLY_TOKENS}
-        row.extra.setdefault("replies", []).append(worker.ask(request | {"speech": dict(row.job.speech)}))
+        row.extra.setdefault("replies", []).append(
+            worker.ask(request | {"text_pipeline": dict(row.entry.text_pipeline)})
+        )
 
     return step
 
 
-def _reply_figures(said: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _reply_figures(replies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Replies differ in length: the rate is over all tokens, the tails are of whole replies."""
-    times = [reply["ms"] for reply in said]
+    times = [reply["ms"] for reply in replies]
     return {
-        "reply_first_ms_p50": float(np.median([reply["first_ms"] for reply in said])),
+        "reply_first_ms_p50": float(np.median([reply["first_ms"] for reply in replies])),
         "reply_ms_p50": float(np.percentile(times, 50)),
         "reply_ms_p95": float(np.percentile(times, 95)),
-        "reply_tokens_per_s": sum(reply["tokens"] for reply in said) / sum(times) * 1000,
+        "reply_tokens_per_s": sum(reply["tokens"] for reply in replies) / sum(times) * 1000,
     }
 
 
@@ -100,77 +102,77 @@ def _turns(controller: Controller) -> None:
     fresh, new_tokens = _turn_sizes(plan.context)
     with controller.workers() as workers:
         controller.turn(workers, load(plan), settle_first=False)
-        for place in range(ROUNDS):
-            history: dict[str, list[int]] = {row.job.name: [] for row in controller.rows}
+        for index in range(ROUNDS):
+            history: dict[str, list[int]] = {row.entry.name: [] for row in controller.rows}
             for row in controller.rows:
                 if row.error is None:
                     row.extra.setdefault("turns", []).append([])
             for turn in range(TURNS):
-                controller.turn(workers, _turn(plan, history, place, turn, fresh, new_tokens))
+                controller.turn(workers, _turn(plan, history, index, turn, fresh, new_tokens))
 
 
 def _turn_sizes(context: int) -> tuple[int, int]:
     """Ids that a turn adds, and new ones of a reply, so that all turns fit into the context."""
-    room = context // TURNS
-    return max(1, room * 2 // 5), max(2, min(32, room * 3 // 5))
+    share = context // TURNS
+    return max(1, share * 2 // 5), max(2, min(32, share * 3 // 5))
 
 
-def _turn(plan: BenchPlan, history: dict[str, list[int]], place: int, turn: int, fresh: int, new_tokens: int) -> Step:
+def _turn(plan: BenchPlan, history: dict[str, list[int]], index: int, turn: int, fresh: int, new_tokens: int) -> Step:
     def step(worker: WorkerProcess, row: Measurement) -> None:
         prompts = prompts_of(row, plan)
-        source = list(prompts[(place * TURNS + turn) % len(prompts)])
-        said = history[row.job.name]
-        said += (source * (fresh // len(source) + 1))[:fresh]
-        sample = ask_sample(worker, row, said, new_tokens, reuse=turn > 0)
-        said += sample["ids"]
+        source = list(prompts[(index * TURNS + turn) % len(prompts)])
+        ids = history[row.entry.name]
+        ids += (source * (fresh // len(source) + 1))[:fresh]
+        sample = ask_sample(worker, row, ids, new_tokens, reuse=turn > 0)
+        ids += sample["ids"]
         row.extra["turns"][-1].append(sample)
 
     return step
 
 
-def _turn_figures(talks: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float]:
-    whole = [talk for talk in talks if len(talk) == TURNS]
-    if not whole:
+def _turn_figures(conversations: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+    complete = [samples for samples in conversations if len(samples) == TURNS]
+    if not complete:
         return {}
-    last = [talk[-1]["ttft_ms"] for talk in whole]
-    all_ms = [sum(sample["ttft_ms"] + sum(sample["token_ms"]) for sample in talk) for talk in whole]
+    last = [samples[-1]["ttft_ms"] for samples in complete]
+    all_ms = [sum(map(total_ms, samples)) for samples in complete]
     return {"turns_last_ttft_ms": float(np.median(last)), "turns_ms": float(np.median(all_ms))}
 
 
 # --- several conversations at once
 
 
-def _together(controller: Controller) -> None:
+def _concurrent(controller: Controller) -> None:
     plan = controller.plan
     for width in CONCURRENCY:
         with ExitStack() as stack:
-            rows = [row for row in controller.rows if row.job.kind in SUPPORTS_CONCURRENCY]
+            rows = [row for row in controller.rows if row.entry.kind.model.supports_concurrency]
             workers = [stack.enter_context(controller.worker(row)) for row in rows]
-            for step in (load(plan, slots=width), *[_at_once(plan, width, place) for place in range(ROUNDS + 1)]):
+            for step in (load(plan, slots=width), *[_at_once(plan, width, index) for index in range(ROUNDS + 1)]):
                 for worker, row in zip(workers, rows, strict=True):
                     controller.attempt(worker, row, step)
         controller.pass_over((len(controller.rows) - len(rows)) * (ROUNDS + 2))
 
 
-def _at_once(plan: BenchPlan, width: int, place: int) -> Step:
+def _at_once(plan: BenchPlan, width: int, index: int) -> Step:
     """One round; the first one warms up."""
 
     def step(worker: WorkerProcess, row: Measurement) -> None:
         prompts = prompts_of(row, plan)
-        chosen = [prompts[(place * width + number) % len(prompts)] for number in range(width)]
-        request = {"op": "together", "prompts": chosen, "new_tokens": plan.new_tokens}
-        answer = worker.ask(request | {"end_of_turn_id": row.job.end_of_turn_id})
-        if place:
+        chosen = [prompts[(index * width + number) % len(prompts)] for number in range(width)]
+        request = {"op": "concurrent", "prompts": chosen, "new_tokens": plan.new_tokens}
+        answer = worker.ask(request | {"end_of_turn_id": row.entry.end_of_turn_id})
+        if index:
             row.extra.setdefault("together", {}).setdefault(str(width), []).append(answer)
 
     return step
 
 
-def _together_figures(by_width: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+def _concurrent_figures(by_width: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for width, rounds in by_width.items():
-        rates = [sum(len(sample["ids"]) for sample in each["samples"]) / each["ms"] * 1000 for each in rounds]
-        steps = [step for each in rounds for sample in each["samples"] for step in sample["token_ms"]]
+        rates = [sum(len(sample["ids"]) for sample in answer["samples"]) / answer["ms"] * 1000 for answer in rounds]
+        steps = [step for answer in rounds for sample in answer["samples"] for step in sample["token_ms"]]
         figures[f"together_{width}_tokens_per_s"] = float(np.median(rates))
         figures[f"together_{width}_tpot_ms_p99"] = float(np.percentile(steps, 99))
     return figures
@@ -183,9 +185,9 @@ def _prompt_sweep(controller: Controller) -> None:
     plan = controller.plan
     with controller.workers() as workers:
         controller.turn(workers, load(plan), settle_first=False)
-        for place in range(ROUNDS):
+        for index in range(ROUNDS):
             for length in prompt_lengths(plan.context):
-                controller.turn(workers, _prompt_of(plan, length, place))
+                controller.turn(workers, _prompt_of(plan, length, index))
 
 
 def prompt_lengths(context: int) -> list[int]:
@@ -194,10 +196,10 @@ def prompt_lengths(context: int) -> list[int]:
     return lengths or [max(1, context - 2)]
 
 
-def _prompt_of(plan: BenchPlan, length: int, place: int) -> Step:
+def _prompt_of(plan: BenchPlan, length: int, index: int) -> Step:
     def step(worker: WorkerProcess, row: Measurement) -> None:
         prompts = prompts_of(row, plan)
-        ids = [token for number in range(len(prompts)) for token in prompts[(place + number) % len(prompts)]]
+        ids = [token for number in range(len(prompts)) for token in prompts[(index + number) % len(prompts)]]
         prompt = (ids * (length // len(ids) + 1))[:length]
         sample = ask_sample(worker, row, prompt, 2)
         row.extra.setdefault("prompts", {}).setdefault(str(length), []).append(sample["ttft_ms"])
@@ -210,8 +212,8 @@ def _thread_sweep(controller: Controller) -> None:
     for threads in thread_counts():
         with controller.workers(threads) as workers:
             controller.turn(workers, load(plan, threads=threads), settle_first=False)
-            for place in range(ROUNDS):
-                controller.turn(workers, _with_threads(plan, threads, place))
+            for index in range(ROUNDS):
+                controller.turn(workers, _with_threads(plan, threads, index))
 
 
 def thread_counts() -> list[int]:
@@ -219,10 +221,10 @@ def thread_counts() -> list[int]:
     return sorted({*(1 << power for power in range(10) if 1 << power <= cores()), cores()})
 
 
-def _with_threads(plan: BenchPlan, threads: int, place: int) -> Step:
+def _with_threads(plan: BenchPlan, threads: int, index: int) -> Step:
     def step(worker: WorkerProcess, row: Measurement) -> None:
         prompts = prompts_of(row, plan)
-        sample = ask_sample(worker, row, prompts[place % len(prompts)], plan.new_tokens)
+        sample = ask_sample(worker, row, prompts[index % len(prompts)], plan.new_tokens)
         row.extra.setdefault("threads", {}).setdefault(str(threads), []).append(sample)
 
     return step
@@ -237,7 +239,7 @@ SCENARIOS = {
     "cold-start": Scenario(lambda plan: STARTS, _cold_start, _cold_figures),
     "replies": Scenario(lambda plan: 1 + len(plan.texts), _replies, _reply_figures),
     "turns": Scenario(lambda plan: 1 + ROUNDS * TURNS, _turns, _turn_figures),
-    "together": Scenario(lambda plan: len(CONCURRENCY) * (ROUNDS + 2), _together, _together_figures),
+    "together": Scenario(lambda plan: len(CONCURRENCY) * (ROUNDS + 2), _concurrent, _concurrent_figures),
     "prompts": Scenario(lambda plan: 1 + ROUNDS * len(prompt_lengths(plan.context)), _prompt_sweep, _no_figures),
     "threads": Scenario(lambda plan: len(thread_counts()) * (1 + ROUNDS), _thread_sweep, _no_figures),
 }

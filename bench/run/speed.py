@@ -43,7 +43,7 @@ def footprint(path: Path, threads: int) -> dict[str, float]:
     root = Path(__file__).resolve().parents[2]
     runs = [subprocess.run(command, cwd=root, capture_output=True, text=True, check=True) for _ in range(STARTS)]
     figures = [json.loads(run.stdout.splitlines()[1]) for run in runs]
-    return {key: float(np.median([each[key] for each in figures])) for key in figures[0]}
+    return {key: float(np.median([run[key] for run in figures])) for key in figures[0]}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,24 +9,28 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.evaluate.measure import EvalTask, check_vocabulary, open_held_out
 from bench.machine.environment import cores, environment, load_average
 from bench.models.handle import ModelHandle
-from bench.models.open import for_missing, open_model
-from bench.peers.builder import PeerHandle, read_peers
+from bench.models.open import CheckpointHandle, for_missing, open_model
+from bench.peers.builder import PeerHandle
+from bench.peers.registry import read_peers
 from bench.report.candidates import pruning_candidates
 from bench.report.document import FORMAT, write_report
 from bench.report.rows import build_rows
 from bench.run.controller import BenchPlan
-from bench.run.entries import Row, jobs_of, model_rows, peer_rows, why_no_cuda
+from bench.run.entries import PlannedRow, build_entries, model_rows, peer_rows, why_no_cuda
 from bench.run.options import BenchOptions
 from bench.run.prompts import WARMUPS, held_out_texts, make_prompts
 from bench.run.rounds import BenchResult, measure
 from bench.run.scenarios import SCENARIOS
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.system.folder import check_output, staged_folder
+
+if TYPE_CHECKING:
+    from chitchat.data.dataset import ChatData
 
 KL_TOKENS = 4_096  # every row computes the first row's predictions again, so fewer than `compress eval` takes
 
@@ -39,7 +43,7 @@ def bench(
     With `data` (a data set folder) prompts are held-out conversations and quality is measured on them, in windows of
     the smallest context, so that all models score the same tokens, with replies to the same prompts and, where the
     vocabulary is the same, against the first model; without it prompts are random ids. A model of another tokenizer
-    reads the same conversations in its own ids. `work.peers` are the tools of `bench.peers.builder` that run the first
+    reads the same conversations in its own ids. `work.peers` are the tools of `bench.peers` that run the first
     model, a checkpoint, in the interpreters that have them (`bench.peers.builder.find_python`); `work.tokenizer` is
     that of checkpoints that hold none. Raises `BadInput`, and `WorkFailed` when no model at all could be measured.
     """
@@ -48,22 +52,23 @@ def bench(
     if not models:
         raise BadInput("MODEL: none given; name the checkpoints, bundles or hub ids to measure")
     _check_devices(work.devices)
-    asked = read_peers(work.peers, work.devices)
+    requests = read_peers(work.peers, work.devices)
     opened = [open_model(spec, tokenizer=for_missing(spec, work.tokenizer)) for spec in models]
-    if asked and opened[0].kind != "checkpoint":
-        raise BadInput(f"--peers: they run the first model, and {opened[0].spec} is no checkpoint; name one first")
+    first = opened[0]
+    if requests and not (isinstance(first, CheckpointHandle) and first.kind == "checkpoint"):
+        raise BadInput(f"--peers: they run the first model, and {first.spec} is no checkpoint; name one first")
     for model in opened:
         _check_context(model, work)
     held_out = _open_data(data, opened)
     machine = environment(work.threads or cores())
     work = replace(work, threads=machine["threads"])
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch, staged_folder(out, "report") as staging:
-        rows = [
-            *model_rows(opened, work.devices),
-            *peer_rows(asked, opened[0], Path(scratch), work, data),
-        ]
+        rows = model_rows(opened, work.devices)
+        if requests:
+            assert isinstance(first, CheckpointHandle)
+            rows += peer_rows(requests, first, Path(scratch), work, data)
         plan = _plan(opened, held_out, work, data)
-        measured = measure(jobs_of(rows, held_out, Path(scratch), work), plan)
+        measured = measure(build_entries(rows, held_out, Path(scratch), work), plan)
         if all(result.error for result in measured.rows):
             raise WorkFailed(f"no model could be measured; {rows[0].name}: {measured.rows[0].error}")
         report = _report(rows, measured, plan, work, held_out, machine)
@@ -71,7 +76,9 @@ def bench(
     return report
 
 
-def _plan(models: Sequence[ModelHandle], held_out: Any, work: BenchOptions, data: Path | None) -> BenchPlan:
+def _plan(
+    models: Sequence[ModelHandle], held_out: "ChatData | None", work: BenchOptions, data: Path | None
+) -> BenchPlan:
     prompts = make_prompts(models, held_out, work.prompt_tokens, WARMUPS + work.repetitions, work.seed)
     context = min(model.context for model in models)
     scenarios = tuple(SCENARIOS) if work.full else work.scenarios
@@ -89,11 +96,11 @@ def _plan(models: Sequence[ModelHandle], held_out: Any, work: BenchOptions, data
 
 
 def _report(
-    rows: Sequence[Row],
+    rows: Sequence[PlannedRow],
     measured: BenchResult,
     plan: BenchPlan,
     work: BenchOptions,
-    held_out: Any,
+    held_out: "ChatData | None",
     machine: dict[str, Any],
 ) -> dict[str, Any]:
     names, models = [row.name for row in rows], [row.model for row in rows]
@@ -101,11 +108,11 @@ def _report(
     return {
         "format": FORMAT,
         "partial": measured.partial,
-        "rows": build_rows(names, models, measured),
-        "samples": {result.job.name: result.samples for result in measured.rows},
-        "scenarios": {result.job.name: result.extra for result in measured.rows},
+        "rows": [row.as_json() for row in build_rows(names, models, measured)],
+        "samples": {result.entry.name: result.samples for result in measured.rows},
+        "scenarios": {result.entry.name: result.extra for result in measured.rows},
         "bandwidth_gb_per_s": measured.bandwidth,
-        "quality": {result.job.name: result.quality for result in measured.rows if result.quality},
+        "quality": {result.entry.name: result.quality for result in measured.rows if result.quality},
         "candidates": pruning_candidates([name for name, _ in own], [model for _, model in own]),
         "settings": {
             "prompt_tokens": work.prompt_tokens,
@@ -137,7 +144,7 @@ def _check_context(model: ModelHandle, work: BenchOptions) -> None:
         )
 
 
-def _open_data(data: Path | None, models: Sequence[ModelHandle]) -> Any:
+def _open_data(data: Path | None, models: Sequence[ModelHandle]) -> "ChatData | None":
     if data is None:
         return None
     opened = open_held_out(data)

@@ -54,8 +54,8 @@ def is_busy(samples: Sequence[TimedReply]) -> bool:
     if len(samples) < 4:
         return False
     times = np.array([total_ms(sample) for sample in samples])
-    sublayers = [float(np.median(part)) for part in np.array_split(times, 2)]
-    return spread(samples) > BUSY_SPREAD or max(sublayers) / min(sublayers) > 1 + BUSY_SPREAD
+    halves = [float(np.median(part)) for part in np.array_split(times, 2)]
+    return spread(samples) > BUSY_SPREAD or max(halves) / min(halves) > 1 + BUSY_SPREAD
 
 
 def ceiling_share(samples: Sequence[TimedReply], weight_bytes: int, bandwidth: Sequence[float]) -> float | None:

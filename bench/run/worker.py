@@ -3,13 +3,13 @@
 A process of its own gives every model its own memory figure and its own thread pools, and a crash costs one row of
 the table. Requests are `{"op": …}`, answers `{"ok": true, …}` or `{"ok": false, "error": one line}`:
 
-    load      spec, kind, threads, device, slots (default 1)
+    load      spec, kind (its address), threads, device, slots (default 1)
                                                        -> load_s, version (of the runtime's package)
     sample    prompt (ids), new_tokens, end_of_turn_id, reuse (default false: the prompt is computed anew)
                                                        -> ttft_ms, token_ms (one a token after the first), ids, cpu_s
-    together  prompts (ids of each), new_tokens, end_of_turn_id
+    concurrent  prompts (ids of each), new_tokens, end_of_turn_id
                                                        -> samples (as above, of each), ms (until the last token)
-    reply     text, seed, new_tokens, speech (`bench.models.text_pipeline.TextPipelineSpec`)
+    reply     text, seed, new_tokens, text_pipeline (`bench.models.text_pipeline.TextPipelineSpec`)
                                                        -> ms, first_ms, tokens, text
     margin    ids, chosen, other                       -> margin, spread: how much likelier than `other` the id `chosen`
                                                           is after `ids`, in logits, and the logits' standard deviation
@@ -32,24 +32,30 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine.memory import device_mb, peak_rss_mb
-from bench.models.backend import Backend
-from bench.models.runtimes import open_backend, runtime_version
+from bench.models.kind import find_kind
+from bench.models.loaded import LoadedModel
+from bench.models.text_pipeline import TextPipeline, TextPipelineSpec
 
 
 class BenchWorker:
     """Answers requests about the one model that it was told to load."""
 
     def __init__(self) -> None:
-        self._backend: Backend | None = None
-        self._speaker: Any = None  # a `bench.models.text_pipeline.TextPipeline`
-        self._place: tuple[int, str] = (1, "cpu")  # threads and device
+        self._loaded: LoadedModel | None = None
+        self._text_pipeline: TextPipeline | None = None
+        self._threads_and_device: tuple[int, str] = (1, "cpu")
+
+    @property
+    def _model(self) -> LoadedModel:
+        assert self._loaded is not None, "load comes first"
+        return self._loaded
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what `request["op"]` names and give its figures."""
         operations = {
             "load": self._load,
             "sample": self._sample,
-            "together": self._together,
+            "concurrent": self._concurrent,
             "reply": self._reply,
             "margin": self._margin,
             "memory": self._memory,
@@ -58,39 +64,32 @@ class BenchWorker:
         return operations[request["op"]](request)
 
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
-        make = open_backend(request["kind"])  # imports the runtime, which is not what load_s measures
+        kind = find_kind(request["kind"])
+        kind.import_packages()  # which is not what load_s measures
         started = time.perf_counter()
-        self._place = request["threads"], request["device"]
-        self._backend = make(request["spec"], *self._place, slots=request.get("slots", 1))
-        took = time.perf_counter() - started
-        return {"load_s": took, "version": runtime_version(request["kind"])}
+        self._threads_and_device = request["threads"], request["device"]
+        self._loaded = kind.model.open(request["spec"], *self._threads_and_device, slots=request.get("slots", 1))
+        return {"load_s": time.perf_counter() - started, "version": kind.version()}
 
     def _sample(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._backend is not None, "load comes first"
         work = request["prompt"], request["new_tokens"], request["end_of_turn_id"]
         used = time.process_time()
-        sample = self._backend.generate(*work, reuse=request.get("reuse", False))
+        sample = self._model.generate(*work, reuse=request.get("reuse", False))
         return {**asdict(sample), "cpu_s": time.process_time() - used}
 
-    def _together(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._backend is not None, "load comes first"
-        many: Any = self._backend
+    def _concurrent(self, request: dict[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
-        samples = many.generate_concurrent(request["prompts"], request["new_tokens"], request["end_of_turn_id"])
+        samples = self._model.generate_concurrent(request["prompts"], request["new_tokens"], request["end_of_turn_id"])
         took = time.perf_counter() - started
         return {"samples": [asdict(sample) for sample in samples], "ms": took * 1000}
 
     def _reply(self, request: dict[str, Any]) -> dict[str, Any]:
-        from bench.models.text_pipeline import TextPipelineSpec
-
-        assert self._backend is not None, "load comes first"
-        if self._speaker is None:
-            self._speaker = TextPipelineSpec(**request["speech"]).open(self._backend)
-        return dict(self._speaker.reply(request["text"], request["seed"], request["new_tokens"]))
+        if self._text_pipeline is None:
+            self._text_pipeline = TextPipelineSpec(**request["text_pipeline"]).open(self._model)
+        return dict(self._text_pipeline.reply(request["text"], request["seed"], request["new_tokens"]))
 
     def _margin(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._backend is not None, "load comes first"
-        logits = self._backend.runtime().logits(request["ids"])[-1]
+        logits = self._model.logits(request["ids"])[-1]
         return {
             "margin": float(logits[request["chosen"]] - logits[request["other"]]),
             "spread": float(logits.std()),
@@ -102,14 +101,13 @@ class BenchWorker:
     def _quality(self, request: dict[str, Any]) -> dict[str, Any]:
         from bench.evaluate.measure import EvalTask, measure_quality, open_held_out
 
-        assert self._backend is not None, "load comes first"
-        teacher, of = None, request["teacher"]
-        if of is not None:
-            teacher = open_backend(of["kind"])(of["spec"], *self._place).runtime()
+        teacher = None
+        if (named := request["teacher"]) is not None:
+            kind = find_kind(named["kind"])
+            kind.import_packages()
+            teacher = kind.model.open(named["spec"], *self._threads_and_device)
         data = open_held_out(Path(request["data"]))
-        return {
-            "quality": measure_quality(self._backend.runtime(), data, EvalTask(**request["task"]), teacher).as_json()
-        }
+        return {"quality": measure_quality(self._model, data, EvalTask(**request["task"]), teacher).as_json()}
 
 
 def main() -> None:

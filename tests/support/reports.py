@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.report.row import FIGURES
+
 
 def report(speeds: dict[str, float], *, day: float = 1.0, seed: int = 0, rounds: int = 9) -> dict[str, Any]:
     """A report of rows with the given ms a reply; all rows of a round share the weather."""
@@ -37,20 +39,14 @@ def record(worse: float) -> dict[str, Any]:
 def full_report() -> dict[str, Any]:
     """A report with every field that the page reads, and names that must not be taken for markup."""
     made = report({"teacher": 100.0, '<b>&"w8"': 40.0, "lost": 50.0})
-    for place, row in enumerate(made["rows"]):
-        row |= {key: None for _, key, _ in columns_of_everything()} | {"name": row["name"]}
-        row |= {"runtime": "onnx w8", "kind": "bundle", "parameters": 1e6, "file_mb": 4.0 - place, "perplexity": 20.0}
-        row |= {"bits_per_byte": 2.0 + place / 10, "tokens_per_s": 100.0 * (1 + place), "ttft_ms_p50": 9.0}
+    for index, row in enumerate(made["rows"]):
+        row |= dict.fromkeys(FIGURES) | {"name": row["name"]}
+        row |= {"runtime": "onnx w8", "kind": "bundle", "parameters": 1e6, "file_mb": 4.0 - index, "perplexity": 20.0}
+        row |= {"bits_per_byte": 2.0 + index / 10, "tokens_per_s": 100.0 * (1 + index), "ttft_ms_p50": 9.0}
         row |= {"tpot_ms_p50": 2.0, "tpot_ms_p95": 3.0, "tpot_ms_p99": 4.0, "ratio": 1.0, "ratio_interval": [0.9, 1.1]}
-        row |= {"busy": place == 1, "error": None, "eval_tokens": 500, "kl_tokens": None, "replies": None}
+        row |= {"busy": index == 1, "error": None, "eval_tokens": 500, "kl_tokens": None, "replies": None}
         row |= {"distinct_2_interval": None}
     made["rows"][2] |= {"error": "ended with exit code 1 </script><script>alert(1)</script>", "tokens_per_s": None}
     made["settings"] |= {"new_tokens": 8, "repetitions": 9}
     made["environment"] |= {"date": "2026-01-01T00:00:00+00:00", "load_average_after": [0.1, 0.1, 0.1]}
     return made
-
-
-def columns_of_everything() -> Any:
-    from bench.report.tables import _COLUMNS, _SCENARIO_COLUMNS
-
-    return [*_COLUMNS, *_SCENARIO_COLUMNS[1:]]

@@ -14,15 +14,23 @@ from typing import Any
 import numpy as np
 
 import bench.run.worker
-from bench.models.backend import TimedReply, as_timed_reply
+from bench.models.kind import RuntimeKind
+from bench.models.loaded import Floats, LoadedModel, TimedReply, as_timed_reply
 
 LOG = Path(sys.argv[1])
 
 
-class TimedBackend:
+class TimedModel(LoadedModel):
     """Sleeps in place of computing. The id after a prompt is its sum modulo 50; "wrong" says another one."""
 
-    def __init__(self, spec: str, threads: int, device: str, slots: int = 1) -> None:
+    context = 64
+    supports_concurrency = True
+
+    @classmethod
+    def open(cls, spec: str, threads: int, device: str, slots: int = 1) -> "TimedModel":
+        return cls(spec, threads, slots)
+
+    def __init__(self, spec: str, threads: int, slots: int) -> None:
         self._name, *numbers = spec.split()
         self._first_s, self._step_s, size = (float(number) / 1000 for number in numbers)
         self._ballast = np.ones(int(size * 1e9 / 8))
@@ -35,11 +43,11 @@ class TimedBackend:
         ids: list[int] = []
         slept: list[float] = []
         started = time.perf_counter()
-        for place in range(new_tokens):
+        for index in range(new_tokens):
             before = time.monotonic_ns()
-            time.sleep(self._step_s if place else self._first_s)
+            time.sleep(self._step_s if index else self._first_s)
             slept.append((time.monotonic_ns() - before) / 1e6)
-            ids.append((sum(prompt) + place + (self._name == "wrong" and place == 2)) % 50)
+            ids.append((sum(prompt) + index + (self._name == "wrong" and index == 2)) % 50)
             times.append(time.perf_counter())
         self._note(op="sample", prompt=list(prompt), slept=slept, reuse=reuse)
         return as_timed_reply(started, times, ids, new_tokens)
@@ -47,14 +55,20 @@ class TimedBackend:
     def generate_concurrent(self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int) -> Any:
         return [self.generate(prompt, new_tokens, end_of_turn_id) for prompt in prompts]
 
-    def runtime(self) -> Any:
-        return self
-
-    def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """One peak: the id that `generate` says after another one of its own."""
+    def logits(self, ids: Sequence[int]) -> Floats:
+        """One peak: the id that `generate` says after another one of its own; "undecided" finds all ids equal."""
         rows = np.zeros((len(ids), 50))
-        rows[-1, (ids[-1] + 1) % 50] = 1.0
+        rows[-1, (ids[-1] + 1) % 50] = self._name != "undecided"
         return rows
+
+    def scorer(self) -> Any:
+        raise NotImplementedError
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Floats:
+        raise NotImplementedError
+
+    def step(self, rows: Sequence[int], tokens: Sequence[int]) -> Floats:
+        raise NotImplementedError
 
     def _note(self, **entry: Any) -> None:
         with LOG.open("a") as file:
@@ -62,5 +76,6 @@ class TimedBackend:
 
 
 if __name__ == "__main__":
-    bench.run.worker.open_backend = lambda kind: TimedBackend
+    kind = RuntimeKind(name="timed", model=TimedModel, modules=("numpy",))
+    bench.run.worker.find_kind = lambda address: kind
     bench.run.worker.main()
