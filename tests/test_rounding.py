@@ -73,7 +73,7 @@ def nearest_in_block(values: np.ndarray, largest: int) -> np.ndarray:
 def test_inputs_are_rounded_by_row_and_block(columns: int, block_size: int) -> None:
     """Stops a scale of the whole row, and a last block that is shorter and takes what pads it."""
     inputs = normal_rows(3, columns)
-    found = round_normal_rows(inputs, block_size).numpy()
+    found = round_rows(inputs, block_size).numpy()
     for row in range(3):
         for start in range(0, columns, block_size):
             part = slice(start, min(start + block_size, columns))
