@@ -130,8 +130,9 @@ def try_candidates(
 def _measured(
     candidate: Candidate, student: PreTrainedModel, model: PreTrainedModel, held_out: Sequence[Batch], uncut: float
 ) -> Candidate:
-    kl, loss = divergence(model, student, held_out).kl, mean_loss(student, held_out)
-    return replace(candidate, kl=kl, perplexity=math.exp(loss), perplexity_ratio=math.exp(loss - uncut))
+    found = divergence(model, student, held_out)
+    ratio = math.exp(found.loss - uncut)
+    return replace(candidate, kl=found.kl, perplexity=math.exp(found.loss), perplexity_ratio=ratio)
 
 
 def _long_enough(run: PruneRun, trial: HealOptions, until: float | None) -> bool:
