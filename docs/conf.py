@@ -25,6 +25,7 @@ html_copy_source = False
 
 # Docstrings are plain text with names in single backticks.
 default_role = "code"
+smartquotes = False  # they would make one dash of the two before an option
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 # A name of ours that cannot be found is an error; those of other libraries are looked up on the network, which a

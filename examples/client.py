@@ -7,13 +7,14 @@ An empty line ends it. The server is started by `compress serve bundle`.
 
 import json
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
 
 def stream(url: str, messages: list[dict[str, str]]) -> Iterator[str]:
     """The pieces of one reply, from the server-sent events of /v1/chat/completions."""
-    body = json.dumps({"messages": messages, "stream": True, "max_tokens": 60}).encode()
+    body = json.dumps({"messages": messages, "stream": True, "truncate": True}).encode()
     request = urllib.request.Request(f"{url}/v1/chat/completions", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request) as answer:
         for line in answer:
@@ -36,4 +37,7 @@ def main(url: str = "http://127.0.0.1:8080") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except urllib.error.HTTPError as error:  # the server says in one line what to change
+        sys.exit(json.load(error)["error"]["message"])

@@ -57,8 +57,11 @@ def test_what_the_exporter_writes_is_what_the_runtime_reads(folder: Path) -> Non
 def test_a_truncated_file_is_named(folder: Path) -> None:
     """Half a copy must not reach the parser."""
     path = folder / "model.onnx"
-    path.write_bytes(path.read_bytes()[:-10])
-    refused(folder, r"model.onnx: truncated .*copy the bundle again")
+    content, size = path.read_bytes(), path.stat().st_size
+    path.write_bytes(content[:-1])
+    refused(folder, rf"model.onnx: truncated \({size - 1} bytes, bundle.json says {size}\); copy the bundle again")
+    path.write_bytes(content + b"x")
+    refused(folder, rf"model.onnx: altered \({size + 1} bytes, bundle.json says {size}\); copy the bundle again")
 
 
 def test_one_flipped_bit_is_seen(folder: Path) -> None:

@@ -122,6 +122,20 @@ def test_one_conversation_alone_has_the_whole_context(bundle: Bundle, oracle, le
     assert [(len(found), len(hit), hit.dtype) for found, hit in others] == [(0, 0, bool)]
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_chunk_has_an_even_number_of_tokens_where_bits_must_stay(bundle: Bundle, oracle, exact: bool) -> None:
+    """Stops a last block of one query, whose kernel has other bits; and a padded token beyond the end of the buffer."""
+    engine = Engine(bundle, threads=1, exact=exact)
+    ids = np.random.default_rng(0).integers(0, VOCAB, CONTEXT).tolist()
+    for start, stop in ((0, 1), (1, 3), (3, 8), (8, 16), (16, 83), (83, 149), (149, 150)):
+        engine._runs._kept.clear()
+        logits = engine.feed(0, ids[start:stop])
+        np.testing.assert_allclose(logits, oracle(tuple(ids[:stop]))[-1], atol=TOLERANCE)
+        sizes = [min(MAX_CHUNK, stop - first) for first in range(start, stop, MAX_CHUNK)]
+        padded = [size + size % 2 if exact and stop < CONTEXT else size for size in sizes]
+        assert {tokens for _, _, tokens, _ in engine._runs._kept} == set(padded)
+
+
 def test_scores_do_not_overflow() -> None:
     """Stops exp of a large logit: infinite nats for a token that is certain."""
     logits = np.array([[1000.0, 0.0, -1000.0], [-1000.0, -1000.0, -1001.0]], dtype=np.float32)

@@ -303,6 +303,22 @@ def test_finished_replies_are_fed_only_when_nobody_waits(engine: Counted) -> Non
     assert len(engine.runs) == before
 
 
+def test_a_slot_that_is_given_away_is_not_fed_its_last_conversation_any_more(engine: Counted) -> None:
+    """Work for a conversation that was overwritten helps nobody, and overwrites the one that came."""
+    scheduler = Scheduler(engine)
+    others = [scheduler.start(prompt(30, seed), options(50)) for seed in (1, 2)]
+    first = scheduler.start(prompt(5), options(2))
+    while len(first.reply) < 2 or not all(other.reply for other in others):
+        scheduler.step()
+    second = scheduler.start(prompt(100, 3), options(2))  # takes the only free slot
+    scheduler.step()
+    for request in (second, *others):
+        scheduler.cancel(request)
+    engine.runs.clear()
+    finish(scheduler)
+    assert {slot for name, slot, *_ in engine.runs if name == "feed"} == {0, 1}
+
+
 def test_an_engine_that_need_not_be_exact_uses_all_that_is_there(bundle) -> None:
     """It trades bits for speed: a lone conversation runs the one-row kernel, and replies are not computed twice."""
     engine = Counted(bundle, threads=1, slots=3, exact=False)

@@ -53,7 +53,7 @@ def choose_shape(
 
     def make() -> dict[str, Any]:
         with run.stopwatch.paused():
-            found = run.processes.run_on_main(candidates)
+            found = run.distributed.run_on_main(candidates)
         trial = None
         if run.healing is not None and len(found) > 1:
             windows = run.source.data.windows("train", run.source.model.config.max_position_embeddings)
@@ -109,13 +109,13 @@ def try_candidates(
             for candidate in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
         ]
     if trial is not None:
-        order = run.processes.broadcast(sorted(range(len(tried)), key=lambda index: tried[index].kl or 0.0))
+        order = run.distributed.broadcast(sorted(range(len(tried)), key=lambda index: tried[index].kl or 0.0))
         chosen = order[: finalists(len(tried))]
         for number, index in enumerate(tqdm(chosen, desc="healing candidates", unit="shape", disable=None)):
             with run.stopwatch.paused():
                 student = pruner.prune(tried[index].shape, TRIAL_TOKENS).student
             until = None if ends is None else run.stopwatch.part(ends, 1 / (len(chosen) - number))
-            if not run.processes.broadcast(_long_enough(run, trial, until)):
+            if not run.distributed.broadcast(_long_enough(run, trial, until)):
                 break
             folder = run.work / "trials" / f"trial-{index}"
             result = heal(student, run.teacher, data, folder, trial, stopwatch=run.stopwatch, ends=until)
@@ -130,8 +130,9 @@ def try_candidates(
 def _measured(
     candidate: Candidate, student: PreTrainedModel, model: PreTrainedModel, held_out: Sequence[Batch], uncut: float
 ) -> Candidate:
-    kl, loss = divergence(model, student, held_out).kl, mean_loss(student, held_out)
-    return replace(candidate, kl=kl, perplexity=math.exp(loss), perplexity_ratio=math.exp(loss - uncut))
+    found = divergence(model, student, held_out)
+    ratio = math.exp(found.loss - uncut)
+    return replace(candidate, kl=found.kl, perplexity=math.exp(found.loss), perplexity_ratio=ratio)
 
 
 def _long_enough(run: PruneRun, trial: HealOptions, until: float | None) -> bool:

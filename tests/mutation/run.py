@@ -39,10 +39,7 @@ GROUPS: dict[str, tuple[list[str], list[str], str]] = {
     "parity": (["export/parity.py"], ["parity"], ""),
     "calibrate": (
         ["compress/calibrate/*.py"],
-        [
-            *("calibration", "calibrate_oracle", "walk", "moments", "ranges", "refit", "sequential", "elimination"),
-            *("importance", "smoothing"),
-        ],
+        ["calibration", "moments", "ranges", "refit", "sequential", "elimination"],
         "",
     ),
     "prune": (
@@ -69,7 +66,7 @@ GROUPS: dict[str, tuple[list[str], list[str], str]] = {
             *("compress/quantize/channelwise.py", "compress/quantize/allocation.py", "compress/quantize/methods.py"),
         ],
         [
-            *("gptq", "sequential", "smoothing", "scales", "blockwise", "channelwise", "allocation", "quantize"),
+            *("gptq", "sequential", "smoothing", "scales", "blockwise", "channelwise", "allocation", "moments"),
             *("rounding", "methods"),
         ],
         "",
