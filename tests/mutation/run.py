@@ -1,6 +1,6 @@
 """Mutation testing: mutmut changes the arithmetic in a seeded sample of places, and the fast tests must notice.
 
-    python tests/mutation/run.py [GROUP...] [--mutants N] [--seed S] [--out REPORT.json] [--names PATTERN]
+    python tests/mutation/run.py [GROUP...] [--mutants N] [--seed S] [--out REPORT.json] [--again REPORT.json]
 
 Each group of `GROUPS` is a list of modules and the test files that hold them. A copy of the repository gets mutmut's
 configuration for one group; mutmut runs the tests once to learn which reach which function, then forks a process per
@@ -9,7 +9,6 @@ mutant and runs those until one fails. Texts of errors and `assert` lines are no
 """
 
 import argparse
-import fnmatch
 import json
 import os
 import random
@@ -105,15 +104,17 @@ def main() -> int:
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)} (default: all)")
     parser.add_argument("--mutants", type=int, default=60, help="mutants a group (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which ones (default: %(default)s)")
-    parser.add_argument("--names", default="*", help="only mutants whose name matches, such as 'serve.cache.*'")
+    parser.add_argument("--again", type=Path, help="take the mutants that survived in this report, and no others")
     parser.add_argument("--least", type=float, default=0.85, help="share to be killed (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="write every mutant's result and diff as JSON")
     options = parser.parse_args()
-    results: dict[str, dict[str, str]] = {}
+    results: dict[str, str] = {}
+    again = json.loads(options.again.read_text(encoding="utf-8")) if options.again else None
+    wanted = None if again is None else {name for name in again if again[name] not in ("killed", "timeout")}
     for group in options.groups or GROUPS:
         with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
             copy = prepare(Path(folder) / "repository", group)
-            names = sample(copy, group, options.mutants, options.seed, options.names)
+            names = sample(copy, group, options.mutants, options.seed, wanted)
             results |= run(copy, names)
         if options.out:
             options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -144,14 +145,13 @@ def prepare(copy: Path, group: str) -> Path:
     return copy
 
 
-def sample(copy: Path, group: str, count: int, seed: int, pattern: str) -> list[str]:
-    """About `count` mutants: of each module its share, and one at least."""
+def sample(copy: Path, group: str, count: int, seed: int, wanted: set[str] | None) -> list[str]:
+    """About `count` mutants: of each module its share, and one at least; or, of the group, those that are `wanted`."""
     command = [sys.executable, "-c", LIST, *modules_of(copy, group)]
     listed = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=True).stdout
-    by_module = {
-        module: [name for name in names if fnmatch.fnmatch(name, pattern)]
-        for module, names in json.loads(listed.splitlines()[-1]).items()
-    }
+    by_module: dict[str, list[str]] = json.loads(listed.splitlines()[-1])
+    if wanted is not None:
+        return [name for names in by_module.values() for name in names if name in wanted]
     total = sum(map(len, by_module.values()))
     print(f"{group}: {min(count, total)} of {total} mutants", flush=True)
     draw = random.Random(seed)

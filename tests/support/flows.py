@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from chitchat.architectures.states import last_hidden
 from chitchat.architectures.registry import architecture_of
+from chitchat.architectures.states import last_hidden
 
 
 @dataclass
