@@ -5,14 +5,19 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from chitchat.architectures.registry import geometry_of
 from chitchat.errors import BadInput
+from compress.prune.elimination import unit_scores
 from compress.prune.importance import (
+    Scores,
     activation_scores,
     best,
     by_unit,
+    channel_scores,
     flap_scores,
     magnitude_of,
     magnitude_scores,
+    random_scores,
     score_units,
     taylor_scores,
     watch,
@@ -146,6 +151,23 @@ def test_random_is_drawn_from_the_seed() -> None:
     one, same, other = (score_units(model, [], "random", seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.channels, same.channels)
     assert not np.array_equal(one.channels, other.channels)
+
+
+def test_every_ranking_is_the_one_of_its_name() -> None:
+    """Stops a ranking that is asked for by name and not found, or another one in its place."""
+    model, inputs = make_model(), [batch()]
+    named = {
+        "activation": activation_scores(model, inputs),
+        "taylor": taylor_scores(model, inputs),
+        "magnitude": magnitude_scores(model),
+        "random": random_scores(geometry_of(model), 3),
+        "obs": Scores(channel_scores(model, inputs), *unit_scores(model, inputs)),
+    }
+    for name, expected in named.items():
+        found = score_units(model, inputs, name, seed=3)
+        np.testing.assert_array_equal(found.channels, expected.channels)
+        np.testing.assert_array_equal(found.neurons, expected.neurons)
+        np.testing.assert_array_equal(found.heads, expected.heads)
 
 
 def test_an_unknown_ranking_is_refused() -> None:
