@@ -51,12 +51,9 @@ GROUPS: dict[str, tuple[list[str], list[str], str]] = {
         "",
     ),
     "distill": (
-        [
-            *("compress/distill/objective.py", "compress/distill/budget.py", "compress/distill/samples.py"),
-            *("compress/distill/on_policy.py", "compress/distill/run.py"),
-        ],
-        ["distill", "budget", "samples", "token_divergence"],
-        "all_parts_together",
+        ["compress/distill/objective.py", "compress/distill/budget.py", "compress/distill/samples.py"],
+        ["distill_arithmetic", "budget", "samples", "token_divergence"],
+        "",
     ),
     "quantize": (
         [
