@@ -9,8 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 from compress.quantize.channelwise import (
     ChannelTensor,
     dequantize_channels,
+    from_channel_integers,
     input_grid,
     quantize_channels,
+    with_input_range,
 )
 
 
@@ -126,6 +128,35 @@ def test_what_is_not_finite_is_refused() -> None:
     weight[1, 2] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         quantize_channels(weight, -1, 1)
+
+
+def test_every_integer_is_the_nearest_of_its_row() -> None:
+    """Stops a scale of another row, a level that is left unused, and rows and columns that are exchanged."""
+    weight = random_weight(5, 7) * np.array([[1e-3], [1], [40], [0], [2]], dtype=np.float32)
+    tensor = quantize_channels(weight, -1.5, 0.5)
+    for row, values in enumerate(weight.astype(np.float64)):
+        scale = abs(values).max() / 127
+        assert tensor.scales[row] == pytest.approx(scale, rel=1e-6)
+        for column, value in enumerate(values):
+            nearest = round(value / float(tensor.scales[row])) if scale else 0
+            assert int(tensor.q[column, row]) - 128 == nearest
+            assert dequantize_channels(tensor)[row, column] == pytest.approx(nearest * scale, rel=1e-6)
+    assert (float(tensor.input_scale), int(tensor.input_zero_point)) == (pytest.approx(2 / 255), 191)
+    assert tensor.nbytes == 35 + 4 * 5 + 4 + 1
+
+
+def test_integers_that_were_decided_elsewhere_stay_what_they_are() -> None:
+    """GPTQ decides every integer; the tensor must hold those, and take its input's range later."""
+    integers = np.random.default_rng(0).integers(-127, 128, (6, 9))
+    integers[0, :2] = -127, 127
+    scales = np.linspace(0.1, 0.6, 6).astype(np.float32)
+    tensor = from_channel_integers(integers, scales)
+    assert (tensor.q.shape, tensor.shape, tensor.q.flags["C_CONTIGUOUS"]) == ((9, 6), (6, 9), True)
+    np.testing.assert_allclose(dequantize_channels(tensor), integers * scales[:, None], rtol=1e-6)
+    assert (float(tensor.input_scale), int(tensor.input_zero_point)) == (1.0, 0)
+    ranged = with_input_range(tensor, -1.0, 3.0)
+    assert ranged.q is tensor.q
+    assert (float(ranged.input_scale), int(ranged.input_zero_point)) == (pytest.approx(4 / 255), 64)
 
 
 def test_arrays_that_do_not_fit_each_other_are_refused() -> None:

@@ -45,6 +45,7 @@ def test_the_graph_is_chosen_by_what_is_found(
     assert choice.graph.file == f"{target}.onnx"
     assert choice.provider == {"cpu": CPU_ONLY[0], "cuda": WITH_CUDA[0]}[target]
     assert why in choice.why if why else choice.why == ""
+    assert choice.warning == ""
 
 
 def test_what_was_chosen_is_said_where_there_was_a_choice(capsys: pytest.CaptureFixture[str]) -> None:

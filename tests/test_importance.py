@@ -5,13 +5,19 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from chitchat.architectures.registry import geometry_of
 from chitchat.errors import BadInput
+from compress.prune.elimination import unit_scores
 from compress.prune.importance import (
+    Scores,
     activation_scores,
     best,
     by_unit,
+    channel_scores,
     flap_scores,
     magnitude_of,
+    magnitude_scores,
+    random_scores,
     score_units,
     taylor_scores,
     watch,
@@ -38,6 +44,30 @@ def test_scores_are_the_plain_formulas() -> None:
     np.testing.assert_array_equal(flap_scores(np.array([2.0, 5.0]), out_weight), [50, 5])
     np.testing.assert_array_equal(magnitude_of([out_weight, np.array([[12.0], [0.0]])]), [13, 1])
     np.testing.assert_array_equal(by_unit(np.array([1.0, 2, 3, 4]), 2), [3, 7])
+
+
+def test_the_magnitude_of_a_unit_is_that_of_all_that_goes_with_it() -> None:
+    """Stops a bias of the order by what is left out: a head's queries, a channel's tables, a unit's way out."""
+    model = make_model()
+    found = magnitude_scores(model)
+    weights = {name: value.detach().double().numpy() for name, value in model.named_parameters()}
+    channels = [weights["transformer.wte.weight"].T, weights["transformer.wpe.weight"].T]
+    for layer in range(2):
+        part = {
+            name: weights[f"transformer.h.{layer}.{name}.weight"]
+            for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+        }
+        channels += [part["attn.c_attn"], part["attn.c_proj"].T, part["mlp.c_fc"], part["mlp.c_proj"].T]
+        for unit in range(48):
+            own = [*part["mlp.c_fc"][:, unit], *part["mlp.c_proj"][unit]]
+            assert found.neurons[layer][unit] == pytest.approx(np.linalg.norm(own))
+        for head in range(4):
+            at = slice(head * 8, head * 8 + 8)
+            reads = [part["attn.c_attn"][:, 32 * third :][:, at].ravel() for third in range(3)]
+            own = np.concatenate([*reads, part["attn.c_proj"][at].ravel()])
+            assert found.heads[layer][head] == pytest.approx(np.linalg.norm(own))
+    expected = [np.sqrt(sum(np.square(rows[channel]).sum() for rows in channels)) for channel in range(32)]
+    np.testing.assert_allclose(found.channels, expected)
 
 
 def test_the_best_units_come_in_order_and_ties_are_stable() -> None:
@@ -121,6 +151,23 @@ def test_random_is_drawn_from_the_seed() -> None:
     one, same, other = (score_units(model, [], "random", seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.channels, same.channels)
     assert not np.array_equal(one.channels, other.channels)
+
+
+def test_every_ranking_is_the_one_of_its_name() -> None:
+    """Stops a ranking that is asked for by name and not found, or another one in its place."""
+    model, inputs = make_model(), [batch()]
+    named = {
+        "activation": activation_scores(model, inputs),
+        "taylor": taylor_scores(model, inputs),
+        "magnitude": magnitude_scores(model),
+        "random": random_scores(geometry_of(model), 3),
+        "obs": Scores(channel_scores(model, inputs), *unit_scores(model, inputs)),
+    }
+    for name, expected in named.items():
+        found = score_units(model, inputs, name, seed=3)
+        np.testing.assert_array_equal(found.channels, expected.channels)
+        np.testing.assert_array_equal(found.neurons, expected.neurons)
+        np.testing.assert_array_equal(found.heads, expected.heads)
 
 
 def test_an_unknown_ranking_is_refused() -> None:

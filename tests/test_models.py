@@ -163,7 +163,7 @@ def test_a_foreign_checkpoints_weights_are_read_once(
 
     monkeypatch.setattr(checkpoint, "load_model", counted)
     model = open_model(str(folder))
-    assert (model.context, model.geometry["vocab"]) == (64, 300)
+    assert (model.context, model.geometry.vocab) == (64, 300)
     assert reads == []
     model.load(1)
     assert model.parameters == open_model(str(tiny_checkpoint)).parameters

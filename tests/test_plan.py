@@ -46,6 +46,15 @@ def test_a_time_budget_is_met_and_nearly_used() -> None:
     assert [each.expected_loss for each in found] == sorted(each.expected_loss for each in found)
 
 
+def test_the_times_of_six_shapes_are_measured_for_the_model_of_all_others() -> None:
+    """Stops shapes that are alike: what a layer costs and what an FFN costs cannot be told apart by them."""
+    ruler = Ruler()
+    plan_candidates(WHOLE, FULL, PruneOptions(max_ms_per_token=3.0, candidates=1), ruler)
+    probes = {(shape.layers, shape.heads, shape.ffn) for shape in ruler.measured[:-1]}
+    assert probes == {(12, 12, 3072), (6, 12, 3072), (12, 12, 768), (12, 6, 3072), (6, 12, 768), (1, 6, 768)}
+    assert all(isinstance(shape.ffn, int) for shape in ruler.measured)
+
+
 def test_a_size_budget_is_met() -> None:
     """Stops MB of another unit than the file's."""
     found = plan_candidates(WHOLE, FULL, PruneOptions(max_mb=50.0), Ruler())

@@ -53,3 +53,29 @@ def test_what_is_tried_is_what_would_be_stored(bits: int) -> None:
     weight = problem()[1].T.contiguous().numpy()
     stored = dequantize_blocks(quantize_blocks(weight, bits, 64))
     np.testing.assert_array_equal(fake_quantize_blocks(weight, bits, 64), stored)
+
+
+def normal_rows(count: int, columns: int, seed: int = 0) -> torch.Tensor:
+    """Inputs of non-zero mean; the last row is small, and one has a block of zeros."""
+    values = np.random.default_rng(seed).normal(0.7, 2.0, (count, columns))
+    values[-1] *= 1e-3
+    values[0, :32] = 0
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def nearest_in_block(values: np.ndarray, largest: int) -> np.ndarray:
+    """Integers of -largest..largest and their scale, multiplied again."""
+    scale = np.abs(values).max() / largest
+    return values if scale == 0 else np.array([round(value / scale) for value in values]) * scale
+
+
+@pytest.mark.parametrize(("columns", "block_size"), [(96, 32), (70, 32), (33, 16), (128, 128), (5, 16)])
+def test_inputs_are_rounded_by_row_and_block(columns: int, block_size: int) -> None:
+    """Stops a scale of the whole row, and a last block that is shorter and takes what pads it."""
+    inputs = normal_rows(3, columns)
+    found = round_rows(inputs, block_size).numpy()
+    for row in range(3):
+        for start in range(0, columns, block_size):
+            part = slice(start, min(start + block_size, columns))
+            expected = nearest_in_block(inputs[row, part].numpy().astype(np.float64), 127)
+            np.testing.assert_allclose(found[row, part], expected, rtol=1e-5, atol=1e-9)

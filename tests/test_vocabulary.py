@@ -274,10 +274,12 @@ def test_tokens_that_were_added_to_a_vocabulary_stay_and_move_up(tmp_path: Path)
     tokenizer.add_tokens(["<speaker1>"])
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     keep = choose_vocabulary(tokenizer, count(tokenizer, TEXTS[:5]), 300)
+    tokenizer.backend_tokenizer.enable_padding(pad_id=tokenizer.pad_token_id, pad_token="<pad>")
     small = trim_tokenizer(tokenizer, keep)
     assert keep[-3:] == [end, end + 1, end + 2]
     assert small.convert_tokens_to_ids(["<|endoftext|>", "<speaker1>", "<pad>"]) == [297, 298, 299]
     assert small.pad_token_id == 299
+    assert small.backend_tokenizer.padding["pad_id"] == 299
     assert small("hello<speaker1>")["input_ids"][-1] == 298
 
 

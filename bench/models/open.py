@@ -138,7 +138,7 @@ class CheckpointHandle(ModelHandle):
 
         model = load_model(self.path)
         if not self.lineage():
-            self.__dict__["shape"] = geometry_of(model)  # so that `shape` need not read the weights again
+            self.__dict__["stored_geometry"] = geometry_of(model)  # which need not read the weights again
         return model
 
     def load(self, threads: int | None = None) -> CheckpointModel:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from chitchat.architectures.registry import architecture_of, count_parameters
 from chitchat.errors import BadInput
 from compress.prune.options import PruneOptions
-from compress.prune.shape import candidate_shapes, quality_cost, smallest_shape
+from compress.prune.shape import candidate_shapes, explicit_shape, quality_cost, smallest_shape
 from serve.geometry import Geometry
 
 Floats = NDArray[np.float64]
@@ -66,6 +66,15 @@ class Candidate:
         sizes = {name: getattr(self.shape, name) for name in ("layers", "width", "heads", "ffn")}
         parameters = {"parameters": count_parameters(self.shape)}
         return {"shape": self.shape.name, **parameters, **sizes, **{name: getattr(self, name) for name in _FIGURES}}
+
+
+def find_candidates(
+    whole_parameters: int, trimmed: Geometry, options: PruneOptions, cost_model: CostModel | None
+) -> list[Candidate]:
+    """What the budget buys of a model in the shape `trimmed`; the shape itself where one was asked for."""
+    if options.has_budget:
+        return plan_candidates(whole_parameters, trimmed, options, cost_model)
+    return [Candidate.of(explicit_shape(trimmed, options.layers, options.width, options.ffn), trimmed)]
 
 
 def plan_candidates(

@@ -7,18 +7,19 @@ so the worse half goes by its held-out KL after the refit, and the rest is heale
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from chitchat.architectures.registry import geometry_of
 from compress.calibrate.batches import Batch, calibration_batches
 from compress.calibrate.measure import divergence, mean_loss
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
-from compress.prune.plan import Candidate
+from compress.prune.plan import Candidate, CostModel, find_candidates
 from compress.prune.pruner import TRIAL_TOKENS, Pruner
 from compress.prune.run import PruneRun
 from serve.geometry import Geometry
@@ -43,17 +44,18 @@ class Choice:
         return next(candidate.shape for candidate in self.candidates if candidate.chosen)
 
 
-def choose_shape(
-    run: PruneRun, full: Geometry, candidates: Callable[[], Sequence[Candidate]], pruner: Pruner
-) -> Choice:
-    """The choice of the run that is resumed, else the best of the `candidates`, which are cut from `full`.
+def choose_shape(run: PruneRun, whole_parameters: int, cost_model: CostModel | None, pruner: Pruner) -> Choice:
+    """The choice of the run that is resumed, else the best of what the budget buys (`find_candidates`).
 
-    They are planned in the main process. Under a launcher every process calls this.
+    Shapes are measured in the main process. Under a launcher every process calls this.
     """
+    full = geometry_of(run.source.model)
 
     def make() -> dict[str, Any]:
         with run.stopwatch.paused():
-            found = run.distributed.run_on_main(candidates)
+            found = run.distributed.run_on_main(
+                lambda: find_candidates(whole_parameters, full, run.options, cost_model)
+            )
         trial = None
         if run.healing is not None and len(found) > 1:
             windows = run.source.data.windows("train", run.source.model.config.max_position_embeddings)

@@ -34,7 +34,7 @@ from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.workfolder import WorkFolder
 from compress.calibrate.measure import measure
 from compress.prune.options import PruneOptions
-from compress.prune.plan import Candidate, CostModel, plan_candidates
+from compress.prune.plan import CostModel, find_candidates
 from compress.prune.retokenize import retokenize
 from compress.prune.rounds import Healed, plan_rounds, run_rounds
 from compress.prune.run import PruneRun, PruneSource
@@ -127,7 +127,7 @@ def plan(checkpoint: str, data: Path, options: PruneOptions, cost_model: CostMod
     if options.vocab is not None:
         choose_vocabulary(source.tokenizer, counts, options.vocab)
     trimmed = explicit_shape(full, vocab=options.vocab, context=options.context)
-    found = _candidates(count_parameters(full), trimmed, options, cost_model)
+    found = find_candidates(count_parameters(full), trimmed, options, cost_model)
     if not options.has_budget and cost_model is not None:
         shape = found[0].shape
         found = [replace(found[0], file_mb=cost_model.file_mb(shape), ms_per_token=cost_model.measure([shape])[0])]
@@ -205,18 +205,8 @@ def _trim(
 def _pruned(run: PruneRun, whole_parameters: int, cost_model: CostModel | None) -> tuple[Choice, Healed]:
     """The shape that was taken, and the student after all rounds; `keep` is a share of `whole_parameters`."""
     full, pruner = geometry_of(run.source.model), run.pruner()
-    choice = choose_shape(run, full, lambda: _candidates(whole_parameters, full, run.options, cost_model), pruner)
+    choice = choose_shape(run, whole_parameters, cost_model, pruner)
     return choice, run_rounds(run, plan_rounds(full, choice.shape, choice.healing), pruner)
-
-
-def _candidates(
-    whole_parameters: int, trimmed: Geometry, options: PruneOptions, cost_model: CostModel | None
-) -> list[Candidate]:
-    """What the budget buys; the shape itself where one was asked for."""
-    if options.has_budget:
-        return plan_candidates(whole_parameters, trimmed, options, cost_model)
-    shape = explicit_shape(trimmed, options.layers, options.width, options.ffn)
-    return [Candidate.of(shape, trimmed)]
 
 
 def _metrics(run: PruneRun, source: PruneSource, choice: Choice, healed: Healed) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Mutation testing: mutmut changes the arithmetic in a seeded sample of places, and the fast tests must notice.
 
-    python tests/mutation/run.py [GROUP...] [--mutants N] [--seed S] [--out REPORT.json] [--names PATTERN]
+    python tests/mutation/run.py [GROUP...] [--mutants N] [--seed S] [--out REPORT.json] [--again REPORT.json]
 
 Each group of `GROUPS` is a list of modules and the test files that hold them. A copy of the repository gets mutmut's
 configuration for one group; mutmut runs the tests once to learn which reach which function, then forks a process per
@@ -9,7 +9,6 @@ mutant and runs those until one fails. Texts of errors and `assert` lines are no
 """
 
 import argparse
-import fnmatch
 import json
 import os
 import random
@@ -52,12 +51,9 @@ GROUPS: dict[str, tuple[list[str], list[str], str]] = {
         "",
     ),
     "distill": (
-        [
-            *("compress/distill/objective.py", "compress/distill/budget.py", "compress/distill/samples.py"),
-            *("compress/distill/on_policy.py", "compress/distill/run.py"),
-        ],
-        ["distill", "budget", "samples", "token_divergence"],
-        "all_parts_together",
+        ["compress/distill/objective.py", "compress/distill/budget.py", "compress/distill/samples.py"],
+        ["distill_arithmetic", "budget", "samples", "token_divergence"],
+        "",
     ),
     "quantize": (
         [
@@ -78,7 +74,7 @@ source_paths = {packages}
 only_mutate = {modules}
 do_not_mutate_patterns = ['^\\s*(raise|assert)\\b']
 also_copy = ["README.md", "LICENSE"]
-pytest_add_cli_args = ["-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", {selected}]
+pytest_add_cli_args = ["-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"{selected}]
 pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"
 timeout_constant = 20.0
@@ -105,15 +101,17 @@ def main() -> int:
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join(GROUPS)} (default: all)")
     parser.add_argument("--mutants", type=int, default=60, help="mutants a group (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which ones (default: %(default)s)")
-    parser.add_argument("--names", default="*", help="only mutants whose name matches, such as 'serve.cache.*'")
+    parser.add_argument("--again", type=Path, help="take the mutants that survived in this report, and no others")
     parser.add_argument("--least", type=float, default=0.85, help="share to be killed (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="write every mutant's result and diff as JSON")
     options = parser.parse_args()
-    results: dict[str, dict[str, str]] = {}
+    results: dict[str, str] = {}
+    again = json.loads(options.again.read_text(encoding="utf-8")) if options.again else None
+    wanted = None if again is None else {name for name in again if again[name] not in ("killed", "timeout")}
     for group in options.groups or GROUPS:
         with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
             copy = prepare(Path(folder) / "repository", group)
-            names = sample(copy, group, options.mutants, options.seed, options.names)
+            names = sample(copy, group, options.mutants, options.seed, wanted)
             results |= run(copy, names)
         if options.out:
             options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -132,26 +130,26 @@ def prepare(copy: Path, group: str) -> Path:
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copy / name)
+    too_long = GROUPS[group][2]
     files = [f"tests/test_{name}.py" for name in GROUPS[group][1]]
     config = CONFIG.format(
         packages=json.dumps(PACKAGES),
         modules=json.dumps(modules_of(copy, group)),
         tests=json.dumps([file for file in files if (copy / file).is_file()]),
-        selected=json.dumps(f"not {GROUPS[group][2] or 'nothing'}"),
+        selected=f', "-k", "not {too_long}"' if too_long else "",
     )
     with (copy / "pyproject.toml").open("a", encoding="utf-8") as file:
         file.write(config)
     return copy
 
 
-def sample(copy: Path, group: str, count: int, seed: int, pattern: str) -> list[str]:
-    """About `count` mutants: of each module its share, and one at least."""
+def sample(copy: Path, group: str, count: int, seed: int, wanted: set[str] | None) -> list[str]:
+    """About `count` mutants: of each module its share, and one at least; or, of the group, those that are `wanted`."""
     command = [sys.executable, "-c", LIST, *modules_of(copy, group)]
     listed = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=True).stdout
-    by_module = {
-        module: [name for name in names if fnmatch.fnmatch(name, pattern)]
-        for module, names in json.loads(listed.splitlines()[-1]).items()
-    }
+    by_module: dict[str, list[str]] = json.loads(listed.splitlines()[-1])
+    if wanted is not None:
+        return [name for names in by_module.values() for name in names if name in wanted]
     total = sum(map(len, by_module.values()))
     print(f"{group}: {min(count, total)} of {total} mutants", flush=True)
     draw = random.Random(seed)
