@@ -196,12 +196,12 @@ def save_checkpoint(
 
 def save_model(model: "PreTrainedModel", folder: Path) -> None:
     """Write weights and configuration into `folder`, without the bar that transformers draws in any file."""
-    with _no_progress_bar():
+    with no_progress_bar():
         model.save_pretrained(folder)
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """While it lasts, transformers draws no bars: it would where stderr is no terminal as well."""
     from transformers.utils import logging
 

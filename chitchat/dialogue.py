@@ -48,7 +48,7 @@ def dialogue_of(tokenizer: "PreTrainedTokenizerFast", override: str | None = Non
 
 
 def open_dialogue(tokenizer: "PreTrainedTokenizerFast", where: str, override: str | None = None) -> Dialogue:
-    """`dialogue_of` a tokenizer that may come from elsewhere; what was assumed of it is said on stderr."""
+    """`dialogue_of` a tokenizer that may be foreign; a notice on stderr says what was assumed."""
     dialogue = dialogue_of(tokenizer, override)
     if override is None and _family_of_template(tokenizer) is None:
         form = {"chitchat": "[CLS]turn[SEP]turn[SEP]", "dialogpt": "turn<eos>turn<eos>"}[dialogue.family]
@@ -88,7 +88,7 @@ def unassigned_ids(tokenizer: "PreTrainedTokenizerFast", rows: int) -> tuple[int
 
 
 def dialogue_of_model(dialogue: Dialogue, tokenizer: "PreTrainedTokenizerFast", rows: int, where: str) -> Dialogue:
-    """The dialogue of a model whose table has `rows`: those that are no token are banned too, and it is said."""
+    """The dialogue of a model whose table has `rows`: rows that are no token are banned too, with a notice."""
     padding = unassigned_ids(tokenizer, rows)
     if padding:
         announce_once(

@@ -1,4 +1,4 @@
-"""The exceptions that the training-side packages raise on purpose; the command line turns each into one line.
+"""The exceptions that all packages but `serve` raise on purpose; the command line prints each as one line.
 
 `serve` has a tree of its own (`serve.errors`), since it imports nothing of ours. Both carry `exit_code`, which is all
 that the command line looks at.

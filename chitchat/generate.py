@@ -74,7 +74,7 @@ class TorchGenerator:
         return self._stream(list(prompt_ids), _settings(options), limit)
 
     def blank(self, options: Any = None) -> Iterator[int]:
-        """Unconditional generation: a turn out of nothing."""
+        """Unconditional generation: a turn without a prompt."""
         return self.stream(list(self.dialogue.unconditional_prompt_ids), options)
 
     def _stream(self, prompt_ids: list[int], settings: dict[str, Any], limit: int) -> Iterator[int]:
@@ -127,7 +127,7 @@ class TorchGenerator:
             )
 
     def _processors(self, settings: dict[str, Any], prompt_length: int) -> LogitsProcessorList:
-        """transformers' own processors, told to look at what the bot says and not at the prompt."""
+        """transformers' own logits processors, applied to what the bot said and not to the prompt."""
         processors = LogitsProcessorList()
         if settings["repetition_penalty"] != 1.0:
             penalty = RepetitionPenaltyLogitsProcessor(float(settings["repetition_penalty"]))
@@ -157,7 +157,7 @@ class TorchGenerator:
 
 @contextmanager
 def no_defaults(model: "PreTrainedModel") -> Iterator[None]:
-    """While it lasts, `generate` does what it is told and nothing that the checkpoint's generation settings add.
+    """Within, `generate` follows the given configuration alone; the checkpoint's generation settings add nothing.
 
     transformers 5 fills every setting that is not given from those, a repetition penalty for example.
     """
@@ -183,7 +183,7 @@ class _QueueStreamer(BaseStreamer):
         self._prompt_seen = True
 
     def end(self) -> None:
-        """Called by `generate` at the end; the end is told when `generate` returns."""
+        """Called by `generate` at the end; consumers learn of the end when `generate` returns."""
 
 
 class _StopWhen(StoppingCriteria):

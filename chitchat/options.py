@@ -151,13 +151,13 @@ def _option_fields(options: Any) -> tuple[OptionField, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The base of all: values are checked when the object is made, and paths become texts."""
+    """The base of all: values are checked when the object is made; paths become texts, numpy's numbers Python's."""
 
     def __post_init__(self) -> None:
         for one in option_fields(type(self)):
             value = getattr(self, one.name)
-            if isinstance(value, os.PathLike):
-                value = os.fspath(value)
+            if isinstance(value, os.PathLike) or hasattr(value, "item"):
+                value = os.fspath(value) if isinstance(value, os.PathLike) else value.item()
                 object.__setattr__(self, one.name, value)
             require(one.accepts(value), one.name, value, one.remedy)
 

@@ -1,7 +1,7 @@
 """Perplexity, bits per byte and token accuracy: one definition for torch models and for shipped engines alike.
 
 A scorer is any function that gives, for id sequences, the negative log-likelihood of each next id and whether it was
-the most likely one. Nothing here knows where the numbers come from.
+the most likely one. Nothing here depends on the runtime that computes them.
 """
 
 import math

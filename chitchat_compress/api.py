@@ -109,7 +109,7 @@ def prune(
 
     folder, spec = out_folder(out, checkpoint, "pruned"), os.fspath(checkpoint)
     probe = _cost_probe(spec, options) if options.has_budget else None
-    return Result(folder, run(spec, Path(data), folder, options, resume=resume, clock=probe, stopwatch=stopwatch))
+    return Result(folder, run(spec, Path(data), folder, options, resume=resume, cost_model=probe, stopwatch=stopwatch))
 
 
 @takes(PruneOptions)

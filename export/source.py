@@ -39,7 +39,7 @@ def open_source(
     config, kernel = read_config(checkpoint), ""
     tokenizer = tokenizer_of(checkpoint, tokenizer_option, chat.tokenizer if chat else None)
     if "quantization_config" in config:
-        stored = load_quantized(checkpoint)
+        stored = load_quantized(checkpoint, tokenizer)
         model = stored.dequantized_model()
         scheme, kernel = str(config["quantization_config"]["scheme"]), config["quantization_config"].get("kernel", "")
         weights = quantized_weights(stored.matrices, stored.floats, tied=model.config.tie_word_embeddings)

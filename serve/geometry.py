@@ -1,7 +1,7 @@
 """The geometry of a decoder: one torch-free type from config.json to bundle.json."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # In this order in bundle.json, in every one of them.
@@ -45,8 +45,7 @@ class Geometry:
         width, kv_heads = self.width * heads / self.heads, self.kv_heads * heads / self.heads
         if width % 1 or kv_heads % 1 or heads < 1:
             raise ValueError(f"{heads} heads of {self}")
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Geometry(**values | {"heads": heads, "width": int(width), "kv_heads": int(kv_heads)})
+        return replace(self, heads=heads, width=int(width), kv_heads=int(kv_heads))
 
     @property
     def kv_head_dim(self) -> int:

@@ -19,7 +19,7 @@ PROSE = re.compile(r"\bGPT2-chitchat\b")  # a project: its formats of text, its 
 EXEMPT = {
     "serve/geometry.py": ({'"gpt2"'}, "bundle.json of a GPT-2 names no architecture, as before there were others"),
     "chitchat/architectures/registry.py": ({"GPT2"}, "the table of architectures"),
-    "chitchat_compress/cli/app.py": ({"n_embd", "n_inner"}, "help of --width and --ffn: their names in config.json"),
+    "chitchat/training/options.py": ({"n_embd", "n_inner"}, "help of --width and --ffn: their names in config.json"),
     "chitchat/formats/kinds.py": ({"GPT2LMHeadModel"}, "a remedy for TensorFlow weights, which are of this family"),
     "bench/peers/llama_cpp.py": ({'"gpt2"'}, "llama.cpp's name of a byte-level BPE"),
 }

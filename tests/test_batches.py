@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from chitchat.training.batches import GlobalBatches, ProcessBatches, share_out
+from chitchat.training.batches import GlobalBatches, ProcessBatches, share_out, training_batch
 
 LENGTHS = np.random.default_rng(1).integers(5, 128, 500)
 
@@ -58,3 +60,32 @@ def test_a_batch_larger_than_the_data_still_works():
     batches = GlobalBatches(np.asarray([7, 9, 11]), 8, seed=0)
     assert sorted(set(batches[0].tolist())) == [0, 1, 2]
     assert [len(part) for part in share_out(batches[1], 4)] == [2, 2, 2, 2]
+
+
+@given(st.lists(st.integers(2, 40), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 3), st.integers(1, 5))
+def test_no_window_is_read_twice_more_than_another(lengths: list[int], size: int, seed: int, pools: int) -> None:
+    """Stops: windows that are dropped where a pass ends within a pool, ids that are counted for other windows."""
+    batches = GlobalBatches(np.asarray(lengths), size, seed)
+    steps = pools * batches.pool_batches
+    read = np.concatenate([batches[step] for step in range(steps)])
+    counts = np.bincount(read, minlength=len(lengths))
+    assert len(read) == steps * size
+    assert counts.max() - counts.min() <= 1
+    assert batches.tokens(steps) == sum(lengths[number] for number in read)
+    for step in range(steps):
+        found = [lengths[number] for number in batches[step]]
+        assert batches.padded_tokens(step) == max(found) * size
+        assert batches.padded_tokens(step, size) == sum(found)
+
+
+def test_a_batch_is_padded_on_the_right_and_predicts_no_first_id():
+    """Stops: a label of padding, and a count of labels that the loss does not have."""
+    rows = [
+        {"input_ids": [5, 6, 7], "labels": [5, -100, 7], "length": 3},
+        {"input_ids": [8], "labels": [8], "length": 1},
+    ]
+    batch = training_batch(rows)
+    assert batch["labels"].tolist() == [[-100, -100, 7], [-100, -100, -100]]
+    assert batch["input_ids"][0].tolist() == [5, 6, 7]
+    assert batch["input_ids"][1, 0] == 8
+    assert set(batch) == {"input_ids", "labels"}

@@ -1,8 +1,10 @@
 """What a healing spends its budget on."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from compress.distill.budget import Budget, share_budget
+from compress.distill.budget import MAX_ROUNDS, MAX_SAMPLED, PASSES, STEPS_PER_ROUND, Budget, share_budget
 from compress.distill.options import HealOptions
 
 
@@ -45,3 +47,23 @@ def test_the_share_of_own_replies_is_cut_into_rounds():
 def test_the_control_reads_the_corpus_alone():
     """Stops: cross-entropy that is compared with the help of the teacher's text."""
     assert shared(100_000, heal_loss="ce", teacher_samples=True, own_replies=0.5) == Budget(0, 0.0, 0, 0)
+
+
+@given(
+    steps=st.integers(0, 10**5), tokens=st.integers(1, 10**6), windows=st.integers(1, 10**4), batch=st.integers(1, 16),
+    share=st.sampled_from([0.0, 0.1, 0.5, 0.95]), samples=st.sampled_from(["auto", True, False]),
+)  # fmt: skip
+def test_no_part_takes_more_than_its_share(steps, tokens, windows, batch, share, samples):
+    """Stops: rounds beyond their share, a teacher that writes what nobody reads, rounds of a few steps."""
+    options = HealOptions(heal_steps=max(1, steps), batch_size=batch, own_replies=share, teacher_samples=samples)
+    budget = share_budget(steps, tokens, windows, options)
+    own = budget.rounds * budget.round_steps
+    assert own <= share * steps
+    assert (budget.rounds == 0) == (share * steps < STEPS_PER_ROUND) == (budget.own_share == 0)
+    assert budget.rounds == 0 or (budget.round_steps >= STEPS_PER_ROUND and budget.rounds <= MAX_ROUNDS)
+    assert 0 <= budget.teacher_tokens <= MAX_SAMPLED * tokens
+    if samples is False:
+        assert budget.teacher_tokens == 0
+    passes = (steps - own) * batch * tokens / windows / (tokens + budget.teacher_tokens)  # of all that there is to read
+    if samples == "auto" and 0 < budget.teacher_tokens < MAX_SAMPLED * tokens:
+        assert passes == pytest.approx(PASSES, rel=0.05, abs=0.1)

@@ -112,7 +112,7 @@ def _set(checkpoint: Path, **changes: object) -> None:
     ],
 )
 def test_a_model_that_cannot_be_compressed_is_refused_by_name(checkpoint: Path, changes: dict, message: str) -> None:
-    """Sublayer-loaded weights (a missing layer at random values) used to pass as a model."""
+    """Half-loaded weights (a missing layer at random values) used to pass as a model."""
     _set(checkpoint, **changes)
     with pytest.raises(BadInput, match=message):
         load_model(checkpoint)

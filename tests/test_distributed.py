@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from chitchat.errors import BadInput
 from chitchat.training.distributed import Distributed, launched, no_leftovers
 
 ROOT = Path(__file__).parents[1]
@@ -98,3 +99,55 @@ def test_a_verb_works_and_speaks_whatever_was_left_behind(verb, left, tiny_data,
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout.splitlines()[-1])["perplexity"] > 1
     assert (out / "lineage.json").is_file()
+
+
+TWO = """
+import json, sys
+from pathlib import Path
+from chitchat.errors import BadInput
+from chitchat.errors import BadInput
+from chitchat.training.distributed import Distributed
+run, folder = Distributed(), Path(sys.argv[1])
+
+def write():
+    (folder / "written").open("a").write("once")
+    return [run.index, "of main"]
+
+def refuse():
+    raise BadInput("no")
+
+found = [run.count, run.run_on_main(write), (folder / "written").read_text(), run.broadcast(run.index)]
+try:
+    run.run_on_main(refuse)
+except BadInput as error:
+    found.append(str(error))
+run.barrier()
+(folder / f"process-{run.index}").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_what_runs_on_main_is_done_once_and_known_to_all(tmp_path):
+    """Stops: a file that every process writes, a read before it is there, an error that leaves others waiting."""
+    script = tmp_path / "run.py"
+    script.write_text(TWO, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, str(tmp_path)], env=environment, check=True, timeout=120)
+    for index in range(2):
+        assert json.loads((tmp_path / f"process-{index}").read_text()) == [2, [0, "of main"], "once", 0, "no"]
+
+
+def test_alone_it_is_main_and_waits_for_nobody():
+    """Stops: a single process that hangs at a barrier, or loses an error that is not ours."""
+    run = Distributed()
+    run.barrier()
+    assert run.run_on_main(lambda: 3) == run.broadcast(3) == 3
+    with pytest.raises(ZeroDivisionError):
+        run.run_on_main(lambda: 1 / 0)
+    with pytest.raises(BadInput, match="no"):
+        run.run_on_main(refuse)
+
+
+def refuse():
+    raise BadInput("no")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import chitchat_compress
-from chitchat_compress.cli.app import COMMANDS
+from bench.peers.registry import PEERS
+from chitchat_compress.cli.app import COMMANDS, command_page
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,6 +70,15 @@ def test_every_verb_is_in_readme_and_every_verb_in_readme_exists() -> None:
     assert set(re.findall(r"^compress ([a-z]+)", README, re.MULTILINE)) == {*COMMANDS}
 
 
+def test_every_option_that_is_named_exists() -> None:
+    """An option was renamed, and the page that explains it kept the old name."""
+    options = set(re.findall(r"--[a-z][a-z-]+", command_page()))
+    for page in PAGES:
+        if page.name not in ("CHANGELOG.md", "CONTRIBUTING.md"):  # the past, and options of other programs
+            named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
+            assert named <= options, f"{page.relative_to(ROOT)}: {sorted(named - options)}"
+
+
 def links(page: Path) -> list[str]:
     """Targets of the links and pictures of a page that point into the repository."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -118,3 +128,13 @@ def test_the_page_of_the_python_api_has_every_public_name() -> None:
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\.\. auto\w+:: (\w+)$", page, re.MULTILINE))
     assert named == {*chitchat_compress.__all__}
+
+
+def test_the_page_of_peers_has_every_peer_with_its_formats() -> None:
+    """A peer is found by whoever reads the page, or not at all."""
+    rows = re.findall(
+        r"^\| `([\w.-]+)` \| .* \| (.*) \| .* \|$", (ROOT / "docs" / "peers.md").read_text(), re.MULTILINE
+    )
+    assert {name: tuple(formats.split(", ")) for name, formats in rows} == {
+        name: peer.weight_formats for name, peer in PEERS.items()
+    }

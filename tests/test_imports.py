@@ -20,7 +20,7 @@ FOR_ALL = {"serve.dialogue", "serve.digest", "serve.geometry", "serve.quiet"}
 API = "chitchat_compress"
 # Modules without torch, numpy or a runtime, which the command line and the Python API may import at once.
 LIGHT = {"chitchat.errors", "chitchat.options"} | {
-    str(path.relative_to(ROOT)).removesuffix(".py").replace("/", ".") for path in ROOT.glob("*/**/options.py")
+    file.removesuffix(".py").replace("/", ".") for file in FILES if file.endswith("/options.py")
 }
 SERVE_STACK = {"numpy", "onnxruntime", "tokenizers", "starlette", "uvicorn"}
 

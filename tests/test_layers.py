@@ -4,6 +4,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from chitchat.architectures.registry import architecture_of
+from compress.calibrate.measure import mean_loss
 from compress.prune.layers import keep_layers, removal_order
 
 
@@ -39,6 +40,22 @@ def test_layers_that_do_nothing_go_first() -> None:
     silence(model, 3)
     assert sorted(removal_order(model, batches(model), 2)) == [1, 3]
     assert removal_order(model, batches(model), 0) == []
+
+
+def test_the_order_is_that_of_trying_each_in_whole_runs() -> None:
+    """Stops streams that are shared between trials, padding among what is scored, and a norm left out."""
+    model, inputs = make_model(), batches(make_model())
+    inputs[0]["attention_mask"][4:, 9:] = 0
+    inputs[0]["labels"] = inputs[0]["input_ids"].masked_fill(inputs[0]["attention_mask"] == 0, -100)
+    known, left, order = architecture_of(model), [0, 1, 2, 3], []
+    while len(left) > 1:
+        losses = {}
+        for tried in left[1:]:
+            with known.only_layers(model, [layer for layer in left if layer != tried]):
+                losses[tried] = mean_loss(model, inputs)
+        order.append(min(losses, key=losses.__getitem__))
+        left.remove(order[-1])
+    assert removal_order(model, inputs, 3) == order
 
 
 def test_the_first_layer_is_the_last_to_go() -> None:

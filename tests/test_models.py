@@ -8,6 +8,7 @@ import pytest
 from support.families import tiny_family
 
 from bench.models.open import open_model
+from chitchat import checkpoint
 from chitchat.errors import BadInput
 from chitchat.formats.same_tokenizer import tokenizer_identity
 
@@ -145,3 +146,26 @@ def test_a_device_that_is_not_there_is_refused(family: dict[str, Path]) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(BadInput, match="--device cuda: torch finds no CUDA GPU"):
             open_model(str(family["checkpoint"])).generator(device="cuda")
+
+
+def test_a_foreign_checkpoints_weights_are_read_once(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a lineage the weights were read for the shape, and once more to be computed."""
+    folder = tmp_path / "foreign"
+    shutil.copytree(tiny_checkpoint, folder)
+    (folder / "lineage.json").unlink(missing_ok=True)
+    real, reads = checkpoint.load_model, []
+
+    def counted(source: str | Path) -> object:
+        reads.append(source)
+        return real(source)
+
+    monkeypatch.setattr(checkpoint, "load_model", counted)
+    model = open_model(str(folder))
+    assert (model.context, model.geometry.vocab) == (64, 300)
+    assert reads == []
+    model.load(1)
+    assert model.parameters == open_model(str(tiny_checkpoint)).parameters
+    assert reads[0] == folder
+    assert reads.count(folder) == 1

@@ -1,10 +1,12 @@
 """Options, written once: what their fields say, which values they take, and that every place uses the same ones."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.evaluate.options import EvalOptions
@@ -152,9 +154,12 @@ def test_options_come_as_an_object_as_keywords_or_as_both() -> None:
         make_options(Sample, Sample(), {"times": 0}, "work")
 
 
-def test_a_path_becomes_a_text() -> None:
-    """The lineage could not be written: a Path is no JSON."""
-    assert Sample(text=Path("a/b")).text == "a/b"
+def test_paths_and_numpys_numbers_become_plain_values() -> None:
+    """The lineage could not be written: a Path and a float32 are no JSON."""
+    made = Sample(text=Path("a/b"), share=np.float32(0.5), times=np.int64(3), flag=np.bool_(True))
+    assert json.dumps(dataclasses.asdict(made)) == json.dumps(
+        {"share": 0.5, "port": 80, "times": 3, "flag": True, "text": "a/b"}
+    )
 
 
 def test_what_is_listed_twice_is_the_same_in_both_places() -> None:

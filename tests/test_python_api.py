@@ -84,6 +84,19 @@ def test_a_plan_measures_what_a_budget_buys(made: dict[str, Any]) -> None:
     assert found["candidates"][0]["file_mb"] > 0
 
 
+def test_the_stages_take_texts_for_folders(made: dict[str, Any], tmp_path: Path) -> None:
+    """`out.parent` of a text is an AttributeError, after the model was read."""
+    from compress.prune.stage import prune
+    from compress.quantize.stage import quantize
+    from export.stage import export
+
+    teacher, data = str(made["teacher"]), str(made["data"])
+    prune(teacher, data, str(tmp_path / "p"), cc.PruneOptions(layers=1, heal_epochs=0))
+    quantize(teacher, data, str(tmp_path / "q"), cc.QuantizeOptions(method="rtn"))
+    export(teacher, str(tmp_path / "b"), data=data)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "p", "q"]
+
+
 @pytest.mark.slow
 def test_a_bench_gives_a_table(made: dict[str, Any]) -> None:
     """The report was a dict in a dict."""

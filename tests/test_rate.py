@@ -3,6 +3,8 @@
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chitchat.training.rate import DECAY_SHARE, Decision, RateSchedule, patient_end, warmup_steps
 
@@ -56,3 +58,31 @@ def test_a_decay_that_patience_begins_has_the_usual_share():
 def test_a_short_run_warms_up_long_enough():
     """Stops: a few steps of warm-up, after which a model from scratch never leaves the frequencies of words."""
     assert [warmup_steps(*case) for case in ((0.05, 132), (0.05, 800), (0.05, 10_000), (0.0, 50))] == [33, 100, 500, 0]
+
+
+@st.composite
+def histories(draw):
+    """Decisions as a run takes them: each after a step before the end as it stood, to another end."""
+    made = [Decision(0, draw(st.integers(1, 400)), "plan")]
+    for _ in range(draw(st.integers(0, 4))):
+        last = made[-1]
+        if last.end <= last.step + 1:
+            break
+        step = draw(st.integers(last.step + 1, last.end - 1))
+        made.append(Decision(step, draw(st.integers(step, step + 400)), "clock"))
+    return made
+
+
+@given(histories(), st.sampled_from([0.0, 0.05, 0.5]))
+def test_whatever_is_decided_the_rate_stays_within_its_peak_and_falls_once_it_decays(made, warmup):
+    """Stops: a rate below 0 or above the peak, a step of the run without one, a decay that ends before its time."""
+    schedule = RateSchedule(made, warmup)
+    factors = [schedule.factor(step) for step in range(made[-1].end)]
+    assert all(0 <= factor <= 1 for factor in factors)
+    assert all(factor > 0 for factor in factors[1:])
+    decays = [schedule.decays(step) for step in range(made[-1].end)]
+    assert decays == sorted(decays)
+    for number in range(1, len(made)):
+        earlier = RateSchedule(made[:number], warmup)
+        assert [earlier.factor(step) for step in range(made[number].step)] == factors[: made[number].step]
+        assert earlier.end(made[number].step - 1) == schedule.end(made[number].step - 1) == made[number - 1].end

@@ -1,11 +1,13 @@
 """The refit: ridge regression against numpy, exactness where nothing is lost, and what it wins back."""
 
+import numpy as np
 import pytest
 import torch
+from support.flows import flows, ridge
 from support.small_gpt2 import VOCAB, batches, make_model
 from transformers import GPT2LMHeadModel
 
-from chitchat.architectures.registry import geometry_of
+from chitchat.architectures.registry import architecture_of, geometry_of
 from compress.calibrate.measure import divergence
 from compress.prune.importance import score_units
 from compress.prune.layers import keep_layers
@@ -30,6 +32,44 @@ def test_a_model_that_lost_nothing_stays_what_it_was() -> None:
     refit(student, teacher, [0, 1, 2], everything(teacher), batches())
     for name, value in student.state_dict().items():
         torch.testing.assert_close(value, teacher.state_dict()[name], atol=2e-4, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("layers", "kept"),
+    [
+        ([0, 1, 2], Kept(range(32), [range(4)] * 3, [[3, 60, 17, 8], [1, 2, 3, 9], [63, 5, 6, 7]])),
+        ([0, 2], Kept(range(32), [range(4)] * 2, [range(64)] * 2)),
+        ([0, 2], Kept([31, *range(0, 30, 2)], [[3, 1], [0, 2]], [range(9, 40), range(31)])),
+    ],
+    ids=["ffn", "layers", "all"],
+)
+def test_every_projection_is_the_ridge_solution(layers: list[int], kept: Kept) -> None:
+    """Stops an in-projection that is left as it was sliced, and targets of another layer, head, neuron or channel."""
+    teacher, inputs, damping = make_model(), batches(12), 0.02
+    kept = Kept(sorted(kept.channels), [sorted(one) for one in kept.heads], [sorted(one) for one in kept.neurons])
+    sliced, student = (slice_model(keep_layers(teacher, layers), kept) for _ in range(2))
+    refit(student, teacher, layers, kept, inputs, damping)
+    in_projs_too = len(layers) < 3 or len(kept.channels) < 32
+    known, theirs, ours = architecture_of(teacher), flows(teacher, inputs), flows(student, inputs)
+    for index, (before, after) in enumerate(
+        zip(known.all_sublayers(sliced), known.all_sublayers(student), strict=True)
+    ):
+        flow, target = ours[index], theirs[2 * layers[index // 2] + index % 2]
+        units = (kept.neurons if index % 2 else kept.heads)[index // 2]
+        if index % 2:
+            columns = list(units)
+        else:
+            columns = [part * 32 + head * 8 + column for part in range(3) for head in units for column in range(8)]
+        (sliced_in,), (fitted_in,) = before.in_projs, after.in_projs
+        expected = sliced_in.weight.detach().double().numpy()
+        if in_projs_too:
+            expected = ridge(flow.read, target.targets[:, columns], expected, damping)
+        np.testing.assert_allclose(fitted_in.weight.detach(), expected, atol=1e-3)
+        wanted = target.after[:, kept.channels] - flow.before
+        expected = ridge(flow.inputs, wanted, before.out_proj.weight.detach().double().numpy(), damping)
+        np.testing.assert_allclose(after.out_proj.weight.detach(), expected, atol=1e-3)
+        bias = wanted.mean(0) - flow.inputs.mean(0) @ expected
+        np.testing.assert_allclose(after.out_proj.bias.detach(), bias, atol=2e-3)
 
 
 def test_neurons_that_others_can_speak_for_are_replaced_exactly() -> None:

@@ -141,7 +141,8 @@ def test_shapes_that_were_tried_stand_in_the_report_once(made: tuple[Path, Any])
     ]
     tried = [{**candidate, "steps": 40} for candidate in tried]
     stages = [{"stage": "train", "metrics": {}}, {"stage": "prune", "metrics": {"candidates": tried}}]
-    none = [{"stage": "prune", "metrics": {"before": {}}}]
+    untried = {**tried[0], "kl": None, "perplexity_ratio": None}  # the only one of a search
+    none = [{"stage": "prune", "metrics": {"before": {}}}, {"stage": "prune", "metrics": {"candidates": [untried]}}]
     models = [model(name, lineage=lambda stages=stages: stages) for name in ("pruned", "bundle")]
     found = pruning_candidates(["teacher", "pruned", "bundle"], [model("teacher", lineage=lambda: none), *models])
     assert found == {"pruned": tried}

@@ -5,16 +5,18 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from support.flows import flows, ridge
 from support.small_gpt2 import batches, make_model
 from transformers import GPT2LMHeadModel
 
-from chitchat.architectures.registry import architecture_of, geometry_of
+from chitchat.architectures.registry import ARCHITECTURES, architecture_of, geometry_of
 from compress.calibrate.measure import divergence
 from compress.quantize.blockwise import dequantize_blocks, quantize_blocks
 from compress.quantize.methods import quantize_matrix, quantize_matrix_or_search
 from compress.quantize.model import QuantizedModel, calibrate_model, checkpoint_of, round_model
 from compress.quantize.schemes import Grid, grids
-from compress.quantize.sequential import quantize_in_turn
+from compress.quantize.sequential import DAMPING, quantize_in_turn
+from tests.support.llama import Llama, random_llama
 
 CALIBRATION, HELD_OUT = batches(), batches(8, seed=2)
 
@@ -61,6 +63,58 @@ def test_every_matrix_is_decided_once_and_put_back(make) -> None:
             weight.T if architecture_of(original).is_transposed(name) else weight, dequantize_blocks(tensor)
         )
     assert (model.lm_head.weight is model.transformer.wte.weight) == original.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("make", [make_model, random_llama], ids=["gpt2", "llama"])
+def test_every_matrix_is_fitted_before_it_is_decided_and_its_bias_after(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops a fit on the original's streams, targets of another projection, a covariance of something else, and a bias
+    that suits the floats. Without a bias the mean of the inputs is part of what an error costs."""
+    monkeypatch.setitem(ARCHITECTURES, "llama", Llama())
+    original, model = make(), make()
+    windows = batches(12)
+    for batch in windows:
+        batch["input_ids"] %= original.config.vocab_size
+    seen: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+
+    def settle(name: str, weight: np.ndarray, covariance: np.ndarray | None) -> object:
+        seen[name] = weight.copy(), covariance
+        return quantize_blocks(weight, 4, 16)
+
+    matrices = quantize_in_turn(model, original, windows, settle)
+
+    def check(projection, before, x: np.ndarray, y: np.ndarray) -> None:
+        weight, covariance = seen[projection.name]
+        with_bias = before.bias is not None
+        expected = ridge(x, y, before.weight.detach().double().numpy(), DAMPING, with_bias)
+        np.testing.assert_allclose(weight.T, expected, atol=2e-3)
+        costs = np.cov(x.T, bias=True) if with_bias else x.T @ x / len(x)
+        np.testing.assert_allclose(covariance, costs, atol=1e-3 * np.abs(costs).max())
+        if with_bias:
+            bias = y.mean(0) - x.mean(0) @ dequantize_blocks(matrices[projection.name]).T
+            np.testing.assert_allclose(projection.bias.detach(), bias, atol=2e-3)
+
+    known = architecture_of(original)
+    walked = zip(known.all_sublayers(original), known.all_sublayers(model), strict=True)
+    streams = zip(flows(model, windows), flows(original, windows), strict=True)
+    for (before, after), (ours, theirs) in zip(walked, streams, strict=True):
+        begin = 0
+        for projection, old in zip(after.in_projs, before.in_projs, strict=True):
+            end = begin + projection.weight.shape[1]
+            check(projection, old, ours.read, theirs.targets[:, begin:end])
+            begin = end
+        check(after.out_proj, before.out_proj, ours.inputs, theirs.after - ours.before)
+
+
+def test_gptq_beats_rounding_on_an_architecture_without_biases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops a walk, a smoothing of shared values or a fit that only GPT-2's biases and heads make right."""
+    monkeypatch.setitem(ARCHITECTURES, "llama", Llama())
+    model = random_llama()
+    windows, held_out = batches(16), batches(6, seed=2)
+    for batch in [*windows, *held_out]:
+        batch["input_ids"] %= model.config.vocab_size
+    chosen = grids(geometry_of(model), "w4", 16)
+    nearest = divergence(model, round_model(model, chosen, "rtn").model, held_out).kl
+    assert divergence(model, calibrate_model(model, chosen, "gptq", windows, []).model, held_out).kl < 0.7 * nearest
 
 
 def test_rounding_that_loses_nothing_changes_nothing() -> None:

@@ -7,9 +7,11 @@ import torch
 from support.outliers import with_outliers
 from support.small_gpt2 import batches, make_model
 
+from chitchat.architectures.registry import ARCHITECTURES
 from compress.calibrate.measure import divergence
 from compress.quantize.rounding import block_product, channel_product
 from compress.quantize.smoothing import search, smooth
+from tests.support.llama import Llama, random_llama
 
 BLOCKS = partial(block_product, bits=4, block_size=16)
 
@@ -23,6 +25,25 @@ def test_folding_changes_no_logit(product, outliers: bool) -> None:
     smooth(changed, batches(4), product)
     ids = torch.arange(20)[None]
     with torch.no_grad():
+        torch.testing.assert_close(changed(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_values_that_heads_share_are_folded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops a value column that is divided for one head and not for the other that reads it."""
+    monkeypatch.setitem(ARCHITECTURES, "llama", Llama())
+    model, changed = random_llama(), random_llama()
+    windows = batches(4)
+    for batch in windows:
+        batch["input_ids"] %= model.config.vocab_size
+    left = smooth(changed, windows, channel_product)
+    assert {name.split(".", 3)[3] for name in left} == {
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj"
+    }  # fmt: skip
+    assert not torch.equal(
+        changed.model.layers[0].self_attn.v_proj.weight, model.model.layers[0].self_attn.v_proj.weight
+    )
+    with torch.no_grad():
+        ids = windows[0]["input_ids"]
         torch.testing.assert_close(changed(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
 
 

@@ -63,6 +63,12 @@ def test_init_goes_on_from_a_checkpoint_and_keeps_its_history(trained, tiny_data
     assert (config["n_positions"], config["n_inner"], config["resid_pdrop"]) == (32, 64, 0.2)
 
 
+def test_a_training_from_python_draws_no_bars_of_the_library(tiny_data, tmp_path, capfd):
+    """Stops: "Writing model shards" once a checkpoint in every notebook and log file."""
+    train(tiny_data, tmp_path / "out", TrainOptions(**TINY, ffn=64))
+    assert "it/s" not in capfd.readouterr().err
+
+
 def test_a_data_set_of_another_vocabulary_is_refused(trained, tiny_corpus, tmp_path):
     """Stops: a model that is trained on ids which mean other words."""
     build_dataset([str(tiny_corpus)], tmp_path / "data", vocab_size=280, validation=0.2)

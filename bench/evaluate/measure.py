@@ -148,7 +148,7 @@ def open_teacher(spec: str, model: ModelHandle, tokenizer: str | None = None) ->
     """The teacher that `model` is compared with. Raises `BadInput` unless every id means the same to both."""
     teacher = open_model(spec, tokenizer=for_missing(spec, tokenizer))
     if not teacher.reads_like(model):
-        sizes = [opened.geometry["vocab"] for opened in (model, teacher)]
+        sizes = [opened.geometry.vocab for opened in (model, teacher)]
         raise BadInput(
             f"--teacher {spec}: has another vocabulary ({sizes[1]} ids) than {model.spec} ({sizes[0]}), so their "
             "predictions cannot be compared; give a teacher of the same tokenizer, or compare bits per byte"

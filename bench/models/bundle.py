@@ -10,6 +10,7 @@ from chitchat.errors import BadInput
 from serve.bundle import Bundle
 from serve.dialogue import Dialogue
 from serve.errors import BadBundle, ServeError
+from serve.geometry import Geometry
 from serve.graph_selection import choose, find_providers
 
 if TYPE_CHECKING:
@@ -34,9 +35,8 @@ class BundleHandle(ModelHandle):
         return f"onnx {manifest.scheme}" + (" portable" if "portable" in manifest.graphs else "")
 
     @property
-    def geometry(self) -> dict[str, int]:
-        shape = self.bundle.geometry
-        return {name: getattr(shape, name) for name in ("layers", "width", "heads", "ffn", "vocab", "context")}
+    def geometry(self) -> Geometry:
+        return self.bundle.geometry
 
     @property
     def parameters(self) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chitchat.formats.same_tokenizer import tokenizer_identity
 from chitchat.lineage import identity, read_lineage
+from serve.geometry import Geometry
 
 if TYPE_CHECKING:
     from bench.models.kind import RuntimeKind
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from serve.dialogue import Dialogue
     from serve.terminal import Generator
     from serve.text import TextCodec
+
+GEOMETRY_FIGURES = ("layers", "width", "heads", "ffn", "vocab", "context")  # of `figures`
 
 
 class ModelHandle(ABC):
@@ -44,8 +47,8 @@ class ModelHandle(ABC):
 
     @property
     @abstractmethod
-    def geometry(self) -> dict[str, int]:
-        """layers, width, heads, ffn, vocab, context."""
+    def geometry(self) -> Geometry:
+        """Layers, heads, sizes, and how far it reads."""
 
     @property
     @abstractmethod
@@ -89,7 +92,7 @@ class ModelHandle(ABC):
     @property
     def context(self) -> int:
         """Tokens that it can see at most."""
-        return self.geometry["context"]
+        return self.geometry.context
 
     @cached_property
     def vocabulary(self) -> str:
@@ -98,7 +101,7 @@ class ModelHandle(ABC):
 
     def reads_like(self, other: "ModelHandle") -> bool:
         """Whether every id means the same to both, so that prompts are shared and predictions compare."""
-        return self.vocabulary == other.vocabulary and self.geometry["vocab"] == other.geometry["vocab"]
+        return self.vocabulary == other.vocabulary and self.geometry.vocab == other.geometry.vocab
 
     def codec(self) -> "TextCodec":
         """Text to ids and back, as the edge runtime does it."""
@@ -117,7 +120,7 @@ class ModelHandle(ABC):
             "parameters": self.parameters,
             "weight_bytes": self.weight_bytes,
             "file_bytes": self.file_bytes,
-            **self.geometry,
+            **{name: getattr(self.geometry, name) for name in GEOMETRY_FIGURES},
             "dialogue_family": self.dialogue.family,
             "vocabulary_sha256": self.vocabulary,
             "sha256": identity(self.folder),

@@ -76,27 +76,28 @@ class CheckpointHandle(ModelHandle):
         return "torch fp32"
 
     @cached_property
-    def shape(self) -> "Geometry":
-        """The `serve.geometry.Geometry`: that in config.json, which tells the truth where we wrote it.
+    def geometry(self) -> "Geometry":
+        """That in config.json; the weights must fit it, whatever they tie."""
+        from chitchat.architectures.registry import geometry_of
 
-        Of a checkpoint from elsewhere it is that of the weights, which are read for it: its config.json may tie what is
-        not. Raises `BadInput` for weights that are not there, damaged, or do not fit.
+        return geometry_of(self.config)
+
+    @cached_property
+    def stored_geometry(self) -> "Geometry":
+        """That of the weights. Where we wrote config.json it tells the truth, and nothing is read.
+
+        Of a checkpoint from elsewhere the weights are read for it: its config.json may tie what is not. Raises
+        `BadInput` for weights that are not there, damaged, or do not fit.
         """
         from chitchat.architectures.registry import geometry_of
 
-        return geometry_of(self.config if self.lineage() else self.torch_model())
-
-    @property
-    def geometry(self) -> dict[str, int]:
-        shape = self.shape
-        sizes = {name: getattr(shape, name) for name in ("layers", "width", "heads", "ffn", "vocab")}
-        return {**sizes, "context": shape.context}
+        return self.geometry if self.lineage() else geometry_of(self.torch_model())
 
     @property
     def parameters(self) -> int:
         from chitchat.architectures.registry import count_parameters
 
-        return count_parameters(self.shape)
+        return count_parameters(self.stored_geometry)
 
     @property
     def weight_bytes(self) -> int:
@@ -132,9 +133,13 @@ class CheckpointHandle(ModelHandle):
 
     def torch_model(self) -> "PreTrainedModel":
         """The model in float32, with its weights."""
+        from chitchat.architectures.registry import geometry_of
         from chitchat.checkpoint import load_model
 
-        return load_model(self.path)
+        model = load_model(self.path)
+        if not self.lineage():
+            self.__dict__["stored_geometry"] = geometry_of(model)  # which need not read the weights again
+        return model
 
     def load(self, threads: int | None = None) -> CheckpointModel:
         import torch

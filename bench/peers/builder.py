@@ -20,6 +20,7 @@ from chitchat.lineage import Stage, read_lineage
 from chitchat.system.child import child_environment
 from chitchat.system.folder import staged_folder
 from chitchat.system.interpreters import PORTABLE, find_interpreter
+from serve.geometry import Geometry
 
 if TYPE_CHECKING:
     from serve.dialogue import Dialogue
@@ -64,7 +65,7 @@ class PeerHandle(ModelHandle):
         return self.peer.name
 
     @property
-    def geometry(self) -> dict[str, int]:
+    def geometry(self) -> Geometry:
         return self._base.geometry
 
     @property

@@ -34,22 +34,27 @@ class Figure:
         return self.form.format(value if self.scale == 1.0 else value / self.scale)
 
 
+def _lower(unit: str, meaning: str, title: str = "", decimals: int = 2, scale: float = 1.0) -> Figure:
+    return Figure(meaning, title, f"{{:.{decimals}f}}", scale, unit, "lower")
+
+
+def _higher(unit: str, meaning: str, title: str, form: str) -> Figure:
+    return Figure(meaning, title, form, unit=unit, better="higher")
+
+
 def _rate(meaning: str, title: str) -> Figure:
-    return Figure(meaning, title, "{:.0f}", unit="tokens/s", better="higher")
-
-
-def _ms(meaning: str, title: str = "", decimals: int = 2) -> Figure:
-    return Figure(meaning, title, f"{{:.{decimals}f}}", unit="ms", better="lower")
+    return _higher("tokens/s", meaning, title, "{:.0f}")
 
 
 def _concurrent_rate(count: int) -> Figure:
-    meaning = f"new tokens of {count} conversations over the time until the last; median"
-    return _rate(meaning, f"{count} at once tokens/s")
+    return _rate(
+        f"new tokens of {count} conversations over the time until the last; median", f"{count} at once tokens/s"
+    )
 
 
 def _concurrent_tail(count: int, title: str = "") -> Figure:
     number = {1: "one conversation", 2: "two conversations", 4: "four conversations", 8: "eight conversations"}[count]
-    return _ms(f"with {number}, the 99th percentile of the time between two tokens of one of them", title, 1)
+    return _lower("ms", f"with {number}, the 99th percentile of the time between two tokens of one of them", title, 1)
 
 
 # The values that a field may have; all figures are None where nothing was measured.
@@ -71,25 +76,16 @@ class ReportRow:
     parameters: Annotated[int | None, Figure("numbers in the model", "parameters", "{:.2f} M", 1e6)] = None
     weight_mb: Annotated[Number, Figure("weights as they are stored", unit="MB", better="lower")] = None
     file_mb: Annotated[
-        Number,
-        Figure(
-            "all files that must be copied to run it elsewhere, 10^6 bytes",
-            "file MB",
-            "{:.1f}",
-            unit="MB",
-            better="lower",
-        ),
+        Number, _lower("MB", "all files that must be copied to run it elsewhere, 10^6 bytes", "file MB", 1)
     ] = None
     runtime_version: Annotated[str | None, Figure("version of the runtime's package")] = None
-    load_s: Annotated[
-        Number, Figure("opening the model, imports not included", "load s", "{:.2f}", unit="s", better="lower")
-    ] = None
-    ttft_ms_p50: Annotated[Number, _ms(f"{_FIRST}, sampling included; median", "TTFT ms", 1)] = None
-    ttft_ms_p95: Annotated[Number, _ms(f"{_FIRST}, 95th percentile")] = None
-    ttft_ms_p99: Annotated[Number, _ms(f"{_FIRST}, 99th percentile")] = None
-    tpot_ms_p50: Annotated[Number, _ms(f"{_NEXT}; median over all tokens of all rounds", "ms/token")] = None
-    tpot_ms_p95: Annotated[Number, _ms(f"{_NEXT}, 95th percentile", "p95")] = None
-    tpot_ms_p99: Annotated[Number, _ms(f"{_NEXT}, 99th percentile")] = None
+    load_s: Annotated[Number, _lower("s", "opening the model, imports not included", "load s")] = None
+    ttft_ms_p50: Annotated[Number, _lower("ms", f"{_FIRST}, sampling included; median", "TTFT ms", 1)] = None
+    ttft_ms_p95: Annotated[Number, _lower("ms", f"{_FIRST}, 95th percentile")] = None
+    ttft_ms_p99: Annotated[Number, _lower("ms", f"{_FIRST}, 99th percentile")] = None
+    tpot_ms_p50: Annotated[Number, _lower("ms", f"{_NEXT}; median over all tokens of all rounds", "ms/token")] = None
+    tpot_ms_p95: Annotated[Number, _lower("ms", f"{_NEXT}, 95th percentile", "p95")] = None
+    tpot_ms_p99: Annotated[Number, _lower("ms", f"{_NEXT}, 99th percentile")] = None
     tokens_per_s: Annotated[
         Number, _rate("new tokens over prompt and decode time of a reply; median over rounds", "tokens/s")
     ] = None
@@ -99,89 +95,69 @@ class ReportRow:
     busy: Annotated[bool | None, Figure("whether other work on the machine shows in the times")] = None
     ratio: Annotated[
         Number,
-        Figure(
-            "a reply's time of the first row over this row's, round by round; median",
-            "speed",
-            "{:.2f} x",
-            better="higher",
-        ),
+        _higher("", "a reply's time of the first row over this row's, round by round; median", "speed", "{:.2f} x"),
     ] = None
     ratio_interval: Annotated[list[float] | None, Figure("95 % interval of the speed, [low, high], over rounds")] = None
     cpu_s_per_token: Annotated[
-        Number,
-        Figure(
-            "CPU time of all threads over new tokens, prompt included",
-            "CPU ms/token",
-            "{:.2f}",
-            1e-3,
-            unit="s",
-            better="lower",
-        ),
+        Number, _lower("s", "CPU time of all threads over new tokens, prompt included", "CPU ms/token", 2, 1e-3)
     ] = None
     ceiling: Annotated[
         Number,
-        Figure(
+        _higher(
+            "",
             "share of the memory ceiling: reading every weight once a token, as fast as memory was in that round",
             "of ceiling",
             "{:.0%}",
-            better="higher",
         ),
     ] = None
     cold_start_s: Annotated[
         Number,
-        Figure(
-            "from the start of a new process to its first token, imports included; file caches as they were; "
-            "one start, with --full the median of three",
+        _lower(
+            "s",
+            "from the start of a new process to its first token, imports included; file "
+            "caches as they were; one start, with --full the median of three",
             "cold start s",
-            "{:.2f}",
-            unit="s",
-            better="lower",
         ),
     ] = None
     peak_rss_mb: Annotated[
         Number,
-        Figure(
+        _lower(
+            "MB",
             "the most memory that the model's own processes held, 10^6 bytes, before quality was measured",
             "peak MB",
-            "{:.0f}",
-            unit="MB",
-            better="lower",
+            0,
         ),
     ] = None
     device_mb: Annotated[
-        Number,
-        Figure(
-            "GPU memory of the model's process by the driver's count", "GPU MB", "{:.0f}", unit="MB", better="lower"
-        ),
+        Number, _lower("MB", "GPU memory of the model's process by the driver's count", "GPU MB", 0)
     ] = None
     agreement: Annotated[
         dict[str, Any] | None,
         Figure(
-            "{agrees, compared, ties, why}: greedy ids of the row's runtime at full precision against the first row's "
-            "(bench.run.agreement); null where nobody was asked"
+            "{agrees, compared, ties, why}: greedy ids of the row's runtime at full "
+            "precision against the first row's (bench.run.agreement); null where nobody was asked"
         ),
     ] = None
     perplexity: Annotated[
         Number,
-        Figure(
+        _lower(
+            "",
             "e to the mean negative log-likelihood of held-out tokens, through the runtime of the row",
             "perplexity",
-            "{:.1f}",
-            better="lower",
+            1,
         ),
     ] = None
     bits_per_byte: Annotated[
         Number,
-        Figure(
+        _lower(
+            "",
             "negative log-likelihood of held-out text in bits, per byte of it: compares across tokenizers",
             "bits/byte",
-            "{:.3f}",
-            better="lower",
+            3,
         ),
     ] = None
     token_accuracy: Annotated[
-        Number,
-        Figure("how often the likeliest next token is the one that came", "accuracy", "{:.1%}", better="higher"),
+        Number, _higher("", "how often the likeliest next token is the one that came", "accuracy", "{:.1%}")
     ] = None
     kl: Annotated[
         Number,
@@ -193,17 +169,15 @@ class ReportRow:
             better="lower",
         ),
     ] = None
-    top1: Annotated[
-        Number, Figure("how often its likeliest token is the first row's", "top-1", "{:.1%}", better="higher")
-    ] = None
+    top1: Annotated[Number, _higher("", "how often its likeliest token is the first row's", "top-1", "{:.1%}")] = None
     distinct_1: Annotated[Number, Figure("different words over all words of those replies", better="higher")] = None
     distinct_2: Annotated[
         Number,
-        Figure(
+        _higher(
+            "",
             "different word pairs over all word pairs of replies to the same held-out prompts",
             "distinct-2",
             "{:.3f}",
-            better="higher",
         ),
     ] = None
     repetition_4: Annotated[
@@ -236,18 +210,25 @@ class ReportRow:
         str | None, Figure("last words of a worker that was lost, or why nothing ran; its figures are null")
     ] = None
     # What the scenarios of a full run say (`bench.run.scenarios`); absent from report.json where they were not run.
-    reply_first_ms_p50: Annotated[Number, _ms("from text in to the first token of a sampled reply; median")] = None
-    reply_ms_p50: Annotated[
-        Number, _ms("a whole sampled reply, from text in to its last text; median", "reply ms", 0)
+    reply_first_ms_p50: Annotated[
+        Number, _lower("ms", "from text in to the first token of a sampled reply; median")
     ] = None
-    reply_ms_p95: Annotated[Number, _ms("a whole sampled reply, 95th percentile", "reply p95", 0)] = None
+    reply_ms_p50: Annotated[
+        Number, _lower("ms", "a whole sampled reply, from text in to its last text; median", "reply ms", 0)
+    ] = None
+    reply_ms_p95: Annotated[Number, _lower("ms", "a whole sampled reply, 95th percentile", "reply p95", 0)] = None
     reply_tokens_per_s: Annotated[Number, _rate("tokens of all those replies over their time", "reply tokens/s")] = None
     turns_last_ttft_ms: Annotated[
         Number,
-        _ms("time to first token of its last turn, whose prompt is the whole conversation; median", "last TTFT ms", 1),
+        _lower(
+            "ms",
+            "time to first token of its last turn, whose prompt is the whole conversation; median",
+            "last TTFT ms",
+            1,
+        ),
     ] = None
     turns_ms: Annotated[
-        Number, _ms("a conversation of four turns, all prompts and replies; median", "4 turns ms", 0)
+        Number, _lower("ms", "a conversation of four turns, all prompts and replies; median", "4 turns ms", 0)
     ] = None
     together_1_tokens_per_s: Annotated[Number, _concurrent_rate(1)] = None
     together_1_tpot_ms_p99: Annotated[Number, _concurrent_tail(1)] = None

@@ -21,7 +21,7 @@ def make_prompts(models: Sequence[ModelHandle], data: Any, tokens: int, count: i
     random = np.random.default_rng(seed)
     if data is None:
         start = list(models[0].dialogue.start_ids)
-        size = min(model.geometry["vocab"] for model in models)
+        size = min(model.geometry.vocab for model in models)
         banned = {token for model in models for token in (*model.dialogue.banned_ids, model.dialogue.end_of_turn_id)}
         usable = np.setdiff1d(np.arange(size), sorted(banned))
         return [(start + random.choice(usable, tokens).tolist())[:tokens] for _ in range(count)]

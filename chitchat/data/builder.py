@@ -1,8 +1,8 @@
-"""How a data set is made: two streaming passes over the corpora, one folder at the end.
+"""Making a data set: two streaming passes over the corpora, one folder at the end.
 
 The first pass (`chitchat.data.index`) decides the split and gathers what a tokenizer is trained on; the second
-encodes in batches and writes Arrow. Neither holds the corpus. The same input and seed give the same bytes, so nothing
-in the folder tells a path, a time or a random fingerprint.
+encodes in batches and writes Arrow. Neither holds the corpus. The same input and seed give the same bytes, so the
+folder holds no path, time or random fingerprint.
 """
 
 import json
@@ -110,7 +110,7 @@ def build_dataset(
 def _readable(
     opened: Sequence[Corpus], held: float | Corpus, columns: Columns | None, tokenizer: "PreTrainedTokenizerFast | None"
 ) -> tuple[list[Corpus], float | Corpus]:
-    """The corpora with what they are read by, after each has given its first conversation."""
+    """The corpora with columns and tokenizer set, after the first conversation of each was read."""
     every = [corpus.read_by(columns, tokenizer) for corpus in opened]
     held = held.read_by(columns, tokenizer) if isinstance(held, Corpus) else held
     together = [*every, held] if isinstance(held, Corpus) else every

@@ -1,7 +1,7 @@
 """`--columns`: which columns of a table, or of a data set, are the conversation.
 
-`question,answer`: each row is a conversation, its turns in these columns, by turns the user's and the bot's; one column
-alone holds a whole conversation (a list, or JSON that spells one). `conversation=id,speaker=who,text=said`: each row is
+`question,answer`: each row is a conversation, its turns in these columns, alternately the user's and the bot's; one
+column alone holds a whole conversation (a list, or its JSON). `conversation=id,speaker=who,text=said`: each row is
 a turn, and rows of one conversation follow each other; `speaker` may be left out (the sides take turns), and
 `weight=column` says which turns count in the loss. Columns are named, or numbered from 1 where a table has no names.
 """

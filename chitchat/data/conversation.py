@@ -1,4 +1,4 @@
-"""What every reader gives: conversations of turns, and the count of what was read, cleaned and left out."""
+"""What every reader yields: conversations of turns; and statistics of what was read, cleaned and left out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

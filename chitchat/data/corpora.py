@@ -1,4 +1,4 @@
-"""Corpora by name or by file: what `compress data CORPUS...` is given.
+"""Corpora by name or by file: the arguments of `compress data CORPUS...`.
 
 A corpus can be iterated any number of times, in a stream; nothing is kept. Files are read by their ending, which may
 have a `.gz` or `.zst` behind it. Named corpora come out of installed packages: `byu` (chitchat-dataset) and

@@ -1,4 +1,4 @@
-"""What data.json tells of a data set: counts, lengths, what was left out and cleaned, what does not count.
+"""What data.json reports of a data set: counts and lengths, what was left out or cleaned, turns outside the loss.
 
 Figures are gathered batch by batch as histograms over lengths, so their size does not grow with the corpus.
 """

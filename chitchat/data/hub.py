@@ -55,7 +55,7 @@ class HubData:
 
     @property
     def title(self) -> str:
-        """The name to show and to keep, which tells no path."""
+        """The name to show and to store, without any path."""
         name = os.path.basename(os.path.abspath(self.name)) if self.local else self.name
         return ":".join([PREFIX + name, *filter(None, (self.config, self.split))])
 
@@ -167,7 +167,7 @@ class HubData:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within, `datasets` logs nothing: what goes wrong is said once, by us."""
+    """Within, `datasets` logs nothing: we report errors ourselves, once."""
     logger = logging.getLogger("datasets")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""The first pass over the corpora: which conversations there are, which are held out, what a tokenizer learns from.
+"""The first pass over the corpora: all conversations, those that are held out, and text to train a tokenizer on.
 
 A conversation is known by a 64-bit hash of its text (case and white space aside), so a million of them need 8 MB.
 The split ranks these hashes: it does not depend on the order of the corpora, and a conversation that appears twice

@@ -39,7 +39,7 @@ _REMEDY = 'write a list of turns or {"messages": [{"role", "content"}]}'
 def conversation_of(value: Any, where: str, stats: ReadStats, remedy: str = _REMEDY) -> Conversation:
     """The conversation that a decoded JSON value, or a row of a data set, stands for.
 
-    `where` begins the error, `remedy` ends it. Raises `BadInput` for what is no conversation.
+    `where` begins the error, `remedy` ends it. Raises `BadInput` for a value that is not a conversation.
     """
     messages = _messages_of(value, where, stats) if isinstance(value, dict) else value
     if isinstance(messages, dict):
@@ -152,7 +152,7 @@ def _history(value: Mapping[str, Any], where: str) -> list[Any]:
 
 
 def _rows_of(columns: Mapping[str, Any]) -> Any:
-    """Messages that are kept as columns (`{"role": [...], "content": [...]}`), row by row; None for what is not so."""
+    """Messages that are kept as columns (`{"role": [...], "content": [...]}`), row by row; None for anything else."""
     lists = {name: values for name, values in columns.items() if isinstance(values, list)}
     if not lists or len({len(values) for values in lists.values()}) != 1:
         return None

@@ -76,7 +76,7 @@ def id_lists(path: Path) -> Iterator[list[int] | None]:
 class _Lists:
     """The part of the pickle machine that lists of lists of whole numbers need.
 
-    The outer list is at the bottom of the stack and stays empty: what is appended to it is given instead.
+    The outer list is at the bottom of the stack and stays empty: what is appended to it is yielded instead.
     """
 
     def __init__(self, name: str) -> None:

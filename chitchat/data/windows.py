@@ -1,4 +1,4 @@
-"""Windows: conversations cut into pieces that fit a model's context, whole turns as far as they go.
+"""Windows: conversations cut into pieces that fit a model's context, whole turns where they fit.
 
 Packing is arithmetic on turn lengths and runs in numpy for millions of conversations; token ids stay in the
 memory-mapped Arrow file until a window is asked for. Every turn token lies in exactly one window. Nothing is padded
@@ -52,7 +52,7 @@ class Windows(TorchDataset[dict[str, Any]]):
     """The windows of one split at one context length.
 
     `lengths` int64 [windows]: ids of each window, start ids included. `conversation` int64 [windows]: the row that
-    each comes from, rising. `text_bytes` int64 [windows]: UTF-8 bytes of the turn text whose labels count; a turn
+    each comes from, ascending. `text_bytes` int64 [windows]: UTF-8 bytes of the turn text whose labels count; a turn
     that is cut shares its bytes out by tokens, so the sum is exact.
 
     Where the format has no start ids (dialogpt), the first token of a window has nothing before it: its label is

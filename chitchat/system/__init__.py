@@ -1,1 +1,1 @@
-"""Distributed, interpreters, folders and messages: what every stage needs of the machine."""
+"""What every stage needs of the machine: child processes, other interpreters, output folders, notices."""

@@ -1,4 +1,4 @@
-"""What was assumed or repaired on the way, told on stderr once a process."""
+"""Notices on stderr of what was assumed or repaired, each once per process."""
 
 import sys
 from functools import cache

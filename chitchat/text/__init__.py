@@ -1,1 +1,1 @@
-"""Text files as people bring them: packed or not, in any encoding, with any line ends, and what is no text in them."""
+"""Text files: unpacking, encodings, line ends, and cleaning of characters that are no text."""

@@ -1,4 +1,4 @@
-"""What is no text in a text: removed or replaced, and counted, so that nothing is taken or lost in silence.
+"""Characters that are no text: removed or replaced, and counted, so that nothing is taken or lost in silence.
 
 Control characters (C0 and C1, NUL first of all) and byte-order marks (U+FEFF, and U+FFFE, what one looks like the
 wrong way round) are removed, as BERT's tokenizer does. Half a surrogate pair, which JSON can spell, becomes U+FFFD.
@@ -34,7 +34,8 @@ class Cleaned:
 
 
 def clean(text: str, found: Cleaned) -> str:
-    """The text without what is none and without white space around it; `found` counts. Nothing to see: empty."""
+    """The text without control characters, byte-order marks and white space at its ends; "" for one without a visible
+    character. `found` counts what was removed."""
     if (not text.isprintable() or "\ufffd" in text) and _SUSPECT.search(text) is not None:
         if _HALVES.search(text) is not None:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")  # halves that meet
@@ -47,7 +48,7 @@ def clean(text: str, found: Cleaned) -> str:
         found.byte_order_marks += marks
         found.replacement_characters += text.count("\ufffd")
     text = text.strip()
-    if text.isascii():  # white space and control characters are gone: what is left is seen
+    if text.isascii():  # white space and control characters are gone, so what is left is visible
         return text
     if text[:1] in ("\u200b", "\u2060") or text[-1:] in ("\u200b", "\u2060"):
         text = _EDGES.sub("", text)

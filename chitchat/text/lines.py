@@ -130,7 +130,7 @@ def _undecodable(error: UnicodeDecodeError, codec: str, path: Path, where: str, 
     piece = bytes(error.object)
     if error.reason == "unexpected end of data":
         return BadInput(f"{where}: ends within a character of UTF-8; the file is cut short, get it again")
-    # A window with whole lines around what failed, which tells the file's encoding best.
+    # Whole lines around the error are the best sample of the file's encoding.
     begin = max(0, error.start - SAMPLE_BYTES // 2)
     sample = piece[begin : begin + SAMPLE_BYTES]
     wide = wide_of(piece[:SAMPLE_BYTES])

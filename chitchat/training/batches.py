@@ -1,6 +1,6 @@
 """Which windows make which optimizer step: a pure function of lengths, seed and step, the same on every machine.
 
-An optimizer step reads one *global* batch. Distributed and accumulation steps share it out, so the same windows meet in
+An optimizer step reads one *global* batch. Processes and accumulation steps share it out, so the same windows meet in
 the same step however many processes there are, and a resumed run only needs the number of its step.
 """
 

@@ -25,13 +25,13 @@ class Schedule(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The time until here is no step's."""
+        """Start the clock of the first step."""
         self.pacer.begin()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Decide, and ask for what is due at this step."""
+        """Take the decision of this step, and request the saves and evaluations that are due."""
         step = state.global_step
         decision = self.pacer.stepped(step) if self.distributed.is_main else None
         if self.plan.ends is not None:

@@ -1,6 +1,6 @@
 """The training curve: `training-log.json` and `training-curve.png` beside the weights.
 
-Both are functions of the losses alone (no clock, no date), so the same run gives the same files.
+Both depend on the losses alone (no clock, no date), so the same run gives the same files.
 """
 
 import json

@@ -26,7 +26,7 @@ _NUMBERS = (
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
 )
 _RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
-# Of several processes, or of plans for them: what a run of one process must not see.
+# Variables of launchers and of accelerate that a run of one process must not see.
 _LEFTOVERS = (
     *(name for names in _NUMBERS for name in names),
     *("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
@@ -103,7 +103,7 @@ def no_leftovers() -> Iterator[None]:
 
 
 def _announce_others(environment: Mapping[str, str]) -> None:
-    """One line where no known launcher vouches for the variables, since without the others this process waits."""
+    """One notice where the variables are not those of a known launcher, since without the others this process waits."""
     if torch.distributed.is_initialized() or "TORCHELASTIC_RUN_ID" in environment:
         return
     print(

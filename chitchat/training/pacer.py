@@ -53,11 +53,11 @@ class Pacer:
 
     @property
     def evaluation_seconds(self) -> float:
-        """What an evaluation takes now."""
+        """Seconds that an evaluation takes now."""
         return self._rate() * statistics.median(self._evaluations)
 
     def stepped(self, step: int) -> Decision | None:
-        """What is decided now, after `step` steps; nothing where an earlier run has decided already."""
+        """The decision after `step` steps, if one is due; None where an earlier process has decided already."""
         token_seconds = self._seconds_since() / self.tokens(step - 1)
         if self._warm:  # the first step of a process makes ready what the others use
             self._token_seconds.append(token_seconds)
@@ -77,7 +77,7 @@ class Pacer:
         return Decision(step, moved, "clock") if (moved < end if late else moved > end) else None
 
     def impatient(self, step: int) -> Decision | None:
-        """What is decided where patience is spent: the decay, which brings most, begins; once begun it goes on."""
+        """The decision where patience is spent: the decay begins now; one that has begun continues as planned."""
         end = self.schedule.end(step)
         if self.schedule.decays(step) or step >= end or step <= self.schedule.decisions[-1].step:
             return None

@@ -114,12 +114,12 @@ def step_seconds(run: FitRun) -> float:
 
 def _trial_step(run: FitRun, trial: LossModel, optimizer: torch.optim.Optimizer, step: int) -> None:
     """What the Trainer does in one optimizer step in this process, the exchange of gradients included."""
-    distributed, accumulation = run.distributed, run.options.grad_accumulation
-    numbers = share_out(run.batches[step], distributed.count)[distributed.index]
-    batch = training_batch([run.windows[int(number)] for number in numbers])
-    input_ids, labels = (batch[name].to(distributed.device) for name in ("input_ids", "labels"))
-    for ids, targets in zip(input_ids.chunk(accumulation), labels.chunk(accumulation), strict=True):
-        (trial(input_ids=ids, labels=targets) / labels.numel()).backward()
+    distributed = run.distributed
+    micro_batches = share_out(run.batches[step], run.parts)[distributed.index :: distributed.count]
+    for numbers in micro_batches:
+        batch = training_batch([run.windows[int(number)] for number in numbers])
+        input_ids, labels = (batch[name].to(distributed.device) for name in ("input_ids", "labels"))
+        (trial(input_ids=input_ids, labels=labels) / (labels.numel() * len(micro_batches))).backward()
     if distributed.count > 1:
         for parameter in trial.parameters():
             if parameter.grad is not None:

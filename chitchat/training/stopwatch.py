@@ -1,4 +1,4 @@
-"""The seconds that a piece of work has taken, over all the processes that worked on it one after another.
+"""The seconds that a run has taken, over all the processes that worked on it one after another.
 
 Minutes that a user gives are kept by this figure. It is read from a clock that is passed, so that a test can be slow
 without waiting. The default, `time.monotonic`, goes on while a process is stopped or its machine busy, and stands still
@@ -39,7 +39,7 @@ class Stopwatch:
     def keep_in(self, file: Path, resume: bool) -> None:
         """Note the seconds in `file` from now on and, to `resume`, add those that an earlier process noted there.
 
-        The first call counts: parts of a work get the stopwatch of the whole.
+        Only the first call has an effect: parts of a run share the stopwatch of the whole.
         """
         if self._file is not None:
             return

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
+from chitchat.checkpoint import no_progress_bar
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.training.batches import ProcessBatches, TrainingWindows, training_batch
 from chitchat.training.callbacks import Progress, Schedule
@@ -169,7 +170,8 @@ def _train(trainer: ExactTrainer) -> None:
             trainer.state = state  # what came after this run was killed, or the run before it could say that it ended
             trainer._load_best_model()
             return
-    trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+    with no_progress_bar():  # of the checkpoints that it saves; the run's own bar is a callback's
+        trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
 
 
 def _result(trainer: ExactTrainer) -> FitResult:

@@ -24,7 +24,7 @@ _CHECKPOINT = "checkpoint-"
 
 
 class WorkFolder:
-    """What a run has finished, so that the same command with --resume goes on after it was killed.
+    """What a run has finished, so that the same command with --resume continues it after a kill.
 
     The folder stands beside the output (`.NAME.training/`) while the run works; the main process writes it. What was
     decided once (a plan, a budget) is a JSON file with the `key` that it holds for: options, hashes of the inputs.
@@ -45,8 +45,8 @@ class WorkFolder:
     ) -> Iterator[None]:
         """The block is the run. It begins in an empty folder, unless it is to `resume`; every process enters it.
 
-        The seconds of the `stopwatch` are kept in the folder. After an error the folder stays where `resume_point` of
-        the error says from what a resume would go on ("step 30"), else it is removed. Raises `BadInput` for a resume
+        The seconds of the `stopwatch` are kept in the folder. After an error the folder is kept where `resume_point`
+        of the error says where a resume would continue ("step 30"), else it is removed. Raises `BadInput` for a resume
         whose `file` has another key, and for a full disk; a Ctrl-C gets a message that says how to go on.
         """
         self.distributed.run_on_main(lambda: self._begin(file, key, resume, stopwatch))

@@ -13,7 +13,7 @@ from chitchat.data.dataset import ChatData
 from chitchat.divergence import compare_states, score_states
 from chitchat.errors import BadInput
 from chitchat.score import score, torch_scorer
-from chitchat.training.objective import label_positions
+from chitchat.training.objective import fused_gelu, label_positions
 from compress.calibrate.batches import Batch, calibration_batches
 
 # Held-out tokens that the figures in a lineage are taken on.
@@ -23,10 +23,12 @@ SCORE_TOKENS, KL_TOKENS = 20_000, 4_096
 @dataclass(frozen=True)
 class Divergence:
     """How far a model's predictions are from a reference's. `kl` is the mean of KL(reference || model), in nats per
-    token; `top1` the share of positions where both have the same most likely token."""
+    token; `top1` the share of positions where both have the same most likely token; `loss` the model's mean negative
+    log likelihood in nats."""
 
     kl: float
     top1: float
+    loss: float
     tokens: int
 
     def as_json(self) -> dict[str, Any]:
@@ -37,32 +39,39 @@ class Divergence:
 def divergence(reference: PreTrainedModel, model: PreTrainedModel, batches: Sequence[Batch]) -> Divergence:
     """Compare two models of one vocabulary at every position whose next token is scored. Raises `BadInput` when there
     is no such position."""
-    kl, same, tokens = 0.0, 0, 0
+    kl, loss, same, tokens = 0.0, 0.0, 0, 0
     for batch in batches:
-        (reference_states, targets), (states, _) = (_scored_states(one, batch) for one in (reference, model))
+        (reference_states, targets), (states, _) = (_scored(_states(one, batch), batch) for one in (reference, model))
         found = compare_states(reference.lm_head, reference_states, model.lm_head, states, targets)
-        kl, same, tokens = kl + float(found.kl.sum()), same + int(found.same.sum()), tokens + len(targets)
+        kl, loss = kl + float(found.kl.sum()), loss + float(found.nll.sum())
+        same, tokens = same + int(found.same.sum()), tokens + len(targets)
     if not tokens:
         raise BadInput("--data: the windows hold no position to score; make the data set from more conversations")
-    return Divergence(kl / tokens, same / tokens, tokens)
+    return Divergence(kl / tokens, same / tokens, loss / tokens, tokens)
 
 
 @torch.no_grad()
-def mean_loss(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
-    """Mean negative log likelihood in nats per scored token (the logarithm of perplexity)."""
+def mean_loss(model: PreTrainedModel, batches: Sequence[Batch], states: Sequence[Tensor] | None = None) -> float:
+    """Mean negative log likelihood in nats per scored token (the logarithm of perplexity).
+
+    `states` are the final hidden states [batch, tokens, width] of every batch, where they are known.
+    """
     loss, tokens = 0.0, 0
-    for batch in batches:
-        states, targets = _scored_states(model, batch)
-        loss += float(score_states(model.lm_head, states, targets).nll.sum())
+    for index, batch in enumerate(batches):
+        hidden, targets = _scored(_states(model, batch) if states is None else states[index], batch)
+        loss += float(score_states(model.lm_head, hidden, targets).nll.sum())
         tokens += len(targets)
     return loss / max(1, tokens)
 
 
-def _scored_states(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Final hidden states [positions, width] and targets int64 [positions] where the next token is scored."""
-    model.eval()
-    wanted, targets = label_positions(batch["labels"].to(model.device))
-    return last_hidden(model, batch["input_ids"].to(model.device))[:, :-1][wanted], targets
+def _states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    return last_hidden(model.eval(), batch["input_ids"].to(model.device))
+
+
+def _scored(states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of the states [batch, tokens, width] those whose next token is scored, [positions, width], and that token."""
+    wanted, targets = label_positions(batch["labels"].to(states.device))
+    return states[:, :-1][wanted], targets
 
 
 def measure(model: PreTrainedModel, reference: PreTrainedModel, data: ChatData) -> dict[str, Any]:
@@ -71,7 +80,8 @@ def measure(model: PreTrainedModel, reference: PreTrainedModel, data: ChatData) 
     `kl` and `top1` say how far the model is from `reference`; they are left out where the two are the same object.
     """
     windows = data.windows("validation", model.config.max_position_embeddings)
-    found = score(torch_scorer(model), windows, max_tokens=SCORE_TOKENS)
+    with fused_gelu(model):
+        found = score(torch_scorer(model), windows, max_tokens=SCORE_TOKENS)
     metrics = {
         "parameters": model.num_parameters(),
         "perplexity": found.perplexity,
@@ -79,6 +89,8 @@ def measure(model: PreTrainedModel, reference: PreTrainedModel, data: ChatData) 
         "tokens": found.tokens,
     }
     if model is not reference:
-        distance = divergence(reference, model, calibration_batches(windows, data.dialogue.pad_id, KL_TOKENS))
+        batches = calibration_batches(windows, data.dialogue.pad_id, KL_TOKENS)
+        with fused_gelu(reference), fused_gelu(model):
+            distance = divergence(reference, model, batches)
         metrics |= {"kl": distance.kl, "top1": distance.top1}
     return metrics

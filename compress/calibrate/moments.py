@@ -38,11 +38,11 @@ class Moments:
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
         """Add rows and, where there are `outputs`, their targets."""
         self.xx.add_(_gram(x))
-        self.x.add_(x.sum(0, dtype=torch.float64).cpu())
+        self.x.add_(x.sum(0).cpu())
         self.count.add_(len(x))
         if y is not None:
             self.xy.add_((x.T @ y).cpu())
-            self.y.add_(y.sum(0, dtype=torch.float64).cpu())
+            self.y.add_(y.sum(0).cpu())
 
     def of(self, outputs: slice) -> "Moments":
         """The same rows with some of the targets."""

@@ -8,6 +8,7 @@ Memory: the streams, 4 bytes x width for each position and model; `PairedStreams
 out-projection beside them, 4 bytes x FFN for each position.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,6 +50,12 @@ class Streams:
     def sublayers(self) -> Iterator[Sublayer]:
         """All sublayers, in the order in which they run."""
         yield from self._architecture.all_sublayers(self._model)
+
+    def copy(self) -> "Streams":
+        """Streams that move on by themselves from here."""
+        other = copy.copy(self)
+        other.states = list(self.states)
+        return other
 
     def rows(self) -> list[Tensor]:
         """The states without padding, [rows, width] a batch."""

@@ -1,4 +1,4 @@
-"""What a healing student minimises, and the held-out figures that choose its best weights.
+"""The objective of healing, and the held-out figures that choose the best weights.
 
 The loss is the forward KL divergence KL(teacher || student) at temperature 1 over all positions with a label. A share
 of the corpus's own cross-entropy can be mixed in, as Hinton's distillation does (arXiv 1503.02531): pruning studies
@@ -59,7 +59,7 @@ class Distillation:
                 target = self.teacher.lm_head(teacher).float()
             logits = model.lm_head(student).float()
             divergence = skewed_kl(target, logits, self.skew).sum()
-            if not self.heal_labels or self.skew:  # its own words are no labels
+            if not self.heal_labels or self.skew:  # replies of the student are no labels
                 return divergence
             likelihood = nn.functional.cross_entropy(logits, targets, reduction="sum")
             return torch.lerp(divergence, likelihood, self.heal_labels)

@@ -57,7 +57,7 @@ class HealRun:
         return (self.stopwatch.seconds - self.begins) / 60
 
     def time_limit(self, share: float) -> Callable[[], bool]:
-        """A function that tells whether `share` of the time left now is over; never where there is no limit."""
+        """A function that returns whether `share` of the time left now is over; always False without a limit."""
         until = None if self.ends is None else self.stopwatch.part(self.ends, share)
         return lambda: until is not None and self.stopwatch.seconds >= until
 

@@ -8,33 +8,57 @@ A model that would change behind a cut (`Architecture.refuses_layer_cut`) is ref
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from chitchat.architectures.registry import architecture_of
 from compress.calibrate.batches import Batch
 from compress.calibrate.measure import mean_loss
+from compress.calibrate.walk import Streams
 
 
+@torch.no_grad()
 def removal_order(model: PreTrainedModel, batches: Sequence[Batch], count: int) -> list[int]:
     """Indices of the `count` layers that go, the first to go first."""
-    architecture = architecture_of(model)
     left = list(range(model.config.num_hidden_layers))
     order: list[int] = []
     trials = sum(len(left) - gone - 1 for gone in range(count))
     with tqdm(total=trials, desc="trying layers", unit="layer", disable=None) as bar:
         while len(order) < count:
             losses = {}
-            for tried in left[1:]:
-                with architecture.only_layers(model, [layer for layer in left if layer != tried]):
-                    losses[tried] = mean_loss(model, batches)
+            for tried, loss in _losses_without(model, batches, left):
+                losses[tried] = loss
                 bar.update()
             # Of equal losses the deepest layer goes.
             order.append(min(losses, key=lambda layer: (losses[layer], -layer)))
             left.remove(order[-1])
     return order
+
+
+def _losses_without(
+    model: PreTrainedModel, batches: Sequence[Batch], left: Sequence[int]
+) -> Iterator[tuple[int, float]]:
+    """The loss of the model of the layers `left` without each of them but the first.
+
+    Layers before the one that is left out are not run again: the stream that reaches it is walked on from there.
+    """
+    architecture, streams = architecture_of(model), Streams(model, batches)
+
+    def run(streams: Streams, layers: Sequence[int]) -> None:
+        for layer in layers:
+            for sublayer in architecture.sublayers(model, layer):
+                streams.advance(sublayer)
+
+    norm = architecture.final_norm(model)[1]
+    for index, layer in enumerate(left):
+        if index:
+            trial = streams.copy()
+            run(trial, left[index + 1 :])
+            yield layer, mean_loss(model, batches, [norm(states) for states in trial.states])
+        run(streams, [layer])
 
 
 def keep_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from chitchat.architectures.registry import architecture_of, count_parameters
 from chitchat.errors import BadInput
 from compress.prune.options import PruneOptions
-from compress.prune.shape import candidate_shapes, quality_cost, smallest_shape
+from compress.prune.shape import candidate_shapes, explicit_shape, quality_cost, smallest_shape
 from serve.geometry import Geometry
 
 Floats = NDArray[np.float64]
@@ -68,8 +68,17 @@ class Candidate:
         return {"shape": self.shape.name, **parameters, **sizes, **{name: getattr(self, name) for name in _FIGURES}}
 
 
+def find_candidates(
+    whole_parameters: int, trimmed: Geometry, options: PruneOptions, cost_model: CostModel | None
+) -> list[Candidate]:
+    """What the budget buys of a model in the shape `trimmed`; the shape itself where one was asked for."""
+    if options.has_budget:
+        return plan_candidates(whole_parameters, trimmed, options, cost_model)
+    return [Candidate.of(explicit_shape(trimmed, options.layers, options.width, options.ffn), trimmed)]
+
+
 def plan_candidates(
-    whole_parameters: int, budgeted: Geometry, options: PruneOptions, cost: CostModel | None
+    whole_parameters: int, budgeted: Geometry, options: PruneOptions, cost_model: CostModel | None
 ) -> list[Candidate]:
     """At most `options.candidates` shapes within the budget, the least expected loss first, their times measured.
 
@@ -77,24 +86,26 @@ def plan_candidates(
     vocabulary and the positions were trimmed, what the shapes are cut from. Raises `BadInput` for a budget that no
     shape meets, with the smallest.
     """
-    predict = _time_model(budgeted, cost) if options.max_ms_per_token is not None and cost is not None else None
+    predict = (
+        _time_model(budgeted, cost_model) if options.max_ms_per_token is not None and cost_model is not None else None
+    )
 
     def fits(shape: Geometry) -> bool:
         if options.keep is not None and count_parameters(shape) > int(options.keep * whole_parameters):
             return False
-        if options.max_mb is not None and _file_mb(shape, cost) > options.max_mb:
+        if options.max_mb is not None and _file_mb(shape, cost_model) > options.max_mb:
             return False
         return predict is None or predict(shape) <= float(options.max_ms_per_token or 0)
 
     shapes = candidate_shapes(budgeted, fits)
     if not shapes:
-        raise BadInput(_nothing_fits(whole_parameters, budgeted, options, cost))
+        raise BadInput(_nothing_fits(whole_parameters, budgeted, options, cost_model))
     shapes = shapes[: options.candidates]
-    if cost is None:
+    if cost_model is None:
         return [Candidate.of(shape, budgeted) for shape in shapes]
     found = [
-        Candidate(shape, quality_cost(shape, budgeted), cost.file_mb(shape), ms)
-        for shape, ms in zip(shapes, cost.measure(shapes), strict=True)
+        Candidate(shape, quality_cost(shape, budgeted), cost_model.file_mb(shape), ms)
+        for shape, ms in zip(shapes, cost_model.measure(shapes), strict=True)
     ]
     if options.max_ms_per_token is not None:
         limit = _SLACK * options.max_ms_per_token
@@ -103,7 +114,7 @@ def plan_candidates(
     return found
 
 
-def _time_model(full: Geometry, cost: CostModel) -> Callable[[Geometry], float]:
+def _time_model(full: Geometry, cost_model: CostModel) -> Callable[[Geometry], float]:
     """ms per token of any shape: a constant, a cost per layer, per weight of the layers, per weight of the head."""
     half = max(1, full.layers // 2)
     narrow = max(1, full.kv_heads // 2) * (full.heads // full.kv_heads)
@@ -116,7 +127,7 @@ def _time_model(full: Geometry, cost: CostModel) -> Callable[[Geometry], float]:
         replace(full.with_heads(narrow), layers=1, ffn=max(8, full.ffn // 4)),
     }
     shapes = sorted(probes, key=lambda shape: -count_parameters(shape))
-    times = np.asarray(cost.measure(shapes))
+    times = np.asarray(cost_model.measure(shapes))
     features = np.asarray([_work(shape) for shape in shapes])
     scale = features.max(axis=0)
     weights = nonnegative_fit(features / scale / times[:, None], np.ones(len(times))) / scale  # of relative errors
@@ -144,22 +155,26 @@ def _work(shape: Geometry) -> list[float]:
     return [1.0, shape.layers, shape.layers * layer, shape.vocab * shape.width]
 
 
-def _file_mb(shape: Geometry, cost: CostModel | None) -> float:
-    if cost is None:
+def _file_mb(shape: Geometry, cost_model: CostModel | None) -> float:
+    if cost_model is None:
         raise ValueError("a size budget needs a cost model")
-    return cost.file_mb(shape)
+    return cost_model.file_mb(shape)
 
 
-def _nothing_fits(whole_parameters: int, budgeted: Geometry, options: PruneOptions, cost: CostModel | None) -> str:
+def _nothing_fits(
+    whole_parameters: int, budgeted: Geometry, options: PruneOptions, cost_model: CostModel | None
+) -> str:
     """Which budget is too small, and the smallest that can be had."""
     least = smallest_shape(budgeted)
     texts = []
     if options.keep is not None:
         share = count_parameters(least) / whole_parameters + 5e-4
         texts.append(f"--keep {options.keep:g}: the smallest is --keep {share:.3f}")
-    if options.max_mb is not None and cost is not None:
-        texts.append(f"--max-mb {options.max_mb:g}: the smallest has {cost.file_mb(least):.2f} MB ({options.scheme})")
-    if options.max_ms_per_token is not None and cost is not None:
-        fastest = cost.measure([least])[0]
+    if options.max_mb is not None and cost_model is not None:
+        texts.append(
+            f"--max-mb {options.max_mb:g}: the smallest has {cost_model.file_mb(least):.2f} MB ({options.scheme})"
+        )
+    if options.max_ms_per_token is not None and cost_model is not None:
+        fastest = cost_model.measure([least])[0]
         texts.append(f"--max-ms-per-token {options.max_ms_per_token:g}: the fastest takes {fastest:.3f} ms here")
     return f"{'; '.join(texts)}; that is {least} with {count_parameters(least):,} parameters; ask for no less"

@@ -122,7 +122,7 @@ def _cut(run: PruneRun, planned: Round, number: int, pruner: Pruner) -> tuple[Pr
     stored = run.stored(folder / "sliced")
     if stored is not None:
         return PrunedModel(stored[0], stored[1]["layers"]), stored[1]["figures"]
-    if run.processes.is_main:
+    if run.distributed.is_main:
         shutil.rmtree(folder, ignore_errors=True)
     pruned = pruner.prune(planned.shape)
     figures = measure(pruned.student, pruner.model, run.source.data)

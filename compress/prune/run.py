@@ -52,7 +52,7 @@ class PruneRun:
         return self.folder.path
 
     @property
-    def processes(self) -> Distributed:
+    def distributed(self) -> Distributed:
         """The processes of the run."""
         return self.folder.distributed
 
@@ -92,10 +92,10 @@ class PruneRun:
             with staged_folder(folder, "checkpoint") as staging:
                 save_checkpoint(staging, model, self.source.tokenizer, Stage("round", {}, 0, metrics=metrics))
 
-        self.processes.run_on_main(write)
+        self.distributed.run_on_main(write)
 
     def stored(self, folder: Path) -> tuple[PreTrainedModel, dict[str, Any]] | None:
         """What `store` left; all processes see the same, also when one of them comes late."""
-        if not self.processes.broadcast((folder / LINEAGE).is_file()):
+        if not self.distributed.broadcast((folder / LINEAGE).is_file()):
             return None
         return load_model(folder), dict(read_lineage(folder)[-1]["metrics"])

@@ -7,18 +7,19 @@ so the worse half goes by its held-out KL after the refit, and the rest is heale
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from chitchat.architectures.registry import geometry_of
 from compress.calibrate.batches import Batch, calibration_batches
 from compress.calibrate.measure import divergence, mean_loss
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
-from compress.prune.plan import Candidate
+from compress.prune.plan import Candidate, CostModel, find_candidates
 from compress.prune.pruner import TRIAL_TOKENS, Pruner
 from compress.prune.run import PruneRun
 from serve.geometry import Geometry
@@ -43,17 +44,18 @@ class Choice:
         return next(candidate.shape for candidate in self.candidates if candidate.chosen)
 
 
-def choose_shape(
-    run: PruneRun, full: Geometry, candidates: Callable[[], Sequence[Candidate]], pruner: Pruner
-) -> Choice:
-    """The choice of the run that is resumed, else the best of the `candidates`, which are cut from `full`.
+def choose_shape(run: PruneRun, whole_parameters: int, cost_model: CostModel | None, pruner: Pruner) -> Choice:
+    """The choice of the run that is resumed, else the best of what the budget buys (`find_candidates`).
 
-    They are planned in the main process. Under a launcher every process calls this.
+    Shapes are measured in the main process. Under a launcher every process calls this.
     """
+    full = geometry_of(run.source.model)
 
     def make() -> dict[str, Any]:
         with run.stopwatch.paused():
-            found = run.processes.run_on_main(candidates)
+            found = run.distributed.run_on_main(
+                lambda: find_candidates(whole_parameters, full, run.options, cost_model)
+            )
         trial = None
         if run.healing is not None and len(found) > 1:
             windows = run.source.data.windows("train", run.source.model.config.max_position_embeddings)
@@ -109,13 +111,13 @@ def try_candidates(
             for candidate in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
         ]
     if trial is not None:
-        order = run.processes.broadcast(sorted(range(len(tried)), key=lambda index: tried[index].kl or 0.0))
+        order = run.distributed.broadcast(sorted(range(len(tried)), key=lambda index: tried[index].kl or 0.0))
         chosen = order[: finalists(len(tried))]
         for number, index in enumerate(tqdm(chosen, desc="healing candidates", unit="shape", disable=None)):
             with run.stopwatch.paused():
                 student = pruner.prune(tried[index].shape, TRIAL_TOKENS).student
             until = None if ends is None else run.stopwatch.part(ends, 1 / (len(chosen) - number))
-            if not run.processes.broadcast(_long_enough(run, trial, until)):
+            if not run.distributed.broadcast(_long_enough(run, trial, until)):
                 break
             folder = run.work / "trials" / f"trial-{index}"
             result = heal(student, run.teacher, data, folder, trial, stopwatch=run.stopwatch, ends=until)
@@ -130,8 +132,9 @@ def try_candidates(
 def _measured(
     candidate: Candidate, student: PreTrainedModel, model: PreTrainedModel, held_out: Sequence[Batch], uncut: float
 ) -> Candidate:
-    kl, loss = divergence(model, student, held_out).kl, mean_loss(student, held_out)
-    return replace(candidate, kl=kl, perplexity=math.exp(loss), perplexity_ratio=math.exp(loss - uncut))
+    found = divergence(model, student, held_out)
+    ratio = math.exp(found.loss - uncut)
+    return replace(candidate, kl=found.kl, perplexity=math.exp(found.loss), perplexity_ratio=ratio)
 
 
 def _long_enough(run: PruneRun, trial: HealOptions, until: float | None) -> bool:

@@ -34,7 +34,7 @@ from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.workfolder import WorkFolder
 from compress.calibrate.measure import measure
 from compress.prune.options import PruneOptions
-from compress.prune.plan import Candidate, CostModel, plan_candidates
+from compress.prune.plan import CostModel, find_candidates
 from compress.prune.retokenize import retokenize
 from compress.prune.rounds import Healed, plan_rounds, run_rounds
 from compress.prune.run import PruneRun, PruneSource
@@ -50,13 +50,13 @@ def prune(
     out: Path,
     options: PruneOptions,
     resume: bool = False,
-    clock: CostModel | None = None,
+    cost_model: CostModel | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> dict[str, Any]:
     """Write the pruned and healed checkpoint `out` and return its figures.
 
-    `resume` goes on with a killed run of the same options, if there is one. `clock` measures shapes; without it there
-    are no times, and no budgets of megabytes or milliseconds. The minutes of healing are those on the `stopwatch`
+    `resume` goes on with a killed run of the same options, if there is one. `cost_model` measures shapes; without it
+    there are no times, and no budgets of megabytes or milliseconds. The minutes of healing are those on the `stopwatch`
     (default: one that begins now): models are read and healed in them, shapes are cut and measured beside them. Under a
     launcher every process calls this; the first one writes. Raises `BadInput` for a shape that cannot be had, a data
     set or teacher of another vocabulary, and everything that reading a checkpoint refuses.
@@ -79,7 +79,7 @@ def prune(
         with stopwatch.paused():
             trimmed, teacher = _trim(source, teacher, options, folder)
         run = PruneRun(trimmed, teacher, options, folder, key, resume, stopwatch)
-        choice, healed = _pruned(run, count_parameters(geometry_of(source.model)), clock)
+        choice, healed = _pruned(run, count_parameters(geometry_of(source.model)), cost_model)
         healing_minutes = stopwatch.seconds / 60
         metrics = _metrics(run, source, choice, healed)
         recorded = {**asdict(options), "shape": shape_figures(choice.shape), "kept_layers": healed.layers}
@@ -115,7 +115,7 @@ def prune_loaded(
     return healed.student.eval()
 
 
-def plan(checkpoint: str, data: Path, options: PruneOptions, clock: CostModel | None = None) -> dict[str, Any]:
+def plan(checkpoint: str, data: Path, options: PruneOptions, cost_model: CostModel | None = None) -> dict[str, Any]:
     """The candidates that `prune` would try, and what the vocabulary could give; nothing is cut, nothing written.
 
     Figures: `parameters` now, `candidates` (a list of rows, the least expected loss first), `used_tokens` of
@@ -127,10 +127,10 @@ def plan(checkpoint: str, data: Path, options: PruneOptions, clock: CostModel | 
     if options.vocab is not None:
         choose_vocabulary(source.tokenizer, counts, options.vocab)
     trimmed = explicit_shape(full, vocab=options.vocab, context=options.context)
-    found = _candidates(count_parameters(full), trimmed, options, clock)
-    if not options.has_budget and clock is not None:
+    found = find_candidates(count_parameters(full), trimmed, options, cost_model)
+    if not options.has_budget and cost_model is not None:
         shape = found[0].shape
-        found = [replace(found[0], file_mb=clock.file_mb(shape), ms_per_token=clock.measure([shape])[0])]
+        found = [replace(found[0], file_mb=cost_model.file_mb(shape), ms_per_token=cost_model.measure([shape])[0])]
     return {
         "parameters": count_parameters(full),
         "candidates": [{**row.as_json(), "expected_loss": row.expected_loss} for row in found],
@@ -202,21 +202,11 @@ def _trim(
     return PruneSource(model, tokenizer, data), teacher
 
 
-def _pruned(run: PruneRun, whole_parameters: int, clock: CostModel | None) -> tuple[Choice, Healed]:
+def _pruned(run: PruneRun, whole_parameters: int, cost_model: CostModel | None) -> tuple[Choice, Healed]:
     """The shape that was taken, and the student after all rounds; `keep` is a share of `whole_parameters`."""
     full, pruner = geometry_of(run.source.model), run.pruner()
-    choice = choose_shape(run, full, lambda: _candidates(whole_parameters, full, run.options, clock), pruner)
+    choice = choose_shape(run, whole_parameters, cost_model, pruner)
     return choice, run_rounds(run, plan_rounds(full, choice.shape, choice.healing), pruner)
-
-
-def _candidates(
-    whole_parameters: int, trimmed: Geometry, options: PruneOptions, clock: CostModel | None
-) -> list[Candidate]:
-    """What the budget buys; the shape itself where one was asked for."""
-    if options.has_budget:
-        return plan_candidates(whole_parameters, trimmed, options, clock)
-    shape = explicit_shape(trimmed, options.layers, options.width, options.ffn)
-    return [Candidate.of(shape, trimmed)]
 
 
 def _metrics(run: PruneRun, source: PruneSource, choice: Choice, healed: Healed) -> dict[str, Any]:

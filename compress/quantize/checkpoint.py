@@ -90,8 +90,8 @@ def save_quantized(
     write_lineage(folder, stage, parent=known)
 
 
-def load_quantized(folder: str | Path) -> QuantizedCheckpoint:
-    """Read what `save_quantized` wrote.
+def load_quantized(folder: str | Path, tokenizer: PreTrainedTokenizerFast | None = None) -> QuantizedCheckpoint:
+    """Read what `save_quantized` wrote; the `tokenizer` too, unless it is open already.
 
     Raises `BadInput` for a folder that is missing, incomplete, altered, not quantized, or quantized by other tools.
     """
@@ -121,7 +121,7 @@ def load_quantized(folder: str | Path) -> QuantizedCheckpoint:
                 f"{folder}/{WEIGHTS}: {name} is {list(matrices[name].shape)}, config.json says {list(shape)}; "
                 "make it again"
             )
-    return QuantizedCheckpoint(config, matrices, tensors, load_tokenizer(folder))
+    return QuantizedCheckpoint(config, matrices, tensors, load_tokenizer(folder) if tokenizer is None else tokenizer)
 
 
 def named_arrays(module: str, tensor: QuantizedTensor) -> dict[str, NDArray[Any]]:

@@ -74,8 +74,6 @@ def calibrate_model(
         if linear.static_inputs
         else partial(block_product, bits=min(grid.bits for grid in chosen.values()), block_size=linear.block_size)
     )
-    with fused_gelu(rounded), fused_gelu(model):
-        folded = smooth(rounded, batches, product)
     before: dict[str, NDArray[np.float32]] = {}
 
     def settle(name: str, weight: NDArray[np.float32], covariance: NDArray[np.float64] | None) -> QuantizedTensor:
@@ -83,6 +81,7 @@ def calibrate_model(
         return quantize_matrix_or_search(name, weight, chosen[name], method, covariance)
 
     with fused_gelu(rounded), fused_gelu(model):
+        folded = smooth(rounded, batches, product)
         matrices = quantize_in_turn(rounded, model, batches, settle)
     if linear.static_inputs:
         found = input_ranges(rounded, sequences)
