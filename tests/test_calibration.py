@@ -9,8 +9,9 @@ from transformers import GPT2LMHeadModel
 
 from chitchat import divergence as token_divergence
 from chitchat.data.dataset import open_dataset
-from compress.calibrate.batches import calibration_batches
-from compress.calibrate.measure import divergence, mean_loss
+from chitchat.score import score, torch_scorer
+from compress.calibrate.batches import calibration_batches, calibration_sequences, thin
+from compress.calibrate.measure import KL_TOKENS, SCORE_TOKENS, divergence, mean_loss, measure
 
 
 @pytest.mark.parametrize("at_once", [2**22, 300 * 7])
@@ -59,3 +60,53 @@ def test_batches_are_bounded_and_repeatable(tiny_data: Path) -> None:
     assert len(drawn(1, seed=1)) == 1
     assert sum(map(len, drawn(10**9, seed=1))) == windows.lengths.sum()
     assert len(drawn(10**9, seed=1)) == len(windows)
+
+
+def test_sequences_are_the_windows_of_the_batches(tiny_data: Path) -> None:
+    """Stops padding, labels or other conversations than a batch of the same seed from being calibrated on."""
+    data = open_dataset(tiny_data)
+    windows = data.windows("train", 64)
+    for tokens, seed in ((1, 0), (200, 0), (200, 1), (10**9, 0)):
+        found = calibration_sequences(windows, tokens, seed)
+        batches = calibration_batches(windows, data.dialogue.pad_id, tokens, seed)
+        rows = [
+            ids[mask == 1].tolist()
+            for batch in batches
+            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ]
+        assert sorted(found) == sorted(rows)
+        left = [windows[number]["input_ids"] for number in range(len(windows))]
+        for ids in found:
+            left.remove(ids)  # each is a window of the split, and none twice
+        assert len(found) == 1 or sum(map(len, found)) <= tokens
+    assert len(found) == len(windows)
+    assert calibration_sequences(windows, 200, 0) != calibration_sequences(windows, 200, 1)
+
+
+@pytest.mark.parametrize(("tokens", "kept"), [(10**9, 6), (60, 6), (59, 6), (30, 3), (20, 2), (1, 1), (0, 1)])
+def test_every_nth_batch_is_left(tokens: int, kept: int) -> None:
+    """Stops a search that reads all batches, or none of them."""
+    batches = [{"attention_mask": torch.tensor([[1] * 10 + [0] * 5]), "number": number} for number in range(6)]
+    found = thin(batches, tokens)  # type: ignore[arg-type]
+    assert len(found) == kept
+    assert [batch["number"] for batch in found] == list(range(0, 6, 6 // kept))[:kept]
+
+
+def test_the_figures_of_a_lineage_are_those_of_the_held_out_split(tiny_model: GPT2LMHeadModel, tiny_data: Path) -> None:
+    """Stops a record of another split, and a distance that is not of these two models."""
+    data = open_dataset(tiny_data)
+    windows = data.windows("validation", 64)
+    other = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        other.transformer.ln_f.weight.mul_(3)
+    scored = score(torch_scorer(other), windows, max_tokens=SCORE_TOKENS)
+    apart = divergence(tiny_model, other, calibration_batches(windows, data.dialogue.pad_id, KL_TOKENS))
+    expected = {
+        "parameters": other.num_parameters(),
+        "perplexity": scored.perplexity,
+        "bits_per_byte": scored.bits_per_byte,
+        "tokens": scored.tokens,
+    }
+    assert measure(other, tiny_model, data) == pytest.approx({**expected, "kl": apart.kl, "top1": apart.top1})
+    assert measure(other, other, data) == pytest.approx(expected)
+    assert apart.as_json() == {"kl": apart.kl, "top1": apart.top1, "tokens": apart.tokens}

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from chitchat.errors import WorkFailed
 from compress.distill import objective
-from compress.distill.objective import Distillation, held_out_figures, next_token
+from compress.distill.objective import Distillation, held_out_figures, next_token, skewed_kl
 from compress.distill.on_policy import _mean_labels
 
 VOCAB = 40
@@ -58,7 +58,7 @@ def by_hand(student: GPT2LMHeadModel, teacher: GPT2LMHeadModel, read: list[dict[
 
 
 @pytest.mark.parametrize("at_once", [1, 25, 2048])
-@pytest.mark.parametrize("max_tokens", [1, 12, 10**6])
+@pytest.mark.parametrize("max_tokens", [1, 4, 5, 9, 12, 17, 25, 10**6])
 def test_held_out_figures_are_means_over_labels(monkeypatch, at_once: int, max_tokens: int) -> None:
     """Stops means over windows, padding that is read, a window too few or too many, and dropout that stays on."""
     monkeypatch.setattr(objective, "_TOKENS_AT_ONCE", at_once)
@@ -74,6 +74,17 @@ def test_held_out_figures_are_means_over_labels(monkeypatch, at_once: int, max_t
     assert found["kl"] == pytest.approx(np.mean(kl), rel=1e-4)
     assert found["perplexity"] == pytest.approx(math.exp(np.mean(nll)), rel=1e-4)
     assert found["teacher_perplexity"] == pytest.approx(math.exp(np.mean(teacher_nll)), rel=1e-4)
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.1, 0.6])
+def test_the_skewed_divergence_is_to_the_mixture_of_both(skew: float) -> None:
+    """Stops the two shares swapped, and the reverse divergence."""
+    draw = np.random.default_rng(0)
+    teacher, student = (draw.normal(0, 3, (5, 7)) for _ in range(2))
+    p, q = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) for logits in (teacher, student))
+    expected = (p * np.log(p / (skew * p + (1 - skew) * q))).sum(axis=1)
+    found = skewed_kl(torch.tensor(teacher), torch.tensor(student), skew)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_windows_without_a_label_are_no_figures() -> None:
