@@ -28,6 +28,7 @@ from bench.run.rounds import BenchResult
 from bench.run.stage import bench
 from chitchat.errors import BadInput, WorkFailed
 from export.stage import export
+from serve.geometry import Geometry
 
 FIGURES = {
     *("name", "device", "ttft_ms_p50", "tpot_ms_p50", "tpot_ms_p95", "tokens_per_s", "peak_rss_mb", "file_mb"),
@@ -51,6 +52,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, family: dict[str, Path], tiny
     return out, report
 
 
+def of_vocabulary(rows: int) -> Geometry:
+    return Geometry(layers=1, heads=1, head_dim=8, ffn=32, vocab=rows, context=64)
+
+
 def model(name: str = "m", **changes: Any) -> Any:
     facts = {
         "name": name,
@@ -61,7 +66,13 @@ def model(name: str = "m", **changes: Any) -> Any:
         "parameters": 1_500_000,
     }
     dialogue = SimpleNamespace(start_ids=(1,), end_of_turn_id=2, banned_ids=(0, 1))
-    rest = {"weight_bytes": 6e6, "file_bytes": 6.1e6, "geometry": {"vocab": 50}, "dialogue": dialogue, "context": 64}
+    rest = {
+        "weight_bytes": 6e6,
+        "file_bytes": 6.1e6,
+        "geometry": of_vocabulary(50),
+        "dialogue": dialogue,
+        "context": 64,
+    }
     return SimpleNamespace(**{**facts, **rest, **changes})
 
 
@@ -210,7 +221,7 @@ def test_without_the_yardstick_there_is_no_ratio() -> None:
 
 def test_prompts_without_data_are_ids_that_every_model_has_and_none_is_special() -> None:
     """Random ids above the smaller vocabulary crashed one of two models."""
-    small, large = model(geometry={"vocab": 10}), model(geometry={"vocab": 50})
+    small, large = model(geometry=of_vocabulary(10)), model(geometry=of_vocabulary(50))
     prompts = make_prompts([large, small], None, tokens=12, count=30, seed=0)
     assert {len(prompt) for prompt in prompts} == {12}
     assert {prompt[0] for prompt in prompts} == {1}

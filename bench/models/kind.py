@@ -5,7 +5,6 @@ All kinds get the same prompt ids, decode greedily, and give exactly the number 
 that every model does the same work. Time to first token runs from ids in to the first id out, sampling included.
 """
 
-import importlib
 import sys
 from dataclasses import dataclass
 
@@ -45,5 +44,5 @@ class RuntimeKind:
 def find_kind(address: str) -> RuntimeKind:
     """The descriptor at `module:name`: that of this name in the module's `KINDS`."""
     module, _, name = address.partition(":")
-    kinds: tuple[RuntimeKind, ...] = importlib.import_module(module).KINDS
+    kinds: tuple[RuntimeKind, ...] = load(module).KINDS
     return next(kind for kind in kinds if kind.name == name)
