@@ -105,7 +105,6 @@ TWO = """
 import json, sys
 from pathlib import Path
 from chitchat.errors import BadInput
-from chitchat.errors import BadInput
 from chitchat.training.distributed import Distributed
 run, folder = Distributed(), Path(sys.argv[1])
 

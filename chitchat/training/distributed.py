@@ -5,6 +5,7 @@ or `WORLD_SIZE` for a launcher, though, and waits for processes that nobody star
 left one behind. So a run counts as launched only where everything that torch's `env://` rendezvous needs is there.
 """
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +48,8 @@ class Distributed:
             from accelerate import PartialState
 
             _announce_others(os.environ)
+            if not torch.distributed.is_initialized():
+                atexit.register(_leave_process_group)
             self._state = PartialState(cpu=not torch.cuda.is_available())
             self.index, self.count = self._state.process_index, self._state.num_processes
             self.device = self._state.device
@@ -100,6 +103,12 @@ def no_leftovers() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
+
+
+def _leave_process_group() -> None:
+    """End the threads of the process group before the interpreter does: a gloo thread that still runs aborts it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _announce_others(environment: Mapping[str, str]) -> None:
