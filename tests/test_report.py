@@ -27,6 +27,7 @@ from bench.run.prompts import make_prompts
 from bench.run.rounds import BenchResult
 from bench.run.stage import bench
 from chitchat.errors import BadInput, WorkFailed
+from export.options import ExportOptions
 from export.stage import export
 from serve.geometry import Geometry
 
@@ -347,7 +348,7 @@ def test_on_a_gpu_checkpoint_float16_and_bundle_have_their_rows(tiny_checkpoint:
     """A bundle that runs on the CPU beside torch on the GPU, or a float16 that computes something else."""
     if cause := why_not_cuda():
         pytest.skip(cause)
-    export(str(tiny_checkpoint), tmp_path / "both", target="cpu+cuda")
+    export(str(tiny_checkpoint), tmp_path / "both", options=ExportOptions(target="cpu+cuda"))
     work = BenchOptions(**SMALL, device="cpu,cuda", peers="torch-fp16")
     report = bench([str(tiny_checkpoint), str(tmp_path / "both")], tmp_path / "out", work=work)
     assert [row["error"] for row in report["rows"]] == [None] * 5
