@@ -61,10 +61,10 @@ def export(
     return _figures(bundle, time.monotonic() - started)
 
 
-def _find_optimum(python: str | None) -> str:
+def _find_optimum(portable_python: str | None) -> str:
     from export.portable import find_optimum
 
-    return find_optimum(python)
+    return find_optimum(portable_python)
 
 
 def _check_scheme(target: str, source: Source) -> None:

@@ -79,8 +79,8 @@ def test_a_loaded_model_replies_streams_and_remembers(made: dict[str, Any], name
     first = talk.reply("how are you")
     second = "".join(talk.stream("what about rain"))
     assert talk.turns == ["how are you", first, "what about rain", second]
-    assert cc.load(made[name], temperature=0, length=8).chat().reply("hello") == cc.load(
-        made[name], options=cc.ChatOptions(temperature=0, length=8)
+    assert cc.load(made[name], temperature=0, max_new_tokens=8).chat().reply("hello") == cc.load(
+        made[name], options=cc.ChatOptions(temperature=0, max_new_tokens=8)
     ).reply("hello")
 
 
