@@ -159,14 +159,16 @@ class TorchGenerator:
 def no_defaults(model: "PreTrainedModel") -> Iterator[None]:
     """Within, `generate` follows the given configuration alone; the checkpoint's generation settings add nothing.
 
-    transformers 5 fills every setting that is not given from those, a repetition penalty for example.
+    transformers 5 fills every setting that is not given from those, a repetition penalty for example. Its padding id
+    comes with the given configuration as well: rows here have no padding, and of the mask that says so transformers 5
+    tells the model nothing, which would then warn of a prompt that ends with the checkpoint's padding id.
     """
-    kept = model.generation_config
-    model.generation_config = GenerationConfig()
+    kept, pad_id = model.generation_config, model.config.pad_token_id
+    model.generation_config, model.config.pad_token_id = GenerationConfig(), None
     try:
         yield
     finally:
-        model.generation_config = kept
+        model.generation_config, model.config.pad_token_id = kept, pad_id
 
 
 class _QueueStreamer(BaseStreamer):
