@@ -67,9 +67,19 @@ def test_the_first_steps_of_a_process_do_not_count(machine: Machine, slowness: f
 
 def test_a_slow_machine_is_timed_for_a_share_of_its_minutes() -> None:
     """Stops: a minute's run that is spent on being timed."""
-    machine = Machine(lambda now: 100.0)
+    machine = Machine(lambda now: 10.0)
     step_seconds(fit_run(machine, max_minutes=1.0))
-    assert machine.now < 6 * 100 * 8 * 15 * ID_SECONDS  # five steps, and no sixth one begins after 1.8 s
+    assert machine.now < 6 * 10 * 8 * 15 * ID_SECONDS  # five steps, and no sixth one begins after 1.8 s
+
+
+@pytest.mark.parametrize("given", [{"max_minutes": 1.0}, {"max_minutes": 5.0, "ends": 60.0}])
+def test_steps_that_take_most_of_the_minutes_are_not_timed_five_times(given: dict[str, float]) -> None:
+    """Stops: half a minute on a busy machine that was over before the first step that counts."""
+    machine = Machine(lambda now: 100.0)
+    seconds = step_seconds(fit_run(machine, **given))
+    longest = 100 * 8 * 15 * ID_SECONDS
+    assert machine.now < 2 * longest
+    assert 0.5 * longest < seconds < longest
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:

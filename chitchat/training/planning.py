@@ -30,6 +30,7 @@ _LOGS_PER_EVALUATION = 8
 BETAS = (0.9, 0.95)  # of AdamW
 _TIMED_STEPS, _WARM_UP_STEPS, _MIN_STEPS = 12, 2, 5
 _TIMING_SECONDS, _TIMING_SHARE = 3.0, 0.03  # at most, after `_MIN_STEPS`; of the minutes, where there are any
+_FEW_STEPS, _MOST_SHARE = 2, 0.1  # where steps are that slow: of the time that is left, after which no more are timed
 
 
 def make_plan(run: FitRun, model: LossModel, step_seconds: float, begins: float) -> TrainingPlan:
@@ -92,24 +93,33 @@ def step_seconds(run: FitRun) -> float:
 
     The time per padded id (the median or the mean, whichever is longer, of 3 to 10 steps after 2 to warm up) is
     multiplied by the mean padded ids of a step. On a machine that others use too, the mean knows of their bursts and
-    the median does not.
+    the median does not. Where a few steps take a tenth of the time that is left, they are all: the last one counts.
     """
     options, distributed, clock = run.options, run.distributed, run.stopwatch.clock
     trial = LossModel.wrap(copy.deepcopy(run.model), run.objective).to(distributed.device).train()
     optimizer = torch.optim.AdamW(trial.parameters(), lr=options.learning_rate, betas=BETAS, fused=True)
     limit = _TIMING_SECONDS if options.max_minutes is None else _TIMING_SHARE * 60 * options.max_minutes
+    most = _MOST_SHARE * _seconds_left(run)
     seconds_per_token: list[float] = []
     begun = clock()
     for step in range(_TIMED_STEPS):
-        late = step >= _MIN_STEPS and clock() - begun > limit
+        used = clock() - begun
+        late = (step >= _MIN_STEPS and used > limit) or (step >= _FEW_STEPS and used > most)
         if distributed.broadcast(late):  # all leave, or one waits for the others
             break
         started = clock()
         _trial_step(run, trial, optimizer, step)
-        if step >= _WARM_UP_STEPS:
-            seconds_per_token.append((clock() - started) / run.padded_tokens(step))
+        seconds_per_token.append((clock() - started) / run.padded_tokens(step))
     mean_tokens = statistics.fmean(run.padded_tokens(step) for step in range(64))
-    return max(statistics.median(seconds_per_token), statistics.fmean(seconds_per_token)) * mean_tokens
+    timed = seconds_per_token[_WARM_UP_STEPS:] or seconds_per_token[-1:]
+    return max(statistics.median(timed), statistics.fmean(timed)) * mean_tokens
+
+
+def _seconds_left(run: FitRun) -> float:
+    """Of a run by minutes; infinite for one by epochs or steps."""
+    if run.ends is not None:
+        return run.ends - run.stopwatch.seconds
+    return math.inf if run.options.max_minutes is None else 60 * run.options.max_minutes
 
 
 def _trial_step(run: FitRun, trial: LossModel, optimizer: torch.optim.Optimizer, step: int) -> None:
