@@ -5,6 +5,7 @@ something else than its ending says: archives, pictures and tables of other prog
 """
 
 import gzip
+import io
 import shlex
 import zlib
 from collections.abc import Iterator
@@ -92,7 +93,7 @@ def _unpacked(file: IO[bytes], packing: str) -> Iterator[Any]:
         import pyarrow as pa  # which `datasets` brings along
 
         with pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd") as stream:
-            yield stream
+            yield io.BufferedReader(stream)
     else:
         yield file
 
