@@ -67,7 +67,10 @@ def build_dataset(
     out. `columns` names the columns of tables and of `hf:` data sets (`chitchat.data.columns`). Raises `BadInput`.
     """
     out = Path(out)
-    _check_options(tokenizer, vocab_size, dialogue)
+    if dialogue is not None and dialogue not in FAMILIES:
+        raise BadInput(f"--dialogue {dialogue}: no such dialogue format; give one of {', '.join(FAMILIES)}")
+    if tokenizer is None:
+        check_vocab_size(vocab_size, dialogue or "chitchat")
     named = parse_columns(columns) if columns is not None else None
     held = open_validation(validation)
     check_output(out, "data")
@@ -120,13 +123,6 @@ def _readable(
 
 def _named(corpus: Corpus) -> dict[str, str]:
     return {"name": corpus.name, "sha256": corpus.sha256()}
-
-
-def _check_options(tokenizer: str | None, vocab_size: int, dialogue: str | None) -> None:
-    if dialogue is not None and dialogue not in FAMILIES:
-        raise BadInput(f"--dialogue {dialogue}: no such dialogue format; give one of {', '.join(FAMILIES)}")
-    if tokenizer is None:
-        check_vocab_size(vocab_size, dialogue or "chitchat")
 
 
 def _write_splits(

@@ -9,7 +9,7 @@ duplicates in the other corpora are left out of the training split.
 import hashlib
 import heapq
 from array import array
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,7 +127,8 @@ def _read(
     keys = array("Q")
     for corpus in corpora:
         before = ReadStats(**vars(stats))
-        for conversation in _progress(corpus.conversations(stats), f"reading {corpus.name}"):
+        title = f"reading {corpus.name}"
+        for conversation in tqdm(corpus.conversations(stats), desc=title, unit=" conversations", disable=None):
             key = conversation_key(conversation, seed)
             keys.append(key)
             if sample is not None and key not in withheld:
@@ -141,11 +142,6 @@ def conversation_key(conversation: Conversation, seed: int) -> int:
     text = "\x1f".join(" ".join(turn.text.casefold().split()) for turn in conversation)
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest()
     return int.from_bytes(digest, "big")
-
-
-def _progress(conversations: Iterator[Conversation], title: str) -> Iterator[Conversation]:
-    progress: Iterator[Conversation] = tqdm(conversations, desc=title, unit=" conversations", disable=None)
-    return progress
 
 
 def _check_not_empty(corpus: Corpus, before: ReadStats, after: ReadStats) -> None:

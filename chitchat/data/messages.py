@@ -123,8 +123,9 @@ def _messages_of(value: Mapping[str, Any], where: str, stats: ReadStats) -> Any:
             return value[name]
     for asked, answered in _PAIRS:
         if asked in value and answered in value:
-            return [*_history(value, where), *_side(value[asked], "user", _input(value, asked, answered)),
-                    *_side(value[answered], "assistant")]  # fmt: skip
+            extra = value.get("input") if "input" not in (asked, answered) else None  # Alpaca's, part of the question
+            question = _side(value[asked], "user", extra.strip() if isinstance(extra, str) else "")
+            return [*_history(value, where), *question, *_side(value[answered], "assistant")]
     return None
 
 
@@ -135,12 +136,6 @@ def _side(text: Any, role: str, more: str = "") -> list[Any]:
     if isinstance(text, str) and more:
         text = f"{text}\n{more}"
     return [{"role": role, "content": text}]
-
-
-def _input(value: Mapping[str, Any], asked: str, answered: str) -> str:
-    """Alpaca's `input`, which belongs to the instruction."""
-    text = value.get("input") if "input" not in (asked, answered) else None
-    return text.strip() if isinstance(text, str) else ""
 
 
 def _history(value: Mapping[str, Any], where: str) -> list[Any]:
@@ -197,7 +192,8 @@ def _message(message: Any, first: str | None, where: str, stats: ReadStats) -> M
         raise BadInput(f"{where}: message {str(message)[:60]!r} has no sender; {_REMEDY}")
     kind, name = _sender(message)
     role = name.strip().casefold()
-    if role in _OTHER_ROLES or (message.get("content", "") is None and role in _BOT_ROLES and _calls_tool(message)):
+    calls_tool = role in _BOT_ROLES and (message.get("tool_calls") or message.get("function_call"))
+    if role in _OTHER_ROLES or (calls_tool and message.get("content", "") is None):
         stats.system_messages += 1
         return None
     if kind != "speaker" and role not in _SIDES:
@@ -207,10 +203,6 @@ def _message(message: Any, first: str | None, where: str, stats: ReadStats) -> M
     own = message.get("name")  # two senders may share a role
     sender = f"{label}\0{own}" if isinstance(own, str) else label
     return Message(sender, reply, _text(message, where, stats), _counts(message, where))
-
-
-def _calls_tool(message: Mapping[str, Any]) -> bool:
-    return bool(message.get("tool_calls") or message.get("function_call"))
 
 
 def _counts(message: Any, where: str) -> bool:

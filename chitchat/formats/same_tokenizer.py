@@ -20,8 +20,9 @@ def tokenizer_rules(tokenizer_json: str) -> dict[str, str]:
     if model.get("type") == "BPE" and "ByteLevel" in json.dumps(pre_tokenizer):
         model.pop("unk_token", None)  # never used, as every text is bytes
     added = sorted((token["id"], token["content"], token["special"]) for token in record.get("added_tokens") or [])
+    entries = sorted(vocab.items()) if isinstance(vocab, dict) else vocab
     tables = {
-        "vocabulary": [{name: value for name, value in sorted(model.items()) if value}, _entries(vocab)],
+        "vocabulary": [{name: value for name, value in sorted(model.items()) if value}, entries],
         "merges": [" ".join(pair) if isinstance(pair, list) else pair for pair in merges],
         "normalizer": _step(record.get("normalizer"), "normalizers"),
         "pre-tokenizer": pre_tokenizer,
@@ -40,10 +41,6 @@ def tokenizer_identity(tokenizer_json: str) -> str:
     """A hex sha256 over all rules: equal if two tokenizers give the same ids."""
     rules = tokenizer_rules(tokenizer_json)
     return hashlib.sha256("\0".join(rules[name] for name in RULES).encode()).hexdigest()
-
-
-def _entries(vocab: Any) -> Any:
-    return sorted(vocab.items()) if isinstance(vocab, dict) else vocab
 
 
 def _step(step: Any, parts: str) -> Any:

@@ -39,7 +39,9 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     backend = _backend(folder, config)
     by_name = _roles_by_name(backend)
     _add_tokens(folder, backend)
-    roles = {**by_name, **_declared_roles(config, mapped, backend)}
+    declared = {role: _content(mapped.get(role)) or _content(config.get(role)) for role in _ROLES}
+    known = {role: token for role, token in declared.items() if token and backend.token_to_id(token) is not None}
+    roles = {**by_name, **known}
     # transformers 4 and 5 take this name; the benchmark reads tokenizers beside optimum, which needs 4.
     options: dict[str, Any] = {**roles, "additional_special_tokens": list(_extra_tokens(config, mapped, backend))}
     if template := _template(folder, config):
@@ -90,12 +92,6 @@ def _roles_by_name(backend: Tokenizer) -> dict[str, str]:
     if backend.token_to_id(END_OF_TEXT) is not None:
         return {"eos_token": END_OF_TEXT}
     return {}
-
-
-def _declared_roles(config: Mapping[str, Any], mapped: Mapping[str, Any], backend: Tokenizer) -> dict[str, str]:
-    """The declared roles of tokens that are in the vocabulary."""
-    declared = {role: _content(mapped.get(role)) or _content(config.get(role)) for role in _ROLES}
-    return {role: token for role, token in declared.items() if token and backend.token_to_id(token) is not None}
 
 
 def _content(token: Any) -> str | None:

@@ -65,11 +65,9 @@ class NextToken:
         self._evaluate = evaluate
 
     def loss_sum(self, model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """See `Objective`."""
         return next_token_loss(model, input_ids, labels)
 
     def evaluate(self, model: PreTrainedModel, max_tokens: int) -> dict[str, float]:
-        """See `Objective`."""
         return self._evaluate(model, max_tokens)
 
 
