@@ -1,7 +1,6 @@
-"""The exceptions that all packages but `serve` raise on purpose; the command line prints each as one line.
+"""The exceptions of all packages but `serve`, which has its own (`serve.errors`); the command line prints one line.
 
-`serve` has a tree of its own (`serve.errors`), since it imports nothing of ours. Both carry `exit_code`, which is all
-that the command line looks at.
+Both have an `exit_code`.
 """
 
 from typing import ClassVar

@@ -89,7 +89,7 @@ class GPT2(Architecture):
         }
 
     def new_config(self, geometry: Geometry, dropout: float = 0.0, **token_ids: int | None) -> "GPT2Config":
-        """An FFN of four times the width is left to the default."""
+        """`n_inner` is left out for an FFN of four times the width."""
         config = super().new_config(geometry, dropout, **token_ids)
         config.n_inner = None if geometry.ffn == 4 * geometry.width else geometry.ffn
         return config
@@ -101,7 +101,7 @@ class GPT2(Architecture):
         return float(config["layer_norm_epsilon"])
 
     def refuses_layer_cut(self, config: "GPT2Config") -> str:
-        """A scale that hangs on the layer's number would change behind a cut."""
+        """A scale that depends on the layer's number would change after a cut."""
         if not config.scale_attn_by_inverse_layer_idx:
             return ""
         return "the model scales attention by the layer's number (scale_attn_by_inverse_layer_idx)"
@@ -129,14 +129,14 @@ class GPT2(Architecture):
         yield from ((f"transformer.ln_f.{part}", width) for part in ("weight", "bias"))
 
     def is_transposed(self, module: str) -> bool:
-        """Conv1D matrices are, tables and the head are not."""
+        """Conv1D matrices are transposed, tables and the head are not."""
         return module.endswith(LINEARS)
 
     def layer_prefix(self, layer: int) -> str:
         return f"transformer.h.{layer}."
 
     def rename(self, name: str) -> str:
-        """See `Architecture.rename`: `transformer.` is there, and DialoGPT's head has its name."""
+        """`transformer.` is added if absent, and DialoGPT's head renamed."""
         if name == "lm_head.decoder.weight":
             return "lm_head.weight"
         return f"transformer.{name}" if name.startswith(("wte.", "wpe.", "h.", "ln_f.")) else name
@@ -170,7 +170,7 @@ class GPT2(Architecture):
     def build(
         self, config: "GPT2Config", weights: "Mapping[str, Tensor]", generation: "GenerationConfig | None" = None
     ) -> "GPT2LMHeadModel":
-        """Attention is plain where the configuration scales it in a way of its own.
+        """Attention is eager if the configuration scales it.
 
         The fused attentions of transformers ignore `scale_attn_weights` and `scale_attn_by_inverse_layer_idx`.
         """
