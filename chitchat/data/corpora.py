@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from chitchat.data.columns import Columns
 from chitchat.data.conversation import Conversation, Message, ReadStats, alternating, merged
-from chitchat.data.dialogpt import read_dialogpt
 from chitchat.data.hub import PREFIX, HubData
 from chitchat.data.json_stream import stream_items
 from chitchat.data.pickled import read_pickle
-from chitchat.data.readers import read_json, read_jsonl, read_txt
+from chitchat.data.readers import read_dialogpt, read_json, read_jsonl, read_txt
 from chitchat.data.tables import read_table
 from chitchat.errors import BadInput
 from chitchat.text.archive import PACKINGS, form_of
