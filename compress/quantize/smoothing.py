@@ -13,6 +13,7 @@ feed-forward's out-projection reads through its activation, where nothing can be
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 
 from chitchat.architectures.sublayers import Sublayer
 from compress.calibrate.batches import Batch, thin
+from compress.calibrate.moments import Moments
 from compress.calibrate.walk import Streams
 
 EXPONENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -30,18 +32,26 @@ TOKENS = 8 * ROWS  # of which they are taken, evenly
 RoundedProduct = Callable[[Tensor, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class Smoothed:
+    """`left` is the share of the rounding error that rescaling left, by module (1 where nothing was gained);
+    `head_inputs` the mean of x x^T over what the head reads, float64 [width, width]: the walk comes by there."""
+
+    left: dict[str, float]
+    head_inputs: Tensor
+
+
 @torch.no_grad()
-def smooth(model: PreTrainedModel, batches: Sequence[Batch], rounded: RoundedProduct) -> dict[str, float]:
+def smooth(model: PreTrainedModel, batches: Sequence[Batch], rounded: RoundedProduct) -> Smoothed:
     """Rescale the channels of `model` in place for products that are computed by `rounded`.
 
-    Gives the share of the rounding error that is left, by module (1 where nothing was gained). The function of the
-    model does not change but for float32 rounding. `batches` are right-padded calibration windows.
+    The function of the model does not change but for float32 rounding. `batches` are right-padded calibration windows.
     """
     streams = Streams(model, thin(batches, TOKENS))
     left: dict[str, float] = {}
     for sublayer in streams.sublayers():
         read = _rows(list(streams.read(sublayer)))
-        written = _rows([passed.inputs for passed in streams.through(sublayer)])
+        written = _rows(list(streams.through(sublayer)))
         scale, share = search(read, torch.cat([projection.weight for projection in sublayer.in_projs], dim=1), rounded)
         left |= {projection.name: share for projection in sublayer.in_projs}
         _rescale(sublayer, scale)
@@ -49,7 +59,10 @@ def smooth(model: PreTrainedModel, batches: Sequence[Batch], rounded: RoundedPro
             columns = _value_columns(sublayer)
             scale, left[sublayer.out_proj.name] = search(written, sublayer.out_proj.weight, rounded, columns)
             _rescale_values(sublayer, scale, columns)
-    return left
+    moments = Moments(streams.states[0].shape[-1])
+    for rows in streams.head_inputs():
+        moments.add(rows)
+    return Smoothed(left, moments.second)
 
 
 def search(
