@@ -131,14 +131,12 @@ class _QuantizeRun:
 
     def finetune(self, rounded: QuantizedModel, stopwatch: Stopwatch) -> dict[str, Any]:
         """Fine-tune the linear layers through their rounding, in place; gives what is to be noted."""
-        options = self.options
         tables = {matrix.module for matrix in self.architecture.matrices(self.geometry) if matrix.table}
         linears = {name: tensor for name, tensor in rounded.matrices.items() if name not in tables}
         blocks = {name: tensor for name, tensor in linears.items() if isinstance(tensor, BlockTensor)}
-        inputs = {"data": self.data.identity, "options": asdict(options)}
         tuned = finetune(
-            rounded.model, self.model, blocks, rounded.before, self.data, options.kd_minutes, self.work, inputs,
-            seed=options.seed, resume=self.resume, stopwatch=stopwatch,
+            rounded.model, self.model, blocks, rounded.before, self.data, self.work, self.options,
+            resume=self.resume, stopwatch=stopwatch,
         )  # fmt: skip
         rounded.matrices |= tuned.matrices
         load_dequantized_(rounded.model, tuned.matrices)
