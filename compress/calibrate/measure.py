@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from chitchat.architectures.states import last_hidden
 from chitchat.data.dataset import ChatData
-from chitchat.divergence import compare_states, score_states
+from chitchat.divergence import compare_states, nll_of_states
 from chitchat.errors import BadInput
 from chitchat.score import score, torch_scorer
 from chitchat.training.objective import fused_gelu, label_positions
@@ -76,7 +76,7 @@ def mean_loss(model: PreTrainedModel, batches: Sequence[Batch], states: Sequence
     loss, tokens = 0.0, 0
     for index, batch in enumerate(batches):
         hidden, targets = _scored(_states(model, batch) if states is None else states[index], batch)
-        loss += float(score_states(model.lm_head, hidden, targets).nll.sum())
+        loss += float(nll_of_states(model.lm_head, hidden, targets).sum())
         tokens += len(targets)
     return loss / max(1, tokens)
 
