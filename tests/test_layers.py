@@ -56,6 +56,8 @@ def test_the_order_is_that_of_trying_each_in_whole_runs() -> None:
         order.append(min(losses, key=losses.__getitem__))
         left.remove(order[-1])
     assert removal_order(model, inputs, 3) == order
+    assert removal_order(model, inputs, 3, order[:1]) == order
+    assert removal_order(model, inputs, 1, order[:2]) == order[:1]
 
 
 def test_the_first_layer_is_the_last_to_go() -> None:

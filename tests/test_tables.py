@@ -124,10 +124,11 @@ def test_columns_that_cannot_be_understood_are_refused(spec: str) -> None:
 def test_columns_for_corpora_without_any_are_refused(tmp_path: Path) -> None:
     """A misplaced option was ignored, and the user believed it had worked."""
     from chitchat.data.builder import build_dataset
+    from chitchat.data.options import DataOptions
 
     (tmp_path / "c.jsonl").write_text(json.dumps(["a", "b"]) + "\n" + json.dumps(["c", "d"]))
     with pytest.raises(BadInput, match="--columns: no corpus has columns"):
-        build_dataset([str(tmp_path / "c.jsonl")], tmp_path / "data", columns="q,a")
+        build_dataset([str(tmp_path / "c.jsonl")], tmp_path / "data", DataOptions(columns="q,a"))
     assert open_corpora([str(tmp_path / "c.jsonl")])[0].tabular is False
 
 

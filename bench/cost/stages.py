@@ -26,6 +26,7 @@ import torch
 from chitchat.architectures.registry import architecture_of, count_parameters
 from chitchat.checkpoint import save_checkpoint
 from chitchat.data.builder import build_dataset
+from chitchat.data.options import DataOptions
 from chitchat.lineage import Stage
 from chitchat.system.folder import staged_folder
 from chitchat.tokenizer import read_vocab_txt
@@ -92,7 +93,7 @@ def make(folder: Path, size: str, seed: int = 0) -> tuple[Path, Path]:
         with tempfile.TemporaryDirectory() as corpora:
             corpus = Path(corpora) / "random.txt"
             corpus.write_text("\n\n".join(talks) + "\n", encoding="utf-8")
-            build_dataset([str(corpus)], data, tokenizer=str(checkpoint), validation=HELD_OUT, seed=seed)
+            build_dataset([str(corpus)], data, DataOptions(tokenizer=str(checkpoint), validation=HELD_OUT, seed=seed))
     return checkpoint, data
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.run.standard import WHOLE, make_checkpoint, make_integers
 from chitchat.errors import ChitchatError
+from export.options import ExportOptions
 from export.stage import export
 
 BUNDLES = {"whole": "fp32", "whole-w4": "w4"}
@@ -19,7 +20,7 @@ def make_models(folder: Path) -> None:
     for name, scheme in BUNDLES.items():
         if not (folder / name).is_dir():
             source = folder / WHOLE if scheme == "fp32" else make_integers(folder, WHOLE, scheme)
-            export(str(source), folder / name, target="cpu+cuda")
+            export(str(source), folder / name, options=ExportOptions(target="cpu+cuda"))
 
 
 def main(folder: str) -> int:

@@ -17,11 +17,13 @@ from transformers import PreTrainedTokenizerFast
 from chitchat.architectures.registry import architecture_of
 from chitchat.checkpoint import save_checkpoint
 from chitchat.data.builder import build_dataset
+from chitchat.data.options import DataOptions
 from chitchat.lineage import Stage
 from chitchat.system.folder import staged_folder
 from chitchat.tokenizer import read_vocab_txt
 from compress.quantize.options import QuantizeOptions
 from compress.quantize.stage import quantize
+from export.options import ExportOptions
 from export.stage import export
 from serve.geometry import Geometry
 
@@ -98,7 +100,7 @@ def _make_data(checkpoint: Path, out: Path, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "random.txt"
         corpus.write_text("\n\n".join("\n".join(talk) for talk in talks) + "\n", encoding="utf-8")
-        build_dataset([str(corpus)], out, tokenizer=str(checkpoint), seed=seed)
+        build_dataset([str(corpus)], out, DataOptions(tokenizer=str(checkpoint), seed=seed))
 
 
 def _random_turn(random: np.random.Generator) -> str:
@@ -110,4 +112,4 @@ def _make_bundle(folder: Path, form: str, out: Path) -> None:
     name = HALF if form.startswith(HALF) else WHOLE
     scheme, _, cache = form.removeprefix(HALF).strip().partition(" ")
     source = folder / name if scheme == "fp32" else make_integers(folder, name, scheme)
-    export(str(source), out, data=_data(folder, name), kv="int8" if cache else "float32")
+    export(str(source), out, _data(folder, name), ExportOptions(kv="int8" if cache else "float32"))

@@ -194,7 +194,10 @@ class Architecture(ABC):
         """
         import copy
 
-        model = self.new_model(config).eval()
+        from transformers.initialization import no_init_weights
+
+        with no_init_weights():
+            model = self.new_model(config).eval()
         if config.tie_word_embeddings:
             weights = {**weights, f"{self.head_name}.weight": weights[f"{self.table_name}.weight"]}
         model.load_state_dict(weights, strict=True)

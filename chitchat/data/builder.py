@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from chitchat.data.conversation import Conversation, ReadStats
 from chitchat.data.corpora import Corpus, open_corpora
 from chitchat.data.figures import Counter, announce, report_figures
 from chitchat.data.index import SAMPLE_BYTES, CorpusIndex, conversation_key, index_corpora, open_validation
-from chitchat.dialogue import FAMILIES, Dialogue, dialogue_of, encode_text
+from chitchat.data.options import DataOptions
+from chitchat.dialogue import Dialogue, dialogue_of, encode_text
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.formats.tokenizer_files import save_tokenizer
 from chitchat.lineage import Stage, write_lineage
@@ -49,60 +51,49 @@ _BATCH_CONVERSATIONS = 1000
 _BATCH_CHARACTERS = 1 << 20
 
 
-def build_dataset(
-    corpora: Sequence[str],
-    out: Path,
-    *,
-    tokenizer: str | None = None,
-    vocab_size: int = 4096,
-    validation: float | str = 0.05,
-    columns: str | None = None,
-    dialogue: str | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
+def build_dataset(corpora: Sequence[str], out: Path, options: DataOptions | None = None) -> dict[str, Any]:
     """Make the data set folder `out` and return its report (the content of data.json).
 
-    `corpora` are files or names; `tokenizer` is a vocab.txt, a folder or a hub id; without one a byte-level BPE of
-    `vocab_size` is trained. `validation` is the share of the distinct conversations to hold out, or a corpus to hold
-    out. `columns` names the columns of tables and of `hf:` data sets (`chitchat.data.columns`). Raises `BadInput`.
+    `corpora` are files or names; the options' `tokenizer` is a vocab.txt, a folder or a hub id; without one a
+    byte-level BPE of `vocab_size` is trained. `validation` is the share of the distinct conversations to hold out, or a
+    corpus to hold out. `columns` names the columns of tables and of `hf:` data sets (`chitchat.data.columns`). Raises
+    `BadInput`.
     """
-    out = Path(out)
-    if dialogue is not None and dialogue not in FAMILIES:
-        raise BadInput(f"--dialogue {dialogue}: no such dialogue format; give one of {', '.join(FAMILIES)}")
-    if tokenizer is None:
-        check_vocab_size(vocab_size, dialogue or "chitchat")
-    named = parse_columns(columns) if columns is not None else None
-    held = open_validation(validation)
+    out, options = Path(out), options or DataOptions()
+    if options.tokenizer is None:
+        check_vocab_size(options.vocab_size, options.dialogue or "chitchat")
+    named = parse_columns(options.columns) if options.columns is not None else None
+    held = open_validation(options.validation)
     check_output(out, "data")
     opened = open_corpora(corpora)
-    fast = open_tokenizer(tokenizer, dialogue) if tokenizer is not None else None
+    fast = open_tokenizer(options.tokenizer, options.dialogue) if options.tokenizer is not None else None
     opened, held = _readable(opened, held, named, fast)
-    found = index_corpora(opened, held, seed, sample_bytes=0 if fast else SAMPLE_BYTES)
+    found = index_corpora(opened, held, options.seed, sample_bytes=0 if fast else SAMPLE_BYTES)
     with staged_folder(out, "data") as staging:
         if fast is None:
-            fast = train_tokenizer(found.sample, vocab_size, dialogue or "chitchat")
+            fast = train_tokenizer(found.sample, options.vocab_size, options.dialogue or "chitchat")
             found.sample.clear()
         format_ = dialogue_of(fast)
         # The held-out corpus is first, so that its duplicates in the other corpora are the ones that are dropped.
         ordered = [held, *opened] if isinstance(held, Corpus) else opened
-        figures = _write_splits(ordered, found, fast, format_, staging, seed)
+        figures = _write_splits(ordered, found, fast, format_, staging, options.seed)
         save_tokenizer(fast, staging)
         report = {
             "format": 1,
             "corpora": [_named(corpus) for corpus in opened],
             **figures,
-            "tokenizer": Path(tokenizer).name if tokenizer else "trained byte-level BPE",
+            "tokenizer": Path(options.tokenizer).name if options.tokenizer else "trained byte-level BPE",
             "vocab_size": len(fast),
             "dialogue": format_.as_json(),
             **({"validation_corpus": _named(held)} if isinstance(held, Corpus) else {"validation_share": held}),
-            "seed": seed,
+            "seed": options.seed,
         }
         text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
         (staging / OUR_FILES["data"]).write_text(text, encoding="utf-8")
-        options: dict[str, Any] = {"corpora": list(corpora), "tokenizer": tokenizer, "vocab_size": vocab_size}
-        options["validation"] = validation if isinstance(held, Corpus) else held
-        options |= {"columns": columns} if columns is not None else {}
-        write_lineage(staging, Stage("data", {**options, "dialogue": dialogue}, seed))
+        # A share is recorded as the number that it is, also where it was given as a text.
+        validation = options.validation if isinstance(held, Corpus) else held
+        recorded = {"corpora": list(corpora), **asdict(options), "validation": validation}
+        write_lineage(staging, Stage("data", recorded, options.seed))
     announce(report)
     return report
 
