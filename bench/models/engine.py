@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from bench.models.kind import RuntimeKind
-from bench.models.loaded import Floats, LoadedModel, TimedReply, as_timed_reply
+from bench.models.loaded import Floats, LoadedModel, TimedReply, as_timed_reply, time_tokens
 
 if TYPE_CHECKING:
     from chitchat.score import TokenScorer
@@ -35,15 +35,9 @@ class EngineModel(LoadedModel):
         self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
     ) -> TimedReply:
         """See `LoadedModel.generate`."""
-        times: list[float] = []
-        ids: list[int] = []
         if not reuse:
             self._engine.reset()
-        started = time.perf_counter()
-        for token in self._engine.stream(list(prompt), _greedy(new_tokens)):
-            times.append(time.perf_counter())
-            ids.append(int(token))
-        return as_timed_reply(started, times, ids, new_tokens)
+        return time_tokens(lambda: self._engine.stream(list(prompt), _greedy(new_tokens)), new_tokens)
 
     def generate_concurrent(
         self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int

@@ -5,8 +5,9 @@ and replies that are drawn token by token. What every model is measured by is th
 (`bench.evaluate`, `bench.run`). What not every runtime can do is declared by a class attribute, `supports_concurrency`.
 """
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -98,6 +99,17 @@ class LoadedModel(ABC):
         sample = build_sampler(options, dialogue.banned_ids, end)
         most = min(options.max_new_tokens, self.context - len(prompt))
         return draw(sample, end, most, self.start([prompt])[0], lambda token: self.step([0], [token])[0])
+
+
+def time_tokens(begin: Callable[[], Iterable[int]], new_tokens: int) -> TimedReply:
+    """The reply of a runtime that gives its `new_tokens` ids one by one, timed from the call of `begin` on."""
+    stamps: list[float] = []
+    ids: list[int] = []
+    started = time.perf_counter()
+    for token in begin():
+        stamps.append(time.perf_counter())
+        ids.append(int(token))
+    return as_timed_reply(started, stamps, ids, new_tokens)
 
 
 def as_timed_reply(started: float, stamps: Sequence[float], ids: Sequence[int], new_tokens: int) -> TimedReply:

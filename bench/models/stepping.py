@@ -1,14 +1,13 @@
 """A runtime that is asked for logits step by step: the loop around it is ours, and the same for all such peers."""
 
-import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.models.loaded import Floats, LoadedModel, TimedReply, as_timed_reply
+from bench.models.loaded import Floats, LoadedModel, TimedReply, time_tokens
 
 if TYPE_CHECKING:
     from chitchat.score import TokenScorer
@@ -41,17 +40,17 @@ class SteppingModel(LoadedModel):
         self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
     ) -> TimedReply:
         """See `LoadedModel.generate`."""
-        times: list[float] = []
-        ids: list[int] = []
-        started = time.perf_counter()
+        return time_tokens(lambda: self.greedy(prompt, new_tokens, end_of_turn_id, reuse=reuse), new_tokens)
+
+    def greedy(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool) -> Iterator[int]:
+        """Yield what `generate` times, id by id; a peer that ships its own loop overrides this."""
         logits = self.begin(prompt, reuse=reuse)
-        while True:
+        for left in reversed(range(new_tokens)):
             logits[end_of_turn_id] = -np.inf
-            ids.append(int(logits.argmax()))
-            times.append(time.perf_counter())
-            if len(ids) == new_tokens:
-                return as_timed_reply(started, times, ids, new_tokens)
-            logits = self.feed(ids[-1:], fresh=False)
+            token = int(logits.argmax())
+            yield token
+            if left:
+                logits = self.feed([token], fresh=False)
 
     def scorer(self) -> "TokenScorer":
         """See `LoadedModel.scorer`."""

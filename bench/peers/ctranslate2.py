@@ -14,7 +14,7 @@ import numpy as np
 
 from bench.models.loaded import Floats, TimedReply, as_timed_reply
 from bench.models.stepping import SteppingModel
-from bench.peers.descriptor import Peer, Source
+from bench.peers.descriptor import Peer
 from chitchat.architectures.registry import geometry_of
 
 if TYPE_CHECKING:
@@ -54,22 +54,11 @@ class CTranslate2Model(SteppingModel):
         self._held: list[int] = []
         self.context = int((Path(spec) / "context.txt").read_text(encoding="utf-8"))
 
-    def generate(
-        self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
-    ) -> TimedReply:
-        """See `LoadedModel.generate`."""
-        times: list[float] = []
-        ids: list[int] = []
-        started = time.perf_counter()
-        for step in self._generator.generate_tokens(
-            self._strings(prompt),
-            max_length=new_tokens,
-            sampling_topk=1,
-            **self._without_end(new_tokens, end_of_turn_id),
-        ):
-            times.append(time.perf_counter())
-            ids.append(int(step.token_id))
-        return as_timed_reply(started, times, ids, new_tokens)
+    def greedy(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool) -> Iterator[int]:
+        """See `SteppingModel.greedy`."""
+        options = self._exactly(new_tokens, end_of_turn_id)
+        for step in self._generator.generate_tokens(self._strings(prompt), **options):
+            yield step.token_id
 
     def generate_concurrent(
         self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
@@ -86,11 +75,9 @@ class CTranslate2Model(SteppingModel):
         started = time.perf_counter()
         self._generator.generate_batch(
             [self._strings(prompt) for prompt in prompts],
-            max_length=new_tokens,
-            sampling_topk=1,
             include_prompt_in_result=False,
             callback=note,
-            **self._without_end(new_tokens, end_of_turn_id),
+            **self._exactly(new_tokens, end_of_turn_id),
         )
         return [as_timed_reply(started, stamps, reply, new_tokens) for stamps, reply in zip(times, ids, strict=True)]
 
@@ -126,10 +113,11 @@ class CTranslate2Model(SteppingModel):
     def _strings(self, ids: Sequence[int]) -> list[str]:
         return [self._tokens[token] for token in ids]
 
-    def _without_end(self, new_tokens: int, end_of_turn_id: int) -> dict[str, Any]:
-        """Options that keep the end of turn out, so that every reply has `new_tokens`."""
+    def _exactly(self, new_tokens: int, end_of_turn_id: int) -> dict[str, Any]:
+        """Options of a greedy reply of `new_tokens`: the end of turn is kept out."""
         end = self._tokens[end_of_turn_id]
-        return {"min_length": new_tokens, "end_token": [end], "suppress_sequences": [[end]]}
+        length = {"max_length": new_tokens, "min_length": new_tokens, "sampling_topk": 1}
+        return {**length, "end_token": [end], "suppress_sequences": [[end]]}
 
 
 KINDS = (
@@ -139,9 +127,6 @@ KINDS = (
         modules=("ctranslate2",),
         weight_formats=("float32", "int8"),
         full_precision="float32",
-        source=Source.CHECKPOINT,
-        install="ctranslate2",
-        import_name="ctranslate2",
         convert=convert,
     ),
 )

@@ -15,19 +15,29 @@ import numpy as np
 
 from bench.models.loaded import Floats, TimedReply, as_timed_reply
 from bench.models.stepping import SteppingModel
-from bench.peers.descriptor import Peer, Source
+from bench.peers.descriptor import Peer
 from chitchat.architectures.registry import architecture_of, geometry_of
 
 _FTYPES = {"Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "Q4_K": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
 
 
 def convert(checkpoint: Path, out: Path, weight_format: str, threads: int) -> None:
-    """Write a checkpoint as the folder `out` with one GGUF file: F32, or what llama.cpp makes of it."""
+    """Write a checkpoint as the folder `out` with one GGUF file: F32, or what llama.cpp makes of it.
+
+    Raises RuntimeError when llama.cpp does not quantize it.
+    """
+    import llama_cpp
+
     out.mkdir(parents=True)
     full_precision = out / "F32.gguf"
     write_gguf(checkpoint, full_precision)
     if weight_format != "F32":
-        quantize_gguf(full_precision, out / f"{weight_format}.gguf", weight_format, threads)
+        options = llama_cpp.llama_model_quantize_default_params()
+        options.ftype = getattr(llama_cpp, _FTYPES[weight_format])
+        options.nthread = threads
+        paths = (str(path).encode() for path in (full_precision, out / f"{weight_format}.gguf"))
+        if llama_cpp.llama_model_quantize(*paths, options):
+            raise RuntimeError(f"llama.cpp could not quantize {full_precision.name} to {weight_format}")
         full_precision.unlink()
 
 
@@ -100,17 +110,6 @@ def _add_tokenizer(writer: Any, checkpoint: Path, size: int) -> None:
             add(by_text[name])
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
-
-
-def quantize_gguf(source: Path, path: Path, kind: str, threads: int) -> None:
-    """Let llama.cpp quantize a float32 file to `kind` (of `_FTYPES`). Raises RuntimeError when it does not."""
-    import llama_cpp
-
-    options = llama_cpp.llama_model_quantize_default_params()
-    options.ftype = getattr(llama_cpp, _FTYPES[kind])
-    options.nthread = threads
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), options):
-        raise RuntimeError(f"llama.cpp could not quantize {source.name} to {kind}")
 
 
 class LlamaCppModel(SteppingModel):
@@ -258,9 +257,7 @@ KINDS = (
         modules=("llama_cpp",),
         weight_formats=("F32", *_FTYPES),
         full_precision="F32",
-        source=Source.CHECKPOINT,
         install="llama-cpp-python gguf",
-        import_name="llama_cpp",
         convert=convert,
     ),
 )

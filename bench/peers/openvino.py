@@ -97,7 +97,6 @@ KINDS = (
         full_precision="fp32",
         source=Source.PORTABLE,
         install="openvino nncf",
-        import_name="openvino",
         convert=convert,
     ),
 )

@@ -30,7 +30,7 @@ class BenchEntry:
     are its own where its ids are others than the first entry's; `data` is its own data set. An entry with an `error` is
     not measured: its row says why. `full_precision` is the same runtime's model at full precision, whose greedy ids
     must be those of the first entry (`bench.run.agreement`). `text_pipeline` is what it needs for texts
-    (`bench.models.text_pipeline.TextPipelineSpec` as JSON).
+    (`bench.models.text_pipeline.TextPipeline`).
     """
 
     name: str

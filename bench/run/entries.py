@@ -3,17 +3,17 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.evaluate.measure import open_held_out
 from bench.evaluate.other_tokenizer import retokenized
 from bench.models.handle import ModelHandle
+from bench.models.kind import RuntimeKind
 from bench.models.open import CheckpointHandle
-from bench.models.text_pipeline import TextPipelineSpec
-from bench.peers.builder import CannotPrepare, PeerBuilder, PeerHandle, find_python
-from bench.peers.registry import PeerRequest
+from bench.peers.builder import CannotPrepare, PeerBuilder, find_python
+from bench.peers.descriptor import PeerRequest, Source
 from bench.run.controller import BenchEntry
 from bench.run.options import BenchOptions
 from bench.run.prompts import WARMUPS, make_prompts
@@ -25,14 +25,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """A row to be: the model, where it runs, its peer's model at full precision, and why it cannot be measured."""
+    """A row to be: the model, where it runs, and why it cannot be measured.
+
+    With a `peer` the model is the first one in the peer's hands: `loads` is what the peer loads in place of it,
+    `full_precision` the same at full precision.
+    """
 
     name: str
     model: ModelHandle
     device: str = "cpu"
     python: str = sys.executable
+    peer: PeerRequest | None = None
+    loads: Path | None = None
     full_precision: Path | None = None
     error: str | None = None
+
+    @property
+    def kind(self) -> RuntimeKind:
+        """What runs it."""
+        return self.model.runtime_kind if self.peer is None else self.peer.peer
+
+    @property
+    def spec(self) -> str:
+        """What was named: the model, or the peer and its weight format."""
+        return self.model.spec if self.peer is None else f"{self.peer.peer.name}:{self.peer.weight_format}"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights as they are stored; of a peer those of all its files."""
+        return self.model.weight_bytes if self.peer is None else self.file_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all files that must be copied to run it elsewhere; those of the model where it is loaded itself."""
+        if self.peer is None or (self.peer.peer.source is Source.CHECKPOINT and self.peer.peer.convert is None):
+            return self.model.file_bytes
+        folder = self.loads or self.model.folder
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def model_rows(models: Sequence[ModelHandle], devices: Sequence[str]) -> list[PlannedRow]:
@@ -62,8 +91,7 @@ def peer_rows(
     builder = PeerBuilder(checkpoint, folder / "peers", options.threads or 1, data, options.portable_python)
     rows = []
     for request in requests:
-        unprepared = PeerHandle(request, checkpoint, checkpoint.folder)
-        row = PlannedRow(request.name, unprepared, request.peer.device)
+        row = PlannedRow(request.name, checkpoint, request.peer.device, peer=request)
         if row.device == "cuda" and (why := why_no_cuda()):
             rows.append(replace(row, error=f"skipped: {why}"))
             continue
@@ -73,10 +101,10 @@ def peer_rows(
             continue
         print(f"preparing {request.name}", file=sys.stderr, flush=True)
         try:
-            precise = request.at_full_precision()
-            full_precision = None if precise is None else builder.model(precise, interpreter).folder
-            model = builder.model(request, interpreter)
-            rows.append(replace(row, model=model, python=interpreter, full_precision=full_precision))
+            precise = request.peer.full_precision
+            whole = None if precise is None else builder.prepare(PeerRequest(request.peer, precise), interpreter)
+            loads = builder.prepare(request, interpreter)
+            rows.append(replace(row, python=interpreter, loads=loads, full_precision=whole))
         except CannotPrepare as error:
             rows.append(replace(row, error=str(error)))
     return rows
@@ -92,8 +120,8 @@ def build_entries(
         model = row.model
         entry = BenchEntry(
             row.name,
-            str(model.folder) if isinstance(model, PeerHandle) else model.spec,
-            model.runtime_kind,
+            str(row.loads or model.spec),
+            row.kind,
             model.dialogue.end_of_turn_id,
             device=row.device,
             python=row.python,
@@ -122,7 +150,7 @@ def _in_own_ids(
 
 def _text_pipeline(model: ModelHandle, path: Path) -> dict[str, Any]:
     path.write_text(model.tokenizer_json(), encoding="utf-8")
-    return asdict(TextPipelineSpec(str(path), model.dialogue.as_json()))
+    return {"tokenizer": str(path), "dialogue": model.dialogue.as_json()}
 
 
 def unique_names(models: Sequence[ModelHandle]) -> list[str]:

@@ -15,7 +15,6 @@ from bench.evaluate.measure import EvalTask, check_vocabulary, open_held_out
 from bench.machine.environment import cores, environment, load_average
 from bench.models.handle import ModelHandle
 from bench.models.open import CheckpointHandle, for_missing, open_model
-from bench.peers.builder import PeerHandle
 from bench.peers.registry import read_peers
 from bench.report.candidates import pruning_candidates
 from bench.report.document import FORMAT, write_report
@@ -103,12 +102,11 @@ def _report(
     held_out: "ChatData | None",
     machine: dict[str, Any],
 ) -> dict[str, Any]:
-    names, models = [row.name for row in rows], [row.model for row in rows]
-    own = [(row.name, row.model) for row in rows if not isinstance(row.model, PeerHandle) and row.device == "cpu"]
+    own = [(row.name, row.model) for row in rows if row.peer is None and row.device == "cpu"]
     return {
         "format": FORMAT,
         "partial": measured.partial,
-        "rows": [row.as_json() for row in build_rows(names, models, measured)],
+        "rows": [row.as_json() for row in build_rows(rows, measured)],
         "samples": {result.entry.name: result.samples for result in measured.rows},
         "scenarios": {result.entry.name: result.extra for result in measured.rows},
         "bandwidth_gb_per_s": measured.bandwidth,

@@ -9,12 +9,14 @@ the table. Requests are `{"op": …}`, answers `{"ok": true, …}` or `{"ok": fa
                                                        -> ttft_ms, token_ms (one a token after the first), ids, cpu_s
     concurrent  prompts (ids of each), new_tokens, end_of_turn_id
                                                        -> samples (as above, of each), ms (until the last token)
-    reply     text, seed, new_tokens, text_pipeline (`bench.models.text_pipeline.TextPipelineSpec`)
+    reply     text, seed, new_tokens, text_pipeline ({tokenizer, dialogue}: `bench.models.text_pipeline`)
                                                        -> ms, first_ms, tokens, text
     margin    ids, chosen, other                       -> margin, spread: how much likelier than `other` the id `chosen`
                                                           is after `ids`, in logits, and the logits' standard deviation
     memory                                             -> peak_rss_mb (of this process and its children, up to now),
                                                           device_mb (null without a GPU)
+    convert   kind (a peer's address), weight_format, source, out (folders), threads
+                                                       -> nothing; `out`, complete or absent, is what the peer loads
     quality   data, task (`bench.evaluate.measure.EvalTask`), teacher (null, or spec and kind of a model to compare
     with)
                                                        -> quality (`bench.evaluate.measure.Quality` as JSON)
@@ -25,6 +27,7 @@ imports neither torch nor onnxruntime before a model asks for one: the memory fi
 
 import json
 import os
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -34,7 +37,7 @@ from typing import Any
 from bench.machine.memory import device_mb, peak_rss_mb
 from bench.models.kind import find_kind
 from bench.models.loaded import LoadedModel
-from bench.models.text_pipeline import TextPipeline, TextPipelineSpec
+from bench.models.text_pipeline import TextPipeline
 
 
 class BenchWorker:
@@ -59,6 +62,7 @@ class BenchWorker:
             "reply": self._reply,
             "margin": self._margin,
             "memory": self._memory,
+            "convert": self._convert,
             "quality": self._quality,
         }
         return operations[request["op"]](request)
@@ -85,7 +89,7 @@ class BenchWorker:
 
     def _reply(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._text_pipeline is None:
-            self._text_pipeline = TextPipelineSpec(**request["text_pipeline"]).open(self._model)
+            self._text_pipeline = TextPipeline(self._model, **request["text_pipeline"])
         return dict(self._text_pipeline.reply(request["text"], request["seed"], request["new_tokens"]))
 
     def _margin(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +101,15 @@ class BenchWorker:
 
     def _memory(self, request: dict[str, Any]) -> dict[str, Any]:
         return {"peak_rss_mb": peak_rss_mb(), "device_mb": device_mb()}
+
+    def _convert(self, request: dict[str, Any]) -> dict[str, Any]:
+        peer: Any = find_kind(request["kind"])
+        partial = Path(f"{request['out']}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        peer.convert(Path(request["source"]), partial, request["weight_format"], request["threads"])
+        partial.rename(request["out"])
+        return {}
 
     def _quality(self, request: dict[str, Any]) -> dict[str, Any]:
         from bench.evaluate.measure import EvalTask, measure_quality, open_held_out
