@@ -34,7 +34,7 @@ from serve.digest import sha256
 GRACE_S = 20.0  # for a step that was told to end: the bench writes what it has
 PACKAGES = ("chitchat", "compress", "serve", "export", "bench", "chitchat_compress")
 PEERS = "torch-fp16"
-MODELS = ("checkpoint", "whole", "whole-w4")  # as `bench.gpu.models` names them, which needs what is not installed yet
+MODELS = ("checkpoint", "fp32", "w4")  # of `bench.run.standard.ROWS`, whose module needs what is not installed yet
 RUNTIMES = (
     "import sys; from serve.quiet import load; ort = load('onnxruntime'); import torch, transformers, datasets, onnx; "
     "from serve.graph_selection import find_providers; found = find_providers(); print('onnxruntime', ort.__version__, "
@@ -128,7 +128,7 @@ def run(store: Store, out: Path, minutes: float, *, rehearse: bool) -> int:
     python, extra = sys.executable, ("--rehearse",) if rehearse else ()
     check.run(Step("runtimes", (python, "-c", RUNTIMES, *extra)))
     tested = _tests(check, store.folder / "tests.xml", rehearse=rehearse)
-    check.run(Step("export", (python, "-m", "bench.gpu.models", str(models))))
+    check.run(Step("export", (python, "-m", "bench.run.standard", str(models), *MODELS, "--target", "cpu+cuda")))
     rows = _bench(check, models, rehearse=rehearse)
     summary = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -8,7 +8,7 @@ ids lie within `TIE` of their standard deviation. Anything else is a wrong answe
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.run.controller import Controller, Measurement, ask_sample, load
+from bench.run.controller import Controller, Measurement, ask_sample
 from bench.run.process import WorkerLost, WorkerProcess
 
 PROMPTS = 3
@@ -29,7 +29,7 @@ def check_agreement(controller: Controller) -> None:
     prompts = [[int(token) for token in prompt] for prompt in [*plan.prompts, *plan.warmups][:PROMPTS]]
     found: dict[tuple[str, str], dict[str, Any]] = {}
     with controller.worker(first) as reference:
-        controller.attempt(reference, first, load(plan))
+        controller.attempt(reference, first, controller.load)
         if first.error is not None:
             return
         expected = [_ids(reference, first, prompt, plan.new_tokens) for prompt in prompts]
@@ -52,7 +52,7 @@ def _compare(
     plan = controller.plan
     with controller.worker(row) as worker:
         try:
-            load(plan, spec=row.entry.full_precision, device="cpu")(worker, row)
+            controller.load(worker, row, spec=row.entry.full_precision, device="cpu")
             for prompt, ids in zip(prompts, expected, strict=True):
                 found = _ids(worker, row, prompt, plan.new_tokens)
                 same = next((index for index, token in enumerate(ids) if found[index] != token), len(ids))
