@@ -21,6 +21,7 @@ from bench.peers.builder import CannotPrepare, PeerBuilder, find_python
 from bench.peers.descriptor import PeerRequest
 from bench.peers.registry import PEERS, read_peers
 from bench.report.notes import notes
+from bench.run.controller import BenchEntry
 from bench.run.entries import PlannedRow
 from bench.run.options import BenchOptions
 from bench.run.stage import bench
@@ -95,7 +96,8 @@ def test_the_size_of_a_peer_is_that_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "sub" / "weights").write_bytes(b"x" * 1000)
     base: Any = SimpleNamespace(file_bytes=7, parameters=3)
     for name, form, size in (("openvino", "int4", 1000), ("torch-int8", "int8", 7)):
-        assert PlannedRow(name, base, peer=PeerRequest(PEERS[name], form), loads=tmp_path).file_bytes == size
+        entry = BenchEntry(name, str(tmp_path), PEERS[name], 2)
+        assert PlannedRow(entry, base, PeerRequest(PEERS[name], form)).file_bytes == size
 
 
 def test_a_peer_is_given_a_foreign_checkpoint_in_the_form_that_others_read(

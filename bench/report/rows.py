@@ -1,10 +1,11 @@
 """The rows of a report out of what was measured. What a field means stands in `bench.report.row`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from bench.evaluate.measure import Quality
+from bench.models.handle import ModelHandle
 from bench.report.row import FIGURES, ReportRow
 from bench.run.controller import Measurement
 from bench.run.entries import PlannedRow
@@ -34,13 +35,13 @@ def _facts(plan: PlannedRow, measured: Measurement, *, is_first: bool) -> Report
     """What is known of a row that may have been lost."""
     runtime = plan.model.runtime
     if plan.peer is not None:
-        runtime = f"{plan.kind.name} {measured.version or ''}".rstrip()
-    elif is_first and plan.kind.name == "checkpoint":
+        runtime = f"{plan.peer.peer.name} {measured.version or ''}".rstrip()
+    elif is_first and measured.entry.kind.name == "checkpoint":
         runtime += " (full-precision generator)"
     return ReportRow(
-        name=plan.name,
+        name=measured.entry.name,
         spec=plan.spec,
-        kind=plan.kind.name,
+        kind=measured.entry.kind.name,
         runtime=runtime,
         device=measured.entry.device,
         parameters=plan.model.parameters,
@@ -65,7 +66,7 @@ def _with_figures(
         **scenario_figures(measured.extra),
         **_quality_figures(measured, reference),
     }
-    if plan.kind.reads_stored_weights and row.device == "cpu":  # whose memory was measured
+    if measured.entry.kind.reads_stored_weights and row.device == "cpu":  # whose memory was measured
         figures["ceiling"] = ceiling_share(samples, plan.weight_bytes, result.bandwidth)
     if first.error is None and not row.answers_wrong:  # what computes something else is not faster
         figures["ratio"] = speed_ratio(first.samples, samples)
@@ -81,3 +82,23 @@ def _quality_figures(measured: Measurement, reference: Quality | None) -> dict[s
     hidden = _BY_TOKEN if measured.entry.data is not None else set()
     shown = {name: value for name, value in figures.items() if name in FIGURES and name not in hidden}
     return shown | {"eval_tokens": figures["tokens"]}
+
+
+def pruning_candidates(models: Mapping[str, ModelHandle]) -> dict[str, list[dict[str, Any]]]:
+    """The shapes that were tried for each row's model, from the prune stages of its lineage; a search is told once.
+
+    A shape is {shape, parameters, perplexity_ratio, kl, ms_per_token (null: not measured), chosen, steps}. Figures are
+    those that the choice was made on: on fewer tokens, after `steps` of healing.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, model in models.items():
+        tried = [
+            dict(candidate)
+            for record in model.lineage()
+            if record["stage"] == "prune"
+            for candidate in record["metrics"].get("candidates") or ()
+            if candidate["kl"] is not None  # the only one of a search is not tried
+        ]
+        if tried and tried not in found.values():
+            found[name] = tried
+    return found

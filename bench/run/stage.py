@@ -16,9 +16,8 @@ from bench.machine.environment import cores, environment, load_average
 from bench.models.handle import ModelHandle
 from bench.models.open import CheckpointHandle, for_missing, open_model
 from bench.peers.registry import read_peers
-from bench.report.candidates import pruning_candidates
 from bench.report.document import FORMAT, write_report
-from bench.report.rows import build_rows
+from bench.report.rows import build_rows, pruning_candidates
 from bench.run.controller import BenchPlan
 from bench.run.entries import PlannedRow, build_entries, model_rows, peer_rows, why_no_cuda
 from bench.run.options import BenchOptions
@@ -69,7 +68,7 @@ def bench(
         plan = _plan(opened, held_out, work, data)
         measured = measure(build_entries(rows, held_out, Path(scratch), work), plan)
         if all(result.error for result in measured.rows):
-            raise WorkFailed(f"no model could be measured; {rows[0].name}: {measured.rows[0].error}")
+            raise WorkFailed(f"no model could be measured; {rows[0].entry.name}: {measured.rows[0].error}")
         report = _report(rows, measured, plan, work, held_out, machine)
         write_report(staging, report)
     return report
@@ -102,7 +101,7 @@ def _report(
     held_out: "ChatData | None",
     machine: dict[str, Any],
 ) -> dict[str, Any]:
-    own = [(row.name, row.model) for row in rows if row.peer is None and row.device == "cpu"]
+    own = {row.entry.name: row.model for row in rows if row.peer is None and row.entry.device == "cpu"}
     return {
         "format": FORMAT,
         "partial": measured.partial,
@@ -111,7 +110,7 @@ def _report(
         "scenarios": {result.entry.name: result.extra for result in measured.rows},
         "bandwidth_gb_per_s": measured.bandwidth,
         "quality": {result.entry.name: result.quality for result in measured.rows if result.quality},
-        "candidates": pruning_candidates([name for name, _ in own], [model for _, model in own]),
+        "candidates": pruning_candidates(own),
         "settings": {
             "prompt_tokens": work.prompt_tokens,
             "new_tokens": work.new_tokens,
