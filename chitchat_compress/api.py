@@ -227,15 +227,7 @@ def evaluate(model: PathLike, data: PathLike, *, options: EvalOptions | None = N
     options = make_options(EvalOptions, options, given, "evaluate")
     from bench.evaluate.measure import evaluate as run
 
-    return run(
-        os.fspath(model),
-        Path(data),
-        max_tokens=options.max_tokens,
-        threads=options.threads,
-        teacher=options.teacher,
-        samples=options.samples,
-        tokenizer=options.tokenizer,
-    )
+    return run(os.fspath(model), Path(data), options)
 
 
 @takes(BenchOptions)

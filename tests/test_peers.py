@@ -267,10 +267,18 @@ def test_ctranslate2_replies_by_its_own_loop(tiny_checkpoint: Path, tmp_path: Pa
 _TOKENIZE = """
 import json, sys
 from pathlib import Path
+import llama_cpp
 from bench.peers.llama_cpp import LlamaCppModel, convert
 convert(Path(sys.argv[1]), Path(sys.argv[2]), "F32", 1)
-model = LlamaCppModel(sys.argv[2], 1, "cpu")
-print(json.dumps([model.tokenize(text) for text in json.loads(sys.argv[3])]))
+vocabulary = llama_cpp.llama_model_get_vocab(LlamaCppModel(sys.argv[2], 1, "cpu")._model)
+
+def tokenize(text):
+    data = text.encode()
+    ids = (llama_cpp.llama_token * (len(data) + 16))()
+    count = llama_cpp.llama_tokenize(vocabulary, data, len(data), ids, len(ids), False, False)
+    return list(ids[:count]) if count >= 0 else None
+
+print(json.dumps([tokenize(text) for text in json.loads(sys.argv[3])]))
 """
 
 

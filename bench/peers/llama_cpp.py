@@ -139,8 +139,7 @@ class LlamaCppModel(SteppingModel):
         if file.stem == "F32":  # full precision throughout; else the cache is float16, which is its default
             settings.type_k = settings.type_v = llama_cpp.GGML_TYPE_F32
         self._context = llama_cpp.llama_new_context_with_model(self._model, settings)
-        self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
-        self._size = llama_cpp.llama_vocab_n_tokens(self._vocabulary)
+        self._size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self._held: list[int] = []
 
     def begin(self, prompt: Sequence[int], *, reuse: bool) -> Floats:
@@ -194,16 +193,6 @@ class LlamaCppModel(SteppingModel):
             if len(times) == new_tokens:
                 return [as_timed_reply(started, times, reply, new_tokens) for reply in replies]
             entries = [(reply[-1], ends[row] + len(reply), row, True) for row, reply in enumerate(replies)]
-
-    def tokenize(self, text: str) -> list[int]:
-        """The ids of a text by the tokenizer in the file."""
-        data = text.encode()
-        capacity = len(data) + 16
-        array = (self._llama.llama_token * capacity)()
-        count = self._llama.llama_tokenize(self._vocabulary, data, len(data), array, capacity, False, False)
-        if count < 0:
-            raise RuntimeError("llama.cpp could not tokenize a text")
-        return list(array[:count])
 
     def _run(self, entries: Sequence[tuple[int, int, int, bool]]) -> None:
         """Decode a batch of (token, position, conversation, whether its logits are wanted)."""

@@ -5,7 +5,7 @@
     format       2
     partial      whether the run was stopped before its end; complete rounds are kept
     rows         one object a model, in the order given; the first is the yardstick. Its fields, with units and meaning,
-                 are those of `bench.report.row.ReportRow`; `bench.report.row.row_schema` gives them as JSON schema
+                 are those of `bench.report.row.ReportRow`
     samples      {name: [{ttft_ms, token_ms, ids, cpu_s}]}: every timed sample, by round
     scenarios    {name: {scenario: raw samples}}: see bench/run/scenarios.py
     bandwidth_gb_per_s   [round]: what all threads read from memory together

@@ -1,14 +1,13 @@
 """A row of a report as a type: every figure with its title, unit, meaning, and how it is written.
 
-The columns of report.md, report.html and the terminal, the explanations of report.html and the JSON schema of a row all
+The columns of report.md, report.html and the terminal and the explanations of report.html and of the documentation all
 come from the fields of `ReportRow`. Rates are of new tokens; MB are 10^6 bytes; intervals are [low, high], 95 %.
 """
 # ruff: noqa: RUF009 - the calls make the fields of a dataclass
 
-import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self
 
 Better = Literal["lower", "higher", ""]
 
@@ -231,21 +230,3 @@ SCENARIO_COLUMNS = (
 def read_rows(rows: Iterable[Mapping[str, Any]]) -> list[ReportRow]:
     """The rows of report.json."""
     return [ReportRow.from_json(row) for row in rows]
-
-
-def row_schema() -> dict[str, Any]:
-    """The JSON schema of a row of report.json."""
-    properties = {}
-    for name, hint in get_type_hints(ReportRow).items():
-        figure = FIGURES[name]
-        notes = [figure.meaning, *([f"unit: {figure.unit}"] if figure.unit else [])]
-        notes += [f"{figure.better} is better"] if figure.better else []
-        properties[name] = {"type": _json_types(hint), "description": "; ".join(notes)}
-    return {"type": "object", "title": "ReportRow", "properties": properties, "required": ["name"]}
-
-
-def _json_types(hint: Any) -> list[str]:
-    if isinstance(hint, types.UnionType):
-        return [name for part in get_args(hint) for name in _json_types(part)]
-    names = {str: "string", bool: "boolean", int: "integer", float: "number", types.NoneType: "null"}
-    return [{list: "array", dict: "object"}.get(get_origin(hint)) or names[hint]]
