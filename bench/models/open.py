@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.models.handle import ModelHandle
 from bench.models.torch import CHECKPOINT, QUANTIZED, CheckpointModel
+from chitchat.architectures.registry import count_parameters, geometry_of
 from chitchat.errors import BadInput
 
 if TYPE_CHECKING:
@@ -85,8 +86,6 @@ class CheckpointHandle(ModelHandle):
     @cached_property
     def geometry(self) -> "Geometry":
         """That in config.json; the weights must fit it, whatever they tie."""
-        from chitchat.architectures.registry import geometry_of
-
         return geometry_of(self.config)
 
     @cached_property
@@ -96,14 +95,10 @@ class CheckpointHandle(ModelHandle):
         Of a checkpoint from elsewhere the weights are read for it: its config.json may tie what is not. Raises
         `BadInput` for weights that are not there, damaged, or do not fit.
         """
-        from chitchat.architectures.registry import geometry_of
-
         return self.geometry if self.lineage() else geometry_of(self.torch_model())
 
     @property
     def parameters(self) -> int:
-        from chitchat.architectures.registry import count_parameters
-
         return count_parameters(self.stored_geometry)
 
     @property
@@ -140,7 +135,6 @@ class CheckpointHandle(ModelHandle):
 
     def torch_model(self) -> "PreTrainedModel":
         """The model in float32, with its weights."""
-        from chitchat.architectures.registry import geometry_of
         from chitchat.checkpoint import load_model
 
         model = load_model(self.path)

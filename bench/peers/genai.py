@@ -1,13 +1,13 @@
 """onnxruntime-genai: our own bundle (`compress export --genai`) in its generator; only the loop around it differs."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.models.loaded import Floats
+from bench.models.loaded import Floats, Ids
 from bench.models.stepping import SteppingModel
 from bench.peers.descriptor import Peer, Source
 from serve.quiet import load
@@ -25,7 +25,7 @@ class GenaiModel(SteppingModel):
         self.context = int(known["model"]["context_length"])
         self._generator: Any = None
 
-    def greedy(self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool) -> Iterator[int]:
+    def greedy(self, prompt: Ids, new_tokens: int, end_of_turn_id: int, *, reuse: bool) -> Iterator[int]:
         """See `SteppingModel.greedy`; the end of turn is kept out by genai's own `min_length`."""
         generator = self._open(len(prompt) + new_tokens, least=len(prompt) + new_tokens)
         generator.append_tokens(list(prompt))
@@ -33,14 +33,13 @@ class GenaiModel(SteppingModel):
             generator.generate_next_token()
             yield int(generator.get_next_tokens()[0])
 
-    def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
-        """See `SteppingModel.feed`."""
+    def feed(self, ids: Ids, *, fresh: bool) -> Floats:
         if fresh:
             self._generator = self._open(self.context)
         self._generator.append_tokens(list(ids))
         return np.array(self._generator.get_logits(), dtype=np.float32).reshape(-1)
 
-    def logits(self, ids: Sequence[int]) -> Floats:
+    def logits(self, ids: Ids) -> Floats:
         """See `LoadedModel.logits`. genai gives those of the last id only, so the ids go in one by one."""
         return np.stack([self.feed([token], fresh=index == 0) for index, token in enumerate(ids)])
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bench.models.loaded import Floats, TimedReply, as_timed_reply
+from bench.models.loaded import Floats, Ids, TimedReply, as_timed_reply
 from bench.models.stepping import SteppingModel
 from bench.peers.descriptor import Peer
 from chitchat.architectures.registry import architecture_of, geometry_of
@@ -142,7 +142,7 @@ class LlamaCppModel(SteppingModel):
         self._size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self._held: list[int] = []
 
-    def begin(self, prompt: Sequence[int], *, reuse: bool) -> Floats:
+    def begin(self, prompt: Ids, *, reuse: bool) -> Floats:
         """With `reuse`, what the cache holds of the prompt's beginning stays, as llama.cpp's server has it."""
         if not reuse:
             return self.feed(prompt, fresh=True)
@@ -152,8 +152,7 @@ class LlamaCppModel(SteppingModel):
         del self._held[same:]
         return self.feed(prompt[same:], fresh=False)
 
-    def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
-        """See `SteppingModel.feed`."""
+    def feed(self, ids: Ids, *, fresh: bool) -> Floats:
         if fresh:
             self._forget()
         array = (self._llama.llama_token * len(ids))(*ids)
@@ -161,16 +160,13 @@ class LlamaCppModel(SteppingModel):
         self._held += ids
         return self._row(-1)
 
-    def logits(self, ids: Sequence[int]) -> Floats:
-        """See `LoadedModel.logits`."""
+    def logits(self, ids: Ids) -> Floats:
         self._forget()
         self._run([(token, index, 0, True) for index, token in enumerate(ids)])
         logits = self._llama.llama_get_logits(self._context)
         return np.ctypeslib.as_array(logits, (len(ids), self._size)).copy()
 
-    def generate_concurrent(
-        self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
-    ) -> list[TimedReply]:
+    def generate_concurrent(self, prompts: Sequence[Ids], new_tokens: int, end_of_turn_id: int) -> list[TimedReply]:
         """See `LoadedModel.generate_concurrent`: one batch of all prompts, then one of a token each."""
         self._forget()
         times: list[float] = []

@@ -1,9 +1,9 @@
 """transformers in other ways than the full-precision generator's: without a KV cache, in int8, in float16."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
-from bench.models.loaded import Floats, TimedReply, time_tokens
+from bench.models.loaded import Floats, Ids, TimedReply, time_tokens
 from bench.models.torch import TORCH_MODULES, CheckpointModel, as_float32
 from bench.peers.descriptor import Peer
 
@@ -23,11 +23,7 @@ class NoCacheModel(CheckpointModel):
 
     supports_concurrency: ClassVar[bool] = False
 
-    def generate(
-        self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
-    ) -> TimedReply:
-        """See `LoadedModel.generate`."""
-
+    def generate(self, prompt: Ids, new_tokens: int, end_of_turn_id: int, *, reuse: bool = False) -> TimedReply:
         def tokens() -> Iterator[int]:
             ids = list(prompt)
             for _ in range(new_tokens):
@@ -38,7 +34,7 @@ class NoCacheModel(CheckpointModel):
 
         return time_tokens(tokens, new_tokens)
 
-    def reply(self, prompt: Sequence[int], options: "SamplingOptions", dialogue: "Dialogue") -> Iterator[int]:
+    def reply(self, prompt: Ids, options: "SamplingOptions", dialogue: "Dialogue") -> Iterator[int]:
         """See `LoadedModel.reply`: the same loop, with our sampler."""
         from serve.sampler import build_sampler, draw
 
@@ -53,7 +49,7 @@ class NoCacheModel(CheckpointModel):
         most = min(options.max_new_tokens, self.context - len(prompt))
         return draw(sample, end, most, as_float32(self._last_logits(ids)), step)
 
-    def _last_logits(self, ids: Sequence[int]) -> "Tensor":
+    def _last_logits(self, ids: Ids) -> "Tensor":
         """Logits [vocab] after the whole text."""
         import torch
 
@@ -70,7 +66,6 @@ class DynamicInt8Model(CheckpointModel):
 
     @classmethod
     def read(cls, spec: str) -> "PreTrainedModel":
-        """See `TorchModel.read`."""
         import torch
         from transformers.pytorch_utils import Conv1D
 
@@ -93,7 +88,6 @@ class HalfModel(CheckpointModel):
 
     @classmethod
     def read(cls, spec: str) -> "PreTrainedModel":
-        """See `TorchModel.read`."""
         return super().read(spec).half()
 
 

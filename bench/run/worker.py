@@ -55,17 +55,8 @@ class BenchWorker:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what `request["op"]` names and give its figures."""
-        operations = {
-            "load": self._load,
-            "sample": self._sample,
-            "concurrent": self._concurrent,
-            "reply": self._reply,
-            "margin": self._margin,
-            "memory": self._memory,
-            "convert": self._convert,
-            "quality": self._quality,
-        }
-        return operations[request["op"]](request)
+        answer: dict[str, Any] = getattr(self, f"_{request['op']}")(request)
+        return answer
 
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
         kind = find_kind(request["kind"])
