@@ -30,13 +30,14 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench.machine.memory import device_mb, peak_rss_mb
 from bench.models.kind import find_kind
-from bench.models.loaded import LoadedModel
+from bench.models.loaded import Ids, LoadedModel
 from bench.models.text_pipeline import TextPipeline
 
 
@@ -55,63 +56,59 @@ class BenchWorker:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what `request["op"]` names and give its figures."""
-        answer: dict[str, Any] = getattr(self, f"_{request['op']}")(request)
-        return answer
+        operation = getattr(self, f"_{request.pop('op')}")
+        return dict(operation(**request))
 
-    def _load(self, request: dict[str, Any]) -> dict[str, Any]:
-        kind = find_kind(request["kind"])
-        kind.import_packages()  # which is not what load_s measures
+    def _load(self, spec: str, kind: str, threads: int, device: str, slots: int = 1) -> dict[str, Any]:
+        found = find_kind(kind)
+        found.import_packages()  # which is not what load_s measures
         started = time.perf_counter()
-        self._threads_and_device = request["threads"], request["device"]
-        self._loaded = kind.model.open(request["spec"], *self._threads_and_device, slots=request.get("slots", 1))
-        return {"load_s": time.perf_counter() - started, "version": kind.version()}
+        self._threads_and_device = threads, device
+        self._loaded = found.model.open(spec, threads, device, slots=slots)
+        return {"load_s": time.perf_counter() - started, "version": found.version()}
 
-    def _sample(self, request: dict[str, Any]) -> dict[str, Any]:
-        work = request["prompt"], request["new_tokens"], request["end_of_turn_id"]
+    def _sample(self, prompt: Ids, new_tokens: int, end_of_turn_id: int, reuse: bool = False) -> dict[str, Any]:
         used = time.process_time()
-        sample = self._model.generate(*work, reuse=request.get("reuse", False))
+        sample = self._model.generate(prompt, new_tokens, end_of_turn_id, reuse=reuse)
         return {**asdict(sample), "cpu_s": time.process_time() - used}
 
-    def _concurrent(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _concurrent(self, prompts: Sequence[Ids], new_tokens: int, end_of_turn_id: int) -> dict[str, Any]:
         started = time.perf_counter()
-        samples = self._model.generate_concurrent(request["prompts"], request["new_tokens"], request["end_of_turn_id"])
+        samples = self._model.generate_concurrent(prompts, new_tokens, end_of_turn_id)
         took = time.perf_counter() - started
         return {"samples": [asdict(sample) for sample in samples], "ms": took * 1000}
 
-    def _reply(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _reply(self, text: str, seed: int, new_tokens: int, text_pipeline: dict[str, Any]) -> dict[str, Any]:
         if self._text_pipeline is None:
-            self._text_pipeline = TextPipeline(self._model, **request["text_pipeline"])
-        return dict(self._text_pipeline.reply(request["text"], request["seed"], request["new_tokens"]))
+            self._text_pipeline = TextPipeline(self._model, **text_pipeline)
+        return self._text_pipeline.reply(text, seed, new_tokens)
 
-    def _margin(self, request: dict[str, Any]) -> dict[str, Any]:
-        logits = self._model.logits(request["ids"])[-1]
-        return {
-            "margin": float(logits[request["chosen"]] - logits[request["other"]]),
-            "spread": float(logits.std()),
-        }
+    def _margin(self, ids: Ids, chosen: int, other: int) -> dict[str, Any]:
+        logits = self._model.logits(ids)[-1]
+        return {"margin": float(logits[chosen] - logits[other]), "spread": float(logits.std())}
 
-    def _memory(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _memory(self) -> dict[str, Any]:
         return {"peak_rss_mb": peak_rss_mb(), "device_mb": device_mb()}
 
-    def _convert(self, request: dict[str, Any]) -> dict[str, Any]:
-        peer: Any = find_kind(request["kind"])
-        partial = Path(f"{request['out']}.partial")
+    def _convert(self, kind: str, weight_format: str, source: str, out: str, threads: int) -> dict[str, Any]:
+        peer: Any = find_kind(kind)
+        partial = Path(f"{out}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.parent.mkdir(parents=True, exist_ok=True)
-        peer.convert(Path(request["source"]), partial, request["weight_format"], request["threads"])
-        partial.rename(request["out"])
+        peer.convert(Path(source), partial, weight_format, threads)
+        partial.rename(out)
         return {}
 
-    def _quality(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _quality(self, data: str, task: dict[str, Any], teacher: dict[str, str] | None) -> dict[str, Any]:
         from bench.evaluate.measure import EvalTask, measure_quality, open_held_out
 
-        teacher = None
-        if (named := request["teacher"]) is not None:
-            kind = find_kind(named["kind"])
+        compared = None
+        if teacher is not None:
+            kind = find_kind(teacher["kind"])
             kind.import_packages()
-            teacher = kind.model.open(named["spec"], *self._threads_and_device)
-        data = open_held_out(Path(request["data"]))
-        return {"quality": measure_quality(self._model, data, EvalTask(**request["task"]), teacher).as_json()}
+            compared = kind.model.open(teacher["spec"], *self._threads_and_device)
+        quality = measure_quality(self._model, open_held_out(Path(data)), EvalTask(**task), compared)
+        return {"quality": quality.as_json()}
 
 
 def main() -> None:
