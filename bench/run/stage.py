@@ -49,7 +49,8 @@ def bench(
     check_output(out, "report")
     if not models:
         raise BadInput("MODEL: none given; name the checkpoints, bundles or hub ids to measure")
-    _check_devices(work.devices)
+    if work.devices == ("cuda",) and (why := why_no_cuda()):  # beside the CPU its rows say why
+        raise BadInput(f"--device cuda: {why}; use --device cpu")
     requests = read_peers(work.peers, work.devices)
     opened = [open_model(spec, tokenizer=for_missing(spec, work.tokenizer)) for spec in models]
     first = opened[0]
@@ -57,7 +58,9 @@ def bench(
         raise BadInput(f"--peers: they run the first model, and {first.spec} is no checkpoint; name one first")
     for model in opened:
         _check_context(model, work)
-    held_out = _open_data(data, opened)
+    held_out = None if data is None else open_held_out(data)
+    if held_out is not None:
+        check_vocabulary(first, held_out)
     machine = environment(work.threads or cores())
     work = replace(work, threads=machine["threads"])
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch, staged_folder(out, "report") as staging:
@@ -126,12 +129,6 @@ def _report(
     }
 
 
-def _check_devices(devices: Sequence[str]) -> None:
-    """A GPU that is not there is refused where nothing else was asked for; beside the CPU its rows say why."""
-    if tuple(devices) == ("cuda",) and (why := why_no_cuda()):
-        raise BadInput(f"--device cuda: {why}; use --device cpu")
-
-
 def _check_context(model: ModelHandle, work: BenchOptions) -> None:
     if work.prompt_tokens + work.new_tokens > model.context:
         raise BadInput(
@@ -139,11 +136,3 @@ def _check_context(model: ModelHandle, work: BenchOptions) -> None:
             f"{work.prompt_tokens + work.new_tokens} tokens do not fit the context of {model.spec}, {model.context}; "
             "give fewer"
         )
-
-
-def _open_data(data: Path | None, models: Sequence[ModelHandle]) -> "ChatData | None":
-    if data is None:
-        return None
-    opened = open_held_out(data)
-    check_vocabulary(models[0], opened)
-    return opened
