@@ -78,6 +78,16 @@ def score_states(head: "Linear", states: "Tensor", targets: "Tensor") -> Predict
     return Prediction(*_in_chunks(score, head, states, targets))
 
 
+def nll_of_states(head: "Linear", states: "Tensor", targets: "Tensor") -> "Tensor":
+    """The `nll` of `score_states` alone, which is a third quicker for a large vocabulary."""
+    from torch.nn.functional import cross_entropy
+
+    def score(states: "Tensor", targets: "Tensor") -> tuple["Tensor"]:
+        return (cross_entropy(head(states).float(), targets, reduction="none").double(),)
+
+    return _in_chunks(score, head, states, targets)[0]
+
+
 def compare_states(
     reference_head: "Linear", reference_states: "Tensor", head: "Linear", states: "Tensor", targets: "Tensor"
 ) -> Comparison:

@@ -21,3 +21,8 @@ class BadInput(ChitchatError):
 
 class WorkFailed(ChitchatError):
     """The input was good and the work did not succeed (exit code 1)."""
+
+
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """The message of a library's exception in one line of at most `limit` characters; its class if it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -52,16 +52,25 @@ class _About:
     unit: str
     limits: Mapping[str, float]
     takes: tuple[str, ...]
+    alias: str
 
 
 def option(
-    default: Any, help: str, *, group: str = GROUP, unit: str = "", takes: tuple[str, ...] = (), **limits: float
+    default: Any,
+    help: str,
+    *,
+    group: str = GROUP,
+    unit: str = "",
+    takes: tuple[str, ...] = (),
+    alias: str = "",
+    **limits: float,
 ) -> Any:
     """A field of an options class. `unit` is what its number counts, and `limits` are `gt`, `ge`, `lt` or `le`.
 
-    `takes` are the kinds of folders that a recipe may name here: "data", "checkpoint", "quantized", "bundle".
+    `takes` are the kinds of folders that a recipe may name here: "data", "checkpoint", "quantized", "bundle". `alias`
+    is another name, which the command line and keywords take as well.
     """
-    return field(default=default, metadata={"option": _About(help, group, unit, limits, takes)})
+    return field(default=default, metadata={"option": _About(help, group, unit, limits, takes, alias)})
 
 
 class OptionField:
@@ -72,6 +81,7 @@ class OptionField:
         members = get_args(hint) if NoneType in get_args(hint) else (hint,)
         self.name, self.default = found.name, found.default
         self.help, self.group, self.unit, self.takes = about.help, about.group, about.unit, about.takes
+        self.alias = about.alias
         self.bounds = dict(about.limits)
         self.kind: Any = members[0]  # the type of a value that is given; None is one that is left out
         self.optional = len(members) > 1
@@ -166,11 +176,13 @@ Given = TypeVar("Given", bound=Options)
 
 
 def make_options(kind: type[Given], options: Given | None, given: Mapping[str, Any], function: str) -> Given:
-    """Options of `kind` from an object, from keywords, or from both, where keywords win.
+    """Options of `kind` from an object, from keywords (an alias among them), or from both, where keywords win.
 
     Raises `TypeError` for a keyword that is none of them, and `BadInput` for a value that cannot be used.
     """
     names = [one.name for one in option_fields(kind)]
+    aliases = {one.alias: one.name for one in option_fields(kind) if one.alias}
+    given = {aliases.get(name, name): value for name, value in given.items()}
     for name in given:
         if name not in names:
             raise TypeError(f"{function}() has no option {name!r}; it has {', '.join(names)}")

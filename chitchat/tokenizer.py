@@ -29,21 +29,21 @@ DISTINCT_BYTES = 3_000_000
 _WORD = re.compile(r"\w+")
 
 
-def check_vocab_size(vocab_size: int, family: str) -> None:
+def check_vocab_size(vocab_size: int, dialogue: str) -> None:
     """Raise `BadInput` for a vocabulary that cannot hold the 256 bytes and the special tokens."""
-    least = 256 + len(_SPECIALS[family])
+    least = 256 + len(_SPECIALS[dialogue])
     if vocab_size < least:
         raise BadInput(f"--vocab-size {vocab_size}: too small for byte-level BPE; give at least {least}")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str = "chitchat") -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, dialogue: str = "chitchat") -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most `vocab_size` tokens, the special tokens first: it has no unknown text.
 
     Fewer tokens come out where the texts do not repeat enough pieces. No more of the texts is read than memory is
     good for (`DISTINCT_BYTES`).
     """
-    check_vocab_size(vocab_size, family)
-    specials = _SPECIALS[family]
+    check_vocab_size(vocab_size, dialogue)
+    specials = _SPECIALS[dialogue]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Replace(WORD_JOINER, "")
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -55,7 +55,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str = "chitch
         show_progress=False,
     )
     tokenizer.train_from_iterator(_bounded(texts, DISTINCT_BYTES), trainer)
-    return _finished(tokenizer, specials, family)
+    return _finished(tokenizer, specials, dialogue)
 
 
 def _bounded(texts: Iterable[str], limit: int) -> Iterator[str]:
@@ -101,15 +101,15 @@ def open_tokenizer(spec: str, dialogue: str | None = None) -> PreTrainedTokenize
 
 
 def tokenizer_of(
-    checkpoint: str | Path, given: str | None = None, other: PreTrainedTokenizerFast | None = None
+    checkpoint: str | Path, tokenizer: str | None = None, other: PreTrainedTokenizerFast | None = None
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint: `given` (--tokenizer), else its own, else `other`, that of the data set.
+    """The tokenizer of a checkpoint: the one that `tokenizer` names, else its own, else `other`, that of the data set.
 
     Tokens past the checkpoint's table are left out or refused (`chitchat.checkpoint.fit_tokenizer`). Raises `BadInput`
     where there is none.
     """
-    if given is not None:
-        return fit_tokenizer(open_tokenizer(given), tokenizer_folder(checkpoint), f"--tokenizer {given}")
+    if tokenizer is not None:
+        return fit_tokenizer(open_tokenizer(tokenizer), tokenizer_folder(checkpoint), f"--tokenizer {tokenizer}")
     folder = tokenizer_folder(checkpoint)
     if other is None or has_tokenizer(folder):
         return load_tokenizer(checkpoint)
@@ -117,7 +117,7 @@ def tokenizer_of(
     return fit_tokenizer(other, folder, "--data")
 
 
-def _finished(tokenizer: Tokenizer, specials: dict[str, str], family: str) -> PreTrainedTokenizerFast:
+def _finished(tokenizer: Tokenizer, specials: dict[str, str], dialogue: str) -> PreTrainedTokenizerFast:
     fast = wrap_tokenizer(tokenizer, specials)
-    set_chat_template(fast, family)
+    set_chat_template(fast, dialogue)
     return fast

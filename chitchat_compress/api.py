@@ -60,7 +60,7 @@ def build_dataset(
 
     named = _texts(corpora)
     folder = out_folder(out, named[0] if named else "corpus", "data")
-    return Result(folder, build(named, folder, **asdict(options)))
+    return Result(folder, build(named, folder, options))
 
 
 @takes(TrainOptions)
@@ -205,8 +205,8 @@ def export(
     from export.stage import export as run
 
     folder, spec = out_folder(out, checkpoint, "bundle"), os.fspath(checkpoint)
-    figures = run(spec, folder, data=None if data is None else Path(data), **asdict(options))
-    if figures["scheme"] != "fp32" and "cpu" in options.target:
+    figures = run(spec, folder, None if data is None else Path(data), options)
+    if figures["scheme"] != "fp32" and "cpu" in options.targets:
         figures |= _speedup(Path(spec))
     return Result(folder, figures)
 

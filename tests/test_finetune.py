@@ -14,6 +14,7 @@ from compress.calibrate.measure import divergence
 from compress.quantize.blockwise import BlockTensor, dequantize_blocks, quantize_blocks
 from compress.quantize.finetune import FakeQuant, _latent, finetune
 from compress.quantize.model import round_model
+from compress.quantize.options import QuantizeOptions
 from compress.quantize.schemes import grids
 
 
@@ -89,7 +90,7 @@ def test_a_fine_tune_comes_nearer_to_the_original(tmp_path: Path, tiny_data: Pat
     floats = {name: original.get_submodule(name).weight.detach().numpy().T.copy() for name in linears}
     batches = calibration_batches(data.windows("validation", 32), data.dialogue.pad_id, 4096)
     before = divergence(original, rounded.model, batches).kl
-    tuned = finetune(rounded.model, original, linears, floats, data, 0.2, tmp_path / "work", {})
+    tuned = finetune(rounded.model, original, linears, floats, data, tmp_path / "work", QuantizeOptions(kd_minutes=0.2))
     assert divergence(original, rounded.model, batches).kl < 0.7 * before
     assert tuned.matrices.keys() == linears.keys()
     for name, each in tuned.matrices.items():

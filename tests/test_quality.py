@@ -43,8 +43,9 @@ def test_fewer_tokens_and_a_smaller_window_are_kept_to(family: dict[str, Path], 
 def test_a_data_set_of_another_tokenizer_is_refused(family: dict[str, Path], tiny_corpus: Path, tmp_path: Path) -> None:
     """Ids of one tokenizer were scored by the model of another, and the perplexity was nonsense."""
     from chitchat.data.dataset import build_dataset
+    from chitchat.data.options import DataOptions
 
-    build_dataset([str(tiny_corpus)], tmp_path / "other", vocab_size=290, validation=0.2)
+    build_dataset([str(tiny_corpus)], tmp_path / "other", DataOptions(vocab_size=290, validation=0.2))
     for path in (family["checkpoint"], family["bundle-fp32"]):
         with pytest.raises(BadInput, match=r"another tokenizer .* --tokenizer"):
             evaluate(str(path), tmp_path / "other")
@@ -116,10 +117,11 @@ def test_a_teacher_of_another_vocabulary_is_refused(
     """KL between ids that mean other words was a number all the same."""
     from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
     from chitchat.data.dataset import build_dataset
+    from chitchat.data.options import DataOptions
     from chitchat.lineage import Stage
     from chitchat.system.folder import staged_folder
 
-    build_dataset([str(tiny_corpus)], tmp_path / "data", vocab_size=290)
+    build_dataset([str(tiny_corpus)], tmp_path / "data", DataOptions(vocab_size=290))
     with staged_folder(tmp_path / "other", "checkpoint") as staging:
         model = load_model(family["checkpoint"])
         model.resize_token_embeddings(290)

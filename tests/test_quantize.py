@@ -10,6 +10,7 @@ from transformers import GPT2LMHeadModel
 from chitchat.architectures.registry import geometry_of
 from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
 from chitchat.data.dataset import build_dataset
+from chitchat.data.options import DataOptions
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import Stage, identity, read_lineage
 from compress.quantize import stage
@@ -143,7 +144,9 @@ def test_too_few_conversations_to_calibrate_on_are_counted(
     """Integers fitted to a handful of sentences, or a traceback from a covariance of nothing; rounding needs none."""
     talks = tiny_corpus.read_text(encoding="utf-8").split("\n\n")[:10]
     (tmp_path / "few.txt").write_text("\n\n".join(talks) + "\n", encoding="utf-8")
-    build_dataset([str(tmp_path / "few.txt")], tmp_path / "few", tokenizer=str(tiny_checkpoint), validation=0.2)
+    build_dataset(
+        [str(tmp_path / "few.txt")], tmp_path / "few", DataOptions(tokenizer=str(tiny_checkpoint), validation=0.2)
+    )
     message = r"--data .*few: .* \d+ conversations .*--method gptq needs 16 of 1024 tokens .*--method rtn"
     with pytest.raises(BadInput, match=message):
         quantize(str(tiny_checkpoint), tmp_path / "few", tmp_path / "q")
@@ -154,7 +157,7 @@ def test_too_few_conversations_to_calibrate_on_are_counted(
 def test_another_tokenizers_data_is_refused(tmp_path: Path, tiny_checkpoint: Path, tiny_corpus: Path) -> None:
     """Stops a perplexity of ids that mean other words."""
     other = tmp_path / "other"
-    build_dataset([str(tiny_corpus)], other, vocab_size=290, validation=0.2)
+    build_dataset([str(tiny_corpus)], other, DataOptions(vocab_size=290, validation=0.2))
     with pytest.raises(BadInput, match=r"--data .*another tokenizer"):
         quantize(str(tiny_checkpoint), other, tmp_path / "q")
 

@@ -26,6 +26,7 @@ from bench.run.prompts import make_prompts
 from bench.run.rounds import BenchResult
 from bench.run.stage import bench
 from chitchat.errors import BadInput, WorkFailed
+from export.options import ExportOptions
 from export.stage import export
 from serve.geometry import Geometry
 
@@ -270,7 +271,7 @@ def test_bad_input_is_refused_before_anything_runs(
     """Each of these failed after minutes, in a worker, as a lost row."""
     models = options.get("models", [str(family["bundle-fp32"])])
     with pytest.raises(BadInput, match=says):
-        bench(models, tmp_path / "out", work=BenchOptions(**{n: v for n, v in options.items() if n != "models"}))
+        bench(models, tmp_path / "out", options=BenchOptions(**{n: v for n, v in options.items() if n != "models"}))
     assert not (tmp_path / "out").exists()
 
 
@@ -281,7 +282,7 @@ def test_cuda_without_a_gpu_is_refused(family: dict[str, Path], tmp_path: Path) 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA GPU here")
     with pytest.raises(BadInput, match="--device cuda: torch finds no CUDA GPU"):
-        bench([str(family["checkpoint"])], tmp_path / "out", work=BenchOptions(device="cuda"))
+        bench([str(family["checkpoint"])], tmp_path / "out", options=BenchOptions(device="cuda"))
 
 
 def test_an_output_folder_that_is_not_ours_is_refused(family: dict[str, Path], tmp_path: Path) -> None:
@@ -298,7 +299,7 @@ def test_when_no_model_can_be_measured_the_work_failed_and_no_folder_is_left(
     lost = BenchResult([measurement("a", 1.0, error="was killed by SIGKILL")])
     monkeypatch.setattr("bench.run.stage.measure", lambda jobs, plan: lost)
     with pytest.raises(WorkFailed, match="was killed by SIGKILL"):
-        bench([str(family["bundle-fp32"])], tmp_path / "out", work=BenchOptions(prompt_tokens=8, new_tokens=4))
+        bench([str(family["bundle-fp32"])], tmp_path / "out", options=BenchOptions(prompt_tokens=8, new_tokens=4))
     assert not (tmp_path / "out").exists()
 
 
@@ -331,7 +332,7 @@ def test_a_gpu_that_is_not_there_is_a_row_beside_the_cpus(family: dict[str, Path
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA GPU here")
     work = BenchOptions(**SMALL, device="cpu,cuda", peers="torch-fp16")
-    report = bench([str(family["checkpoint"])], tmp_path / "out", work=work)
+    report = bench([str(family["checkpoint"])], tmp_path / "out", options=work)
     on_cpu, on_gpu, peer = report["rows"]
     assert (on_cpu["device"], on_cpu["error"]) == ("cpu", None)
     assert on_gpu["name"] == "teacher on cuda"
@@ -345,9 +346,9 @@ def test_on_a_gpu_checkpoint_float16_and_bundle_have_their_rows(tiny_checkpoint:
     """A bundle that runs on the CPU beside torch on the GPU, or a float16 that computes something else."""
     if cause := why_not_cuda():
         pytest.skip(cause)
-    export(str(tiny_checkpoint), tmp_path / "both", target="cpu+cuda")
+    export(str(tiny_checkpoint), tmp_path / "both", options=ExportOptions(target="cpu+cuda"))
     work = BenchOptions(**SMALL, device="cpu,cuda", peers="torch-fp16")
-    report = bench([str(tiny_checkpoint), str(tmp_path / "both")], tmp_path / "out", work=work)
+    report = bench([str(tiny_checkpoint), str(tmp_path / "both")], tmp_path / "out", options=work)
     assert [row["error"] for row in report["rows"]] == [None] * 5
     assert [row["device"] for row in report["rows"]] == ["cpu", "cuda", "cpu", "cuda", "cuda"]
     assert all(row["ceiling"] is None for row in report["rows"] if row["device"] == "cuda")

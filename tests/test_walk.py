@@ -31,13 +31,10 @@ def test_what_flows_is_what_flows_in_a_forward_run(model) -> None:
     inputs = windows(model)
     streams = Streams(model, inputs)
     for sublayer, flow in zip(streams.sublayers(), flows(model, inputs), strict=True):
-        np.testing.assert_allclose(torch.cat(streams.rows()), flow.before, atol=1e-5)
+        np.testing.assert_allclose(torch.cat(list(streams.rows())), flow.before, atol=1e-5)
         np.testing.assert_allclose(torch.cat(list(streams.read(sublayer))), flow.read, atol=1e-5)
-        passed = list(streams.through(sublayer))
-        outputs = torch.cat([torch.cat(one.outputs, dim=1) for one in passed])
-        np.testing.assert_allclose(outputs, flow.targets, atol=1e-5)
-        np.testing.assert_allclose(torch.cat([one.inputs for one in passed]), flow.inputs, atol=1e-5)
-        np.testing.assert_allclose(torch.cat(streams.rows()), flow.after, atol=1e-5)
+        np.testing.assert_allclose(torch.cat(list(streams.through(sublayer))), flow.inputs, atol=1e-5)
+        np.testing.assert_allclose(torch.cat(list(streams.rows())), flow.after, atol=1e-5)
 
 
 @torch.no_grad()
@@ -46,9 +43,9 @@ def test_the_two_ways_over_a_sublayer_lead_to_the_same_place(model) -> None:
     one, other, plain = (Streams(model, windows(model)) for _ in range(3))
     for sublayer in one.sublayers():
         inputs = other.out_inputs(sublayer)
-        for before, passed, mask, read in zip(one.masks, one.through(sublayer), other.masks, inputs, strict=True):
+        for before, rows, mask, read in zip(one.masks, one.through(sublayer), other.masks, inputs, strict=True):
             assert torch.equal(before, mask)
-            torch.testing.assert_close(passed.inputs, read[mask])
+            torch.testing.assert_close(rows, read[mask])
         other.add(sublayer, inputs)
         plain.advance(sublayer)
         for state, same, third in zip(one.states, other.states, plain.states, strict=True):

@@ -92,7 +92,9 @@ class Quality:
         return found
 
 
-def evaluate(spec: str, data: Path, options: EvalOptions | None = None, context: int | None = None) -> dict[str, Any]:
+def evaluate(
+    spec: str, data: Path, options: EvalOptions | None = None, *, context: int | None = None
+) -> dict[str, Any]:
     """Quality and size of one model, for `compress eval`.
 
     `context` (tokens) is the window, by default the model's own (with a teacher, the smaller one of both). With

@@ -100,11 +100,12 @@ class PeerBuilder:
         return out
 
     def _bundle(self, name: str, checkpoint: Path, **options: Any) -> Path:
+        from export.options import ExportOptions
         from export.stage import export
 
         out = self._folder / name
         if not out.is_dir():
-            export(str(checkpoint), out, data=self._data, **options)
+            export(str(checkpoint), out, self._data, ExportOptions(**options))
         return out
 
     def _quantized(self, scheme: Any) -> Path:

@@ -27,10 +27,10 @@ PEERS = "torch-no-cache,torch-int8,optimum,llama.cpp,ctranslate2,openvino,onnxru
 FOOTPRINTS = ("w8", "w8a8", "w4")
 
 
-def speed(out: Path, work: BenchOptions) -> dict[str, Any]:
+def speed(out: Path, options: BenchOptions) -> dict[str, Any]:
     """Measure everything into `out/report`, made anew, and give the report."""
     paths = {form: make_form(out / "models", form) for form in ROWS}
-    report = bench([str(path) for path in paths.values()], out / "report", work=work)
+    report = bench([str(path) for path in paths.values()], out / "report", options=options)
     found = {name: footprint(paths[name], report["environment"]["threads"]) for name in FOOTPRINTS}
     (out / "footprint.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return report

@@ -20,12 +20,14 @@ import torch
 from chitchat.architectures.registry import architecture_of
 from chitchat.checkpoint import save_checkpoint
 from chitchat.data.builder import build_dataset
+from chitchat.data.options import DataOptions
 from chitchat.errors import ChitchatError
 from chitchat.lineage import Stage
 from chitchat.system.folder import staged_folder
 from chitchat.tokenizer import read_vocab_txt
 from compress.quantize.options import QuantizeOptions
 from compress.quantize.stage import quantize
+from export.options import ExportOptions
 from export.stage import export
 from serve.geometry import Geometry
 
@@ -53,7 +55,7 @@ def make_form(folder: Path, form: str, target: Any = "cpu") -> Path:
     if form != WHOLE and not out.is_dir():  # complete or absent
         scheme, _, cache = form.removeprefix(HALF).strip().partition(" ")
         source = checkpoint if scheme == "fp32" else _make_integers(checkpoint, data, scheme)
-        export(str(source), out, data=data, kv="int8" if cache else "float32", target=target)
+        export(str(source), out, data, ExportOptions(kv="int8" if cache else "float32", target=target))
     return out
 
 
@@ -64,12 +66,12 @@ def make_checkpoint(
     *,
     conversations: int = CONVERSATIONS,
     characters: int | None = None,
-    validation: Any = None,
+    validation: float = 0.05,
 ) -> None:
     """Make a checkpoint of random weights, and a data set of random characters in its ids, where they are missing.
 
     Integers need ranges of the conversations, and nothing else is learnt from them: `conversations` of them, of the
-    first `characters` of the vocabulary (None: all), of which `validation` is held out (None: the default).
+    first `characters` of the vocabulary (None: all), of which the share `validation` is held out.
     """
     if not checkpoint.is_dir():
         torch.manual_seed(0)
@@ -84,11 +86,11 @@ def make_checkpoint(
         known = characters or shape.vocab - len(_SPECIALS)
         said = _FIRST_HAN + np.random.default_rng(0).integers(known, size=(conversations, TURNS, TURN_TOKENS))
         talks = ("\n".join("".join(map(chr, turn)) for turn in talk) for talk in said)
-        options = {} if validation is None else {"validation": validation}
+        options = DataOptions(tokenizer=str(checkpoint), validation=validation)
         with tempfile.TemporaryDirectory() as scratch:
             corpus = Path(scratch) / "random.txt"
             corpus.write_text("\n\n".join(talks) + "\n", encoding="utf-8")
-            build_dataset([str(corpus)], data, tokenizer=str(checkpoint), **options)
+            build_dataset([str(corpus)], data, options)
 
 
 def _make_integers(checkpoint: Path, data: Path, scheme: Any) -> Path:

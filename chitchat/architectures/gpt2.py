@@ -197,10 +197,6 @@ class GPT2(Architecture):
         layers: nn.ModuleList = model.transformer.h
         return layers
 
-    def set_layers(self, model: "GPT2LMHeadModel", layers: "nn.ModuleList") -> None:
-        """See `Architecture.set_layers`."""
-        model.transformer.h = layers
-
     def sublayers(self, model: "GPT2LMHeadModel", layer: int) -> tuple[Sublayer, Sublayer]:
         """See `Architecture.sublayers`: attention, then feed-forward."""
         block, name = model.transformer.h[layer], f"transformer.h.{layer}"

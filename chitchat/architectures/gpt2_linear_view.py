@@ -85,7 +85,7 @@ def weights_of(view: LinearView) -> dict[str, Tensor]:
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """nn.Linear from a Conv1D's weight [in, out] and bias [out]."""
-    linear = nn.Linear(*weight.shape, device=weight.device, dtype=weight.dtype)
+    linear = nn.Linear(*weight.shape, device="meta")  # its own weights are never drawn
     linear.weight = nn.Parameter(weight.T.contiguous().clone())
     linear.bias = nn.Parameter(bias.clone())
     return linear

@@ -18,8 +18,7 @@ before: the command line reads configurations without them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,7 +199,10 @@ class Architecture(ABC):
         """
         import copy
 
-        model = self.new_model(config).eval()
+        from transformers.initialization import no_init_weights
+
+        with no_init_weights():
+            model = self.new_model(config).eval()
         if config.tie_word_embeddings:
             weights = {**weights, f"{self.head_name}.weight": weights[f"{self.table_name}.weight"]}
         model.load_state_dict(weights, strict=True)
@@ -212,20 +214,6 @@ class Architecture(ABC):
     @abstractmethod
     def layers(self, model: Any) -> "nn.ModuleList":
         """The layers, in order."""
-
-    @abstractmethod
-    def set_layers(self, model: Any, layers: "nn.ModuleList") -> None:
-        """Put these layers in the place of the model's; its configuration stays."""
-
-    @contextmanager
-    def only_layers(self, model: Any, layers: Sequence[int]) -> Iterator[None]:
-        """Run `model` with some of its layers; all are back after the block."""
-        whole = self.layers(model)
-        self.set_layers(model, type(whole)([whole[index] for index in layers]))
-        try:
-            yield
-        finally:
-            self.set_layers(model, whole)
 
     @abstractmethod
     def sublayers(self, model: Any, layer: int) -> tuple[Sublayer, ...]:

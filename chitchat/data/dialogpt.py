@@ -1,9 +1,9 @@
-"""DialoGPT's `.tsv`: a context, a tab, and the reply; the turns of the context parted by ` EOS `.
+"""DialoGPT's `.tsv`: a context, a tab, and the reply; the turns of the context are separated by ` EOS `.
 
-Before each turn may stand its weight, `0.0` or `1.0`: whether it counts in the loss (microsoft/DialoGPT, `prepro.py`).
-The last turn is the reply, so that is the bot's, and every second one before it. As there, the white space in a turn
-does not matter. Other than there, weights are either on every turn of a file or on none, so that a turn that begins
-with a number is never taken for one with a weight; and the first turn counts where its weight says so.
+A turn may begin with its weight, `0.0` or `1.0`: whether it counts in the loss (microsoft/DialoGPT, `prepro.py`). The
+last turn is the reply, so it is the bot's, as is every second one before it. As there, white space within a turn is
+normalised. Unlike there, either every turn of a file has a weight or none, so that a turn that begins with a number is
+not misread; and the weight of the first turn is used as well.
 """
 
 import re
@@ -22,7 +22,7 @@ _FORM = "DialoGPT's form is `context<TAB>reply`; for other tables say with --col
 
 
 def read_dialogpt(path: Path, stats: ReadStats) -> Iterator[Conversation]:
-    """Conversations of a file in DialoGPT's form, each line one. Raises `BadInput` for another form."""
+    """Conversations of a file in DialoGPT's form, one a line. Raises `BadInput` for another form."""
     weighted: bool | None = None
     for number, line in text_lines(path):
         if is_blank(line):
@@ -39,7 +39,7 @@ def read_dialogpt(path: Path, stats: ReadStats) -> Iterator[Conversation]:
 
 def _conversation(texts: list[str], weighted: bool, where: str, stats: ReadStats) -> Conversation:
     if not weighted and all(_WEIGHT.fullmatch(text) for text in texts):
-        raise BadInput(f"{where}: has weights, and the lines before have none; give all turns one, or none")
+        raise BadInput(f"{where}: has weights, and the lines before have none; give all turns a weight, or none")
     found = []
     for number, text in enumerate(texts, 1):
         counts = True

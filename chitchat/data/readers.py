@@ -1,8 +1,8 @@
-"""Conversations from text files, in a stream: `.txt`, `.jsonl` and `.json`.
+"""Streams of conversations from text files: `.txt`, `.jsonl` and `.json`.
 
 `.txt` is GPT2-chitchat's form: a turn a line, a blank line between conversations. `.jsonl` is one conversation a line,
-`.json` one list of conversations; what a value may be stands in `chitchat.data.messages`. No file is held in memory
-whole. Everything wrong with a file is a `BadInput` that names the file and the line.
+`.json` one list of conversations; the forms of a conversation are in `chitchat.data.messages`. Files are streamed. Any
+error in a file is a `BadInput` that names the file and the line.
 """
 
 import json
@@ -18,7 +18,7 @@ from chitchat.text.archive import unpack_command
 from chitchat.text.cleaning import clean, is_blank
 from chitchat.text.lines import text_lines
 
-_MIXED_ENDS = 2  # so many carriage returns within one line are line ends of another kind
+_MIXED_ENDS = 2  # carriage returns within one line, from which on they are line ends of another kind
 
 
 def read_txt(path: Path, stats: ReadStats) -> Iterator[Conversation]:
@@ -27,14 +27,14 @@ def read_txt(path: Path, stats: ReadStats) -> Iterator[Conversation]:
     for number, line in text_lines(path):
         if not is_blank(line):
             if line.rstrip("\r").count("\r") >= _MIXED_ENDS:
+                source = unpack_command(path) or f"cat {quote(str(path))} | "
                 raise BadInput(
-                    f"{path}, line {number}: holds carriage returns, line ends of another kind than the others; make "
-                    f"them the same: `{unpack_command(path) or 'cat ' + quote(str(path)) + ' | '}sed 's/\\r$//' | "
-                    "tr '\\r' '\\n' > NEW.txt`"
+                    f"{path}, line {number}: has carriage returns as line ends, unlike other lines; make them the "
+                    f"same: `{source}sed 's/\\r$//' | tr '\\r' '\\n' > NEW.txt`"
                 )
             texts.append(line)
             continue
-        clean(line, stats)  # for what it counts: a line of nothing but NUL is blank, but not in silence
+        clean(line, stats)  # to count what it removes: a line of NUL characters is blank
         if texts:
             yield alternating(texts, stats)
             texts = []

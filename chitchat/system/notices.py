@@ -1,4 +1,4 @@
-"""Notices on stderr of what was assumed or repaired, each once per process."""
+"""Notices on stderr about assumptions and repairs, each once per process."""
 
 import sys
 from functools import cache
@@ -6,5 +6,5 @@ from functools import cache
 
 @cache
 def announce_once(line: str) -> None:
-    """Print a line on stderr, the first time that it is given."""
+    """Print a line on stderr, once per process."""
     print(line, file=sys.stderr, flush=True)

@@ -11,7 +11,6 @@ out-projection beside them, 4 bytes x FFN for each position.
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,17 +20,6 @@ from chitchat.architectures.registry import architecture_of
 from chitchat.architectures.sublayers import Projection, Sublayer
 from compress.calibrate.batches import Batch
 from compress.calibrate.moments import Moments
-
-
-@dataclass
-class Pass:
-    """What flowed through a sublayer in one forward run: outputs of the in-projections, inputs of the out-projection.
-
-    [rows, out] and [rows, in] without padding as `Streams.through` gives them.
-    """
-
-    outputs: list[Tensor] = field(default_factory=list)
-    inputs: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 class Streams:
@@ -51,27 +39,32 @@ class Streams:
         """All sublayers, in the order in which they run."""
         yield from self._architecture.all_sublayers(self._model)
 
+    def head_inputs(self) -> Iterator[Tensor]:
+        """What the head reads of streams that are past the last sublayer, [rows, width] a batch."""
+        norm = self._architecture.final_norm(self._model)[1]
+        return map(norm, self.rows())
+
     def copy(self) -> "Streams":
         """Streams that move on by themselves from here."""
         other = copy.copy(self)
         other.states = list(self.states)
         return other
 
-    def rows(self) -> list[Tensor]:
+    def rows(self) -> Iterator[Tensor]:
         """The states without padding, [rows, width] a batch."""
-        return [state[mask] for state, mask in zip(self.states, self.masks, strict=True)]
+        return map(_packed, self.states, self.masks)
 
     def read(self, sublayer: Sublayer) -> Iterator[Tensor]:
         """What the in-projections read, [rows, width] a batch."""
         for state, mask in zip(self.states, self.masks, strict=True):
-            yield sublayer.norm(state)[mask]
+            yield _packed(sublayer.norm(state), mask)
 
-    def through(self, sublayer: Sublayer) -> Iterator[Pass]:
-        """Move on over the sublayer, batch after batch, and give what flowed through it."""
+    def through(self, sublayer: Sublayer) -> Iterator[Tensor]:
+        """Move on over the sublayer, batch after batch, and give what its out-projection read, [rows, in] a batch."""
         for index, mask in enumerate(self.masks):
-            with _recorded(sublayer) as passed:
+            with _recorded(sublayer) as inputs:
                 self.states[index] = self.states[index] + sublayer(self.states[index])
-            yield Pass([output[mask] for output in passed.outputs], passed.inputs[mask])
+            yield _packed(inputs[0], mask)
 
     def advance(self, sublayer: Sublayer) -> None:
         """Move on over the sublayer."""
@@ -81,9 +74,9 @@ class Streams:
         """What its out-projection will read, [batch, tokens, in] a batch; the stream stays, nothing is projected."""
         found = []
         for state in self.states:
-            with _recorded(sublayer, stop=True) as passed:
+            with _recorded(sublayer, stop=True) as inputs:
                 sublayer(state)
-            found.append(passed.inputs)
+            found += inputs
         return found
 
     def add(self, sublayer: Sublayer, inputs: Sequence[Tensor]) -> None:
@@ -117,12 +110,15 @@ class PairedStreams:
         stream, at the output `columns` of each (default: all); then for the out-projection, so that the stream behind
         it is the reference's.
         """
-        self._fit_in(sublayer, reference, store if in_projs else None, columns)
+        if in_projs:
+            self._fit_in(sublayer, reference, store, columns)
+        self.reference.advance(reference)
         inputs = self.model.out_inputs(sublayer)
-        moments = Moments.zeros(*sublayer.out_proj.weight.shape)
-        streams = zip(inputs, self.model.states, self.reference.states, self.model.masks, strict=True)
-        for read, state, target, mask in streams:
-            moments.add(read[mask], target[mask][:, self.channels] - state[mask])
+        moments = Moments(*sublayer.out_proj.weight.shape)
+        for read, rows, target, mask in zip(
+            inputs, self.model.rows(), self.reference.rows(), self.model.masks, strict=True
+        ):
+            moments.add(_packed(read, mask), target[:, self.channels] - rows)
         store(sublayer.out_proj, moments)
         self.model.add(sublayer, inputs)
 
@@ -130,24 +126,16 @@ class PairedStreams:
         self,
         sublayer: Sublayer,
         reference: Sublayer,
-        store: Callable[[Projection, Moments], None] | None,
+        store: Callable[[Projection, Moments], None],
         columns: Sequence[Sequence[int]] | None,
     ) -> None:
-        """Move the reference on, and fit the in-projections on the way."""
-        if store is None:
-            self.reference.advance(reference)
-            return
-        outputs = [projection.weight.shape[1] for projection in sublayer.in_projs]
-        moments = Moments.zeros(sublayer.in_projs[0].weight.shape[0], sum(outputs))
-        for rows, passed in zip(self.model.read(sublayer), self.reference.through(reference), strict=True):
-            targets = passed.outputs
-            if columns is not None:
-                targets = [output[:, kept] for output, kept in zip(targets, columns, strict=True)]
-            moments.add(rows, torch.cat(targets, dim=1))
-        begin = 0
-        for projection, size in zip(sublayer.in_projs, outputs, strict=True):
-            store(projection, moments.of(slice(begin, begin + size)))
-            begin += size
+        """Fit the in-projections. Their targets are linear in what the reference's read, and so are the moments."""
+        moments = Moments(*(one.in_projs[0].weight.shape[0] for one in (sublayer, reference)))
+        for rows, theirs in zip(self.model.read(sublayer), self.reference.read(reference), strict=True):
+            moments.add(rows, theirs)
+        for index, (ours, their) in enumerate(zip(sublayer.in_projs, reference.in_projs, strict=True)):
+            kept = slice(None) if columns is None else columns[index]
+            store(ours, moments.with_targets(their.weight[:, kept], None if their.bias is None else their.bias[kept]))
 
     def final_rows(self) -> list[tuple[Tensor, Tensor]]:
         """Both streams without padding, [rows, width] of each a batch."""
@@ -159,24 +147,24 @@ class _Stopped(Exception):
 
 
 @contextmanager
-def _recorded(sublayer: Sublayer, stop: bool = False) -> Iterator[Pass]:
-    """Record what flows through the sublayer inside the block; with `stop`, leave it before the out-projection."""
-    passed = Pass()
+def _recorded(sublayer: Sublayer, stop: bool = False) -> Iterator[list[Tensor]]:
+    """Record what the out-projection reads inside the block, once; with `stop`, leave the sublayer there."""
+    inputs: list[Tensor] = []
 
-    def keep(_module: Any, inputs: tuple[Tensor, ...]) -> None:
-        passed.inputs = inputs[0]
+    def keep(_module: Any, read: tuple[Tensor, ...]) -> None:
+        inputs.append(read[0])
         if stop:
             raise _Stopped
 
-    hooks = [
-        projection.module.register_forward_hook(lambda _module, _inputs, output: passed.outputs.append(output))
-        for projection in sublayer.in_projs
-    ]
-    hooks.append(sublayer.out_proj.module.register_forward_pre_hook(keep))
+    hook = sublayer.out_proj.module.register_forward_pre_hook(keep)
     try:
-        yield passed
+        yield inputs
     except _Stopped:
         pass
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
+
+
+def _packed(tensor: Tensor, mask: Tensor) -> Tensor:
+    """The positions of a batch that are not padding: [batch, tokens, n] to [rows, n], all of them without a copy."""
+    return tensor.flatten(0, 1) if mask.all() else tensor.flatten(0, 1)[mask.flatten().nonzero()[:, 0]]

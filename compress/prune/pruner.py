@@ -19,7 +19,7 @@ from compress.prune.slicing import slice_model
 from serve.geometry import Geometry
 
 # Units are ranked and refitted on more tokens than layers are tried on, since every trial of a layer is a run.
-RANKING_TOKENS, LAYER_TOKENS, REFIT_TOKENS, TRIAL_TOKENS = 16_384, 4_096, 32_768, 12_288
+RANKING_TOKENS, LAYER_TOKENS, REFIT_TOKENS, TRIAL_TOKENS = 16_384, 4_096, 32_768, 8_192
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,11 @@ class Pruner:
     def layers(self, keep: int) -> list[int]:
         """The `keep` layers that stay, ascending. Fewer layers are a part of more."""
         every = range(self.model.config.num_hidden_layers)
-        if len(self._order) < len(every) - keep:
+        count = len(every) - keep
+        if len(self._order) < count:
             with fused_gelu(self.model):
-                self._order = removal_order(self.model, self.calibration(LAYER_TOKENS), len(every) - keep)
-        gone = self._order[: len(every) - keep]
+                self._order = removal_order(self.model, self.calibration(LAYER_TOKENS), count, self._order)
+        gone = self._order[:count]
         return [layer for layer in every if layer not in gone]
 
     def scores(self) -> Scores:

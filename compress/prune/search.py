@@ -15,8 +15,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from chitchat.architectures.registry import geometry_of
-from compress.calibrate.batches import Batch, calibration_batches
-from compress.calibrate.measure import divergence, mean_loss
+from chitchat.training.objective import fused_gelu
+from compress.calibrate.batches import calibration_batches
+from compress.calibrate.measure import divergence, final_states
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from compress.prune.plan import Candidate, CostModel, find_candidates
@@ -104,10 +105,18 @@ def try_candidates(
     data = run.source.data
     windows = data.windows("validation", pruner.model.config.max_position_embeddings)
     held_out = calibration_batches(windows, data.dialogue.pad_id, COMPARED_TOKENS, run.options.seed)
-    uncut = mean_loss(pruner.model, held_out)
+    with fused_gelu(pruner.model):
+        states = final_states(pruner.model, held_out)
+
+    def measured(candidate: Candidate, student: PreTrainedModel) -> Candidate:
+        with fused_gelu(student):
+            found = divergence(pruner.model, student, held_out, states)
+        ratio = math.exp(found.loss - found.reference_loss)
+        return replace(candidate, kl=found.kl, perplexity=math.exp(found.loss), perplexity_ratio=ratio)
+
     with run.stopwatch.paused():
         tried = [
-            _measured(candidate, pruner.prune(candidate.shape, TRIAL_TOKENS).student, pruner.model, held_out, uncut)
+            measured(candidate, pruner.prune(candidate.shape, TRIAL_TOKENS).student)
             for candidate in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
         ]
     if trial is not None:
@@ -123,18 +132,10 @@ def try_candidates(
             result = heal(student, run.teacher, data, folder, trial, stopwatch=run.stopwatch, ends=until)
             with run.stopwatch.paused():
                 healed = replace(tried[index], steps=result.steps)
-                tried[index] = _measured(healed, student, pruner.model, held_out, uncut)
+                tried[index] = measured(healed, student)
         shutil.rmtree(run.work / "trials", ignore_errors=True)
     best = min(tried, key=lambda candidate: (-min(candidate.steps, 1), candidate.kl))
     return [replace(candidate, chosen=candidate is best) for candidate in tried]
-
-
-def _measured(
-    candidate: Candidate, student: PreTrainedModel, model: PreTrainedModel, held_out: Sequence[Batch], uncut: float
-) -> Candidate:
-    found = divergence(model, student, held_out)
-    ratio = math.exp(found.loss - uncut)
-    return replace(candidate, kl=found.kl, perplexity=math.exp(found.loss), perplexity_ratio=ratio)
 
 
 def _long_enough(run: PruneRun, trial: HealOptions, until: float | None) -> bool:

@@ -29,7 +29,7 @@ from chitchat.tokenizer import tokenizer_of
 from chitchat.training.distributed import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from compress.calibrate.batches import CALIBRATION_TOKENS, calibration_batches, calibration_sequences
-from compress.calibrate.measure import KL_TOKENS, divergence, measure
+from compress.calibrate.measure import KL_TOKENS, divergence, final_states, measure
 from compress.calibrate.ranges import input_ranges
 from compress.quantize.allocation import Allocation, Sensitivity, allocate
 from compress.quantize.blockwise import BlockTensor
@@ -131,14 +131,12 @@ class _QuantizeRun:
 
     def finetune(self, rounded: QuantizedModel, stopwatch: Stopwatch) -> dict[str, Any]:
         """Fine-tune the linear layers through their rounding, in place; gives what is to be noted."""
-        options = self.options
         tables = {matrix.module for matrix in self.architecture.matrices(self.geometry) if matrix.table}
         linears = {name: tensor for name, tensor in rounded.matrices.items() if name not in tables}
         blocks = {name: tensor for name, tensor in linears.items() if isinstance(tensor, BlockTensor)}
-        inputs = {"data": self.data.identity, "options": asdict(options)}
         tuned = finetune(
-            rounded.model, self.model, blocks, rounded.before, self.data, options.kd_minutes, self.work, inputs,
-            seed=options.seed, resume=self.resume, stopwatch=stopwatch,
+            rounded.model, self.model, blocks, rounded.before, self.data, self.work, self.options,
+            resume=self.resume, stopwatch=stopwatch,
         )  # fmt: skip
         rounded.matrices |= tuned.matrices
         load_dequantized_(rounded.model, tuned.matrices)
@@ -173,13 +171,14 @@ class _QuantizeRun:
         every = [matrix.module for matrix in self.architecture.matrices(self.geometry)]
         low = mixed_grids(self.geometry, every, self.options.block_size)
         high = grids(self.geometry, "w8", self.options.block_size)
-        trial, found = copy.deepcopy(self.model), []
+        trial, found, states = copy.deepcopy(self.model), [], final_states(self.model, batches)
         for name in tqdm(every, desc="trying 4 bits", unit="matrix", disable=None):
             weight = self.model.get_submodule(name).weight.detach()
             matrix = (weight.T if self.architecture.is_transposed(name) else weight).float().contiguous().numpy()
             four, eight = (quantize_matrix(matrix, grid[name], "mse") for grid in (low, high))
             load_dequantized_(trial, {name: four})
-            found.append(Sensitivity(name, divergence(self.model, trial, batches).kl, eight.nbytes - four.nbytes))
+            lost = divergence(self.model, trial, batches, states).kl
+            found.append(Sensitivity(name, lost, eight.nbytes - four.nbytes))
             trial.get_submodule(name).weight.data.copy_(weight)
         return found
 
