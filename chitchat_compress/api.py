@@ -24,7 +24,6 @@ from bench.run.options import BenchOptions
 from chitchat.data.options import DataOptions
 from chitchat.options import make_options
 from chitchat.training.options import TrainOptions
-from chitchat.training.stopwatch import Stopwatch
 from chitchat_compress.keywords import takes
 from chitchat_compress.options import InfoOptions, RunOptions, ServeOptions
 from chitchat_compress.results import Report, Result, out_folder
@@ -78,6 +77,8 @@ def train(
     With `resume` a run of the same options that was killed goes on. Default `out`: `DATA-trained`.
     """
     options = make_options(TrainOptions, options, given, "train")
+    from chitchat.training.stopwatch import Stopwatch
+
     stopwatch = Stopwatch()  # before the libraries are loaded: the minutes are the user's
     from chitchat.training.train import train as run
 
@@ -101,6 +102,8 @@ def prune(
     Default `out`: `CHECKPOINT-pruned`.
     """
     options = make_options(PruneOptions, options, given, "prune")
+    from chitchat.training.stopwatch import Stopwatch
+
     stopwatch = Stopwatch()
     from compress.prune.stage import prune as run
 
@@ -174,6 +177,8 @@ def quantize(
     machine; below 1 is a warning. `resume` goes on with a fine-tune (kd). Default `out`: `CHECKPOINT-SCHEME`.
     """
     options = make_options(QuantizeOptions, options, given, "quantize")
+    from chitchat.training.stopwatch import Stopwatch
+
     stopwatch = Stopwatch()
     from compress.quantize.stage import quantize as run
 
