@@ -241,7 +241,7 @@ from serve.dialogue import Dialogue
 from serve.options import SamplingOptions
 convert(Path(sys.argv[1]), Path(sys.argv[2]), "float32", 1)
 model = CTranslate2Model(sys.argv[2], 1, "cpu")
-model.logits = None  # what would compute the whole text again
+model.run = None  # what would compute the whole text again
 greedy = SamplingOptions(top_k=1, repetition_penalty=1.0, max_new_tokens=10, seed=0)
 dialogue = Dialogue.from_json(json.loads(sys.argv[3]))
 print(json.dumps(list(model.reply(json.loads(sys.argv[4]), greedy, dialogue))))
