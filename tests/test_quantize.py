@@ -1,6 +1,7 @@
 """`compress quantize`: figures, refusals, and nothing left behind."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,19 @@ from export.stage import export
 
 
 def test_quantizing_writes_a_checkpoint_and_says_what_it_cost(
-    tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    tiny_data: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Stops a stage whose figures are not of the model that it wrote."""
     out = tmp_path / "q"
-    figures = quantize(str(tiny_checkpoint), tiny_data, out)
+    with caplog.at_level(logging.INFO, logger="chitchat_compress"):
+        figures = quantize(str(tiny_checkpoint), tiny_data, out)
     model = load_model(tiny_checkpoint)
     weights = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 2)
-    assert f"{weights:,} of {weights:,} weight bytes quantized" in capsys.readouterr().out
+    assert f"{weights:,} of {weights:,} weight bytes quantized" in caplog.messages
     assert figures["weight_bytes_quantized"] == figures["weight_bytes"] == weights
     assert figures["perplexity"] == pytest.approx(figures["perplexity_before"], rel=1e-3)
     assert 0 < figures["kl"] < 1e-3

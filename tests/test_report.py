@@ -15,13 +15,12 @@ from support.cuda import why_not_cuda
 from support.families import tiny_family
 
 from bench.models.torch import CHECKPOINT, CheckpointModel
-from bench.peers.torch_fp16 import HalfModel
-from bench.report.candidates import pruning_candidates
+from bench.peers.torch import HalfModel
 from bench.report.document import as_markdown, print_table
 from bench.report.notes import notes
-from bench.report.rows import build_rows
+from bench.report.rows import build_rows, pruning_candidates
 from bench.run.controller import BenchEntry, Measurement
-from bench.run.entries import unique_names
+from bench.run.entries import PlannedRow, unique_names
 from bench.run.options import BenchOptions
 from bench.run.prompts import make_prompts
 from bench.run.rounds import BenchResult
@@ -155,8 +154,8 @@ def test_shapes_that_were_tried_stand_in_the_report_once(made: tuple[Path, Any])
     stages = [{"stage": "train", "metrics": {}}, {"stage": "prune", "metrics": {"candidates": tried}}]
     untried = {**tried[0], "kl": None, "perplexity_ratio": None}  # the only one of a search
     none = [{"stage": "prune", "metrics": {"before": {}}}, {"stage": "prune", "metrics": {"candidates": [untried]}}]
-    models = [model(name, lineage=lambda stages=stages: stages) for name in ("pruned", "bundle")]
-    found = pruning_candidates(["teacher", "pruned", "bundle"], [model("teacher", lineage=lambda: none), *models])
+    models = {name: model(name, lineage=lambda stages=stages: stages) for name in ("pruned", "bundle")}
+    found = pruning_candidates({"teacher": model("teacher", lineage=lambda: none)} | models)
     assert found == {"pruned": tried}
     page = as_markdown({**made[1], "candidates": found})
     assert "## Shapes that were tried for pruned" in page
@@ -198,9 +197,8 @@ def test_the_table_is_not_broken_to_eighty_columns_in_a_pipe(made: tuple[Path, A
 
 def test_a_lost_row_has_its_last_words_and_no_figures() -> None:
     """The row of a crashed model vanished, or kept half of its figures."""
-    models = [model("a"), model("b"), model("c")]
     measured = [measurement("a", 4.0), measurement("b", 1.0, error="was killed by SIGKILL"), measurement("c", 2.0)]
-    rows = build_rows(["a", "b", "c"], models, BenchResult(measured))
+    rows = build_rows([PlannedRow(row.entry, model()) for row in measured], BenchResult(measured))
     assert (rows[1].tokens_per_s, rows[1].peak_rss_mb, rows[1].ratio) == (None, None, None)
     assert rows[1].error == "was killed by SIGKILL"
     assert rows[2].ratio == 2.0
@@ -215,7 +213,7 @@ def test_a_lost_row_has_its_last_words_and_no_figures() -> None:
 def test_without_the_yardstick_there_is_no_ratio() -> None:
     """When the first model was lost the second one became the yardstick, unsaid."""
     measured = BenchResult([measurement("a", 1, error="x"), measurement("b", 1)])
-    rows = build_rows(["a", "b"], [model("a"), model("b")], measured)
+    rows = build_rows([PlannedRow(row.entry, model()) for row in measured.rows], measured)
     assert rows[1].ratio is None
     assert rows[1].tokens_per_s == 1000
 

@@ -228,12 +228,11 @@ def test_the_model_that_is_quantized_stays_as_it_is() -> None:
         torch.testing.assert_close(value, same.get_parameter(name), rtol=0, atol=0)
 
 
-def test_inputs_that_are_all_alike_fall_back_and_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_inputs_that_are_all_alike_fall_back_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
     """Stops a crash, or NaN, after minutes; the line names the layer and the remedy."""
     weight = np.random.default_rng(0).standard_normal((8, 32)).astype(np.float32)
     found = quantize_matrix_or_search("transformer.h.1.mlp.c_fc", weight, Grid(4, 16), "gptq", np.zeros((32, 32)))
     expected = quantize_matrix(weight, Grid(4, 16), "mse")
     np.testing.assert_array_equal(found.q, expected.q)
-    said = capsys.readouterr().out
-    assert "transformer.h.1.mlp.c_fc" in said
-    assert "--data" in said
+    assert "transformer.h.1.mlp.c_fc" in caplog.text
+    assert "--data" in caplog.text

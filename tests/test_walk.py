@@ -8,7 +8,7 @@ from support.small_gpt2 import batches, make_model
 
 from chitchat.architectures.registry import ARCHITECTURES, architecture_of
 from compress.calibrate.batches import thin
-from compress.calibrate.walk import PairedStreams, Streams
+from compress.calibrate.walk import FittedStreams, Streams
 from tests.support.llama import Llama, random_llama
 
 
@@ -66,9 +66,12 @@ def test_each_projection_is_fitted_on_what_the_fitted_ones_before_it_give(model)
         given[projection.name] = tuple(part.numpy().copy() for part in (moments.xx, moments.xy, moments.x, moments.y))
         projection.store(projection.weight * 1.1)
 
-    streams = PairedStreams(student, model, inputs)
-    for ours, theirs in zip(streams.model.sublayers(), streams.reference.sublayers(), strict=True):
-        streams.fit(ours, theirs, store)
+    known = Streams(model, inputs)
+    streams = FittedStreams(student, known, inputs)
+    for ours, theirs in zip(streams.model.sublayers(), known.sublayers(), strict=True):
+        streams.fit_in(ours, theirs, store)
+        known.advance(theirs)
+        streams.fit_out(ours, store)
     for sublayer, ours, theirs in zip(streams.model.sublayers(), flows(student, inputs), reference, strict=True):
         begin = 0
         for projection in sublayer.in_projs:

@@ -2,9 +2,9 @@
 
 A stream is moved through a sublayer once, and what flows through its projections on the way is handed to the caller:
 that is all that ranking, smoothing, refitting and quantizing read of a model. Where a model is fitted to another one,
-the streams of both are walked side by side (`PairedStreams`), so that what is wrong so far is made good by what comes.
+the streams of both are walked side by side (`FittedStreams`), so that what is wrong so far is made good by what comes.
 
-Memory: the streams, 4 bytes x width for each position and model; `PairedStreams.fit` holds the inputs of one
+Memory: the streams, 4 bytes x width for each position and model; `FittedStreams` holds the inputs of one
 out-projection beside them, 4 bytes x FFN for each position.
 """
 
@@ -84,62 +84,54 @@ class Streams:
         self.states = [state + sublayer.out_proj(each) for state, each in zip(self.states, inputs, strict=True)]
 
 
-class PairedStreams:
-    """The streams of a model that is fitted and of its reference, on the same windows.
+class FittedStreams:
+    """The streams of a model that is fitted to a reference, on the same windows as the reference's.
 
-    The model's stream has the `channels` of the reference's (all of them by default).
+    A sublayer is fitted in two halves, and between them the caller moves the reference's streams over its own sublayer:
+    several models may be fitted to one reference, which is run once. The model's stream has the `channels` of the
+    reference's (all of them by default).
     """
 
-    def __init__(self, model: Any, reference: Any, batches: Sequence[Batch], channels: Sequence[int] | None = None):
-        self.model, self.reference = Streams(model, batches), Streams(reference, batches)
+    def __init__(
+        self, model: Any, reference: Streams, batches: Sequence[Batch], channels: Sequence[int] | None = None
+    ) -> None:
+        self.model, self._reference = Streams(model, batches), reference
         width = self.model.states[0].shape[-1]
-        self.channels = torch.tensor(range(width) if channels is None else channels)
+        self._channels = torch.tensor(range(width) if channels is None else channels)
 
-    def fit(
+    def fit_in(
         self,
         sublayer: Sublayer,
         reference: Sublayer,
         store: Callable[[Projection, Moments], None],
         columns: Sequence[Sequence[int]] | None = None,
-        in_projs: bool = True,
     ) -> None:
-        """Have the projections of `sublayer` fitted to the `reference`'s, and move both streams over them.
+        """Have the in-projections fitted to what the reference's read out of their own stream.
 
-        `store` is called for each projection with the moments of its inputs and targets, and puts weights into it:
-        first for the in-projections (unless `in_projs` is false), towards what the reference's read out of their own
-        stream, at the output `columns` of each (default: all); then for the out-projection, so that the stream behind
-        it is the reference's.
+        `store` is called for each with the moments of its inputs and targets, and puts weights into it. The targets are
+        the output `columns` of each of the reference's (default: all). They are linear in what those read, and so are
+        their moments.
         """
-        if in_projs:
-            self._fit_in(sublayer, reference, store, columns)
-        self.reference.advance(reference)
-        inputs = self.model.out_inputs(sublayer)
-        moments = Moments(*sublayer.out_proj.weight.shape)
-        for read, rows, target, mask in zip(
-            inputs, self.model.rows(), self.reference.rows(), self.model.masks, strict=True
-        ):
-            moments.add(_packed(read, mask), target[:, self.channels] - rows)
-        store(sublayer.out_proj, moments)
-        self.model.add(sublayer, inputs)
-
-    def _fit_in(
-        self,
-        sublayer: Sublayer,
-        reference: Sublayer,
-        store: Callable[[Projection, Moments], None],
-        columns: Sequence[Sequence[int]] | None,
-    ) -> None:
-        """Fit the in-projections. Their targets are linear in what the reference's read, and so are the moments."""
         moments = Moments(*(one.in_projs[0].weight.shape[0] for one in (sublayer, reference)))
-        for rows, theirs in zip(self.model.read(sublayer), self.reference.read(reference), strict=True):
+        for rows, theirs in zip(self.model.read(sublayer), self._reference.read(reference), strict=True):
             moments.add(rows, theirs)
         for index, (ours, their) in enumerate(zip(sublayer.in_projs, reference.in_projs, strict=True)):
             kept = slice(None) if columns is None else columns[index]
             store(ours, moments.with_targets(their.weight[:, kept], None if their.bias is None else their.bias[kept]))
 
+    def fit_out(self, sublayer: Sublayer, store: Callable[[Projection, Moments], None]) -> None:
+        """Have the out-projection fitted so that the stream behind it is the reference's, and move on over it."""
+        inputs = self.model.out_inputs(sublayer)
+        moments = Moments(*sublayer.out_proj.weight.shape)
+        rows = zip(inputs, self.model.rows(), self._reference.rows(), self.model.masks, strict=True)
+        for read, ours, theirs, mask in rows:
+            moments.add(_packed(read, mask), theirs[:, self._channels] - ours)
+        store(sublayer.out_proj, moments)
+        self.model.add(sublayer, inputs)
+
     def final_rows(self) -> list[tuple[Tensor, Tensor]]:
         """Both streams without padding, [rows, width] of each a batch."""
-        return list(zip(self.model.rows(), self.reference.rows(), strict=True))
+        return list(zip(self.model.rows(), self._reference.rows(), strict=True))
 
 
 class _Stopped(Exception):

@@ -115,16 +115,15 @@ def try_candidates(
         return replace(candidate, kl=found.kl, perplexity=math.exp(found.loss), perplexity_ratio=ratio)
 
     with run.stopwatch.paused():
-        tried = [
-            measured(candidate, pruner.prune(candidate.shape, TRIAL_TOKENS).student)
-            for candidate in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
-        ]
+        shapes = [candidate.shape for candidate in candidates]
+        students = dict(enumerate(pruned.student for pruned in pruner.prune_to_all(shapes, TRIAL_TOKENS)))
+        tried = [measured(candidate, students[index]) for index, candidate in enumerate(candidates)]
     if trial is not None:
         order = run.distributed.broadcast(sorted(range(len(tried)), key=lambda index: tried[index].kl or 0.0))
         chosen = order[: finalists(len(tried))]
+        students = {index: students[index] for index in chosen}  # the others' memory is free for healing
         for number, index in enumerate(tqdm(chosen, desc="healing candidates", unit="shape", disable=None)):
-            with run.stopwatch.paused():
-                student = pruner.prune(tried[index].shape, TRIAL_TOKENS).student
+            student = students.pop(index)
             until = None if ends is None else run.stopwatch.part(ends, 1 / (len(chosen) - number))
             if not run.distributed.broadcast(_long_enough(run, trial, until)):
                 break

@@ -24,7 +24,7 @@ from chitchat.architectures.sublayers import Projection
 from compress.calibrate.batches import Batch
 from compress.calibrate.final_norm import fit_final_norm
 from compress.calibrate.moments import Moments
-from compress.calibrate.walk import PairedStreams
+from compress.calibrate.walk import FittedStreams, Streams
 from compress.quantize.checkpoint import QuantizedTensor, dequantize
 
 # (module, weight float32 [N, K], covariance of its input float64 [K, K] or None) to the integers
@@ -71,10 +71,13 @@ def quantize_in_turn(
     for name, table in architecture.tables(model):
         used_as_head = tied and name == architecture.token_table(model)[0]
         table.weight.copy_(decide(name, table.weight, head_inputs if used_as_head else None))
-    streams = PairedStreams(model, original, batches)
-    pairs = list(zip(streams.model.sublayers(), streams.reference.sublayers(), strict=True))
+    reference = Streams(original, batches)
+    streams = FittedStreams(model, reference, batches)
+    pairs = list(zip(streams.model.sublayers(), reference.sublayers(), strict=True))
     for ours, theirs in tqdm(pairs, desc="quantizing", unit="sublayer", disable=None):
-        streams.fit(ours, theirs, store)
+        streams.fit_in(ours, theirs, store)
+        reference.advance(theirs)
+        streams.fit_out(ours, store)
     if not tied:
         name, head = architecture.head(model)
         head.weight.copy_(decide(name, head.weight, head_inputs))

@@ -25,6 +25,7 @@ from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import Stage, identity
 from chitchat.system.folder import check_output, staged_folder
+from chitchat.system.notices import log
 from chitchat.tokenizer import tokenizer_of
 from chitchat.training.distributed import Distributed
 from chitchat.training.stopwatch import Stopwatch
@@ -54,7 +55,7 @@ def quantize(
     resume: bool = False,
     stopwatch: Stopwatch | None = None,
 ) -> dict[str, Any]:
-    """Write the quantized checkpoint `out`, print the bytes that were quantized, and return its figures.
+    """Write the quantized checkpoint `out`, log the bytes that were quantized, and return its figures.
 
     `resume` goes on with a fine-tune (method kd) that was stopped. Its minutes are those on the `stopwatch` (default:
     one that begins now): models are read and fine-tuned in them, the integers it begins with are decided beside them.
@@ -76,7 +77,7 @@ def quantize(
         notes |= run.finetune(rounded, stopwatch)
     done, total = count_weight_bytes(model, rounded.matrices)
     if run.distributed.is_main:
-        print(f"{done:,} of {total:,} weight bytes quantized")
+        log.info(f"{done:,} of {total:,} weight bytes quantized")
     if done < MIN_SHARE * total:
         raise WorkFailed(f"{checkpoint}: only {done / total:.1%} of the weight bytes could be quantized, not 95 %")
     quantized = checkpoint_of(rounded, tokenizer, chosen, options.scheme, options.method)
@@ -114,7 +115,8 @@ class _QuantizeRun:
         found = self._sensitivities()
         assert options.max_kl is not None
         allocation = allocate(found, self._lost, options.max_kl)
-        print(f"{len(allocation.low)} of {len(found)} matrices at 4 bits, KL {allocation.kl:.2g}")
+        if self.distributed.is_main:
+            log.info(f"{len(allocation.low)} of {len(found)} matrices at 4 bits, KL {allocation.kl:.2g}")
         return mixed_grids(self.geometry, allocation.low, options.block_size), _noted(allocation, found)
 
     def round(self, chosen: Mapping[str, Grid]) -> QuantizedModel:
