@@ -28,13 +28,18 @@ if TYPE_CHECKING:
 def locate(source: str | Path, weights: bool = True) -> Path:
     """The local folder, or file of weights, of a checkpoint; a hub id is fetched, without its weights if `weights` is
     false. Raises `BadInput` for a missing path, a hub id that cannot be fetched, and for anything but a checkpoint."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        if isinstance(source, Path) or not looks_like_hub_id(source):
-            raise BadInput(f"{source}: no such checkpoint folder")
-        path = fetch_model(source, weights)
+    path = _local_path(source, weights, "no such checkpoint folder")
     refuse_other_kinds(path)
     return path
+
+
+def _local_path(source: str | Path, weights: bool, missing: str) -> Path:
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if isinstance(source, Path) or not looks_like_hub_id(source):
+        raise BadInput(f"{source}: {missing}")
+    return fetch_model(source, weights)
 
 
 def read_config(source: str | Path) -> dict[str, Any]:
@@ -108,9 +113,8 @@ def _assembled(
         for name, shape in shapes.items()
         if name in weights and weights[name].shape != shape
     ]
-    if missing or left_over or others:
-        found = (("missing", missing), ("left over", left_over), ("of another shape", others))
-        reason = "; ".join(f"{what} {', '.join(names[:2])}" for what, names in found if names)
+    found = (("missing", missing), ("left over", left_over), ("of another shape", others))
+    if reason := "; ".join(f"{what} {', '.join(names[:2])}" for what, names in found if names):
         raise BadInput(f"{source}: the weights do not fit config.json ({reason}); fetch the checkpoint again")
     with torch.random.fork_rng(devices=[]):
         return architecture.build(described, weights, generation)
@@ -126,11 +130,7 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
 
 def tokenizer_folder(source: str | Path) -> Path:
     """The folder where the tokenizer of `source` belongs; a hub id is fetched. Raises `BadInput`."""
-    path = Path(source).expanduser()
-    if not path.exists() and not isinstance(source, Path) and looks_like_hub_id(source):
-        path = fetch_model(source, weights=False)
-    if not path.exists():
-        raise BadInput(f"{source}: no such folder; give the one that holds the tokenizer")
+    path = _local_path(source, weights=False, missing="no such folder; give the one that holds the tokenizer")
     return path if path.is_dir() else path.parent
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import (
@@ -16,6 +16,7 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
+    PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -24,9 +25,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from chitchat.dialogue import Dialogue
 from chitchat.errors import BadInput
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 # Defaults of the options: a short greedy reply.
 _DEFAULTS: dict[str, Any] = {
@@ -47,7 +45,7 @@ _DEFAULTS: dict[str, Any] = {
 class TorchGenerator:
     """Replies of a torch model. `context` is the most ids of prompt and reply together."""
 
-    def __init__(self, model: "PreTrainedModel", dialogue: Dialogue, threads: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, dialogue: Dialogue, threads: int | None = None) -> None:
         """`threads` sets torch's thread count, which is one for the whole process."""
         if threads is not None:
             torch.set_num_threads(threads)
@@ -154,7 +152,7 @@ class TorchGenerator:
 
 
 @contextmanager
-def no_defaults(model: "PreTrainedModel") -> Iterator[None]:
+def no_defaults(model: PreTrainedModel) -> Iterator[None]:
     """A context in which `generate` uses only the given configuration.
 
     transformers 5 would take settings that are not given from the checkpoint, for example a repetition penalty.

@@ -1,4 +1,4 @@
-"""Which encoding bytes are in: what is named is right, what is not certain is not named as if it were."""
+"""Detection of encodings: a single result is right, an uncertain one names all candidates."""
 
 import random
 from pathlib import Path
@@ -22,13 +22,13 @@ TEXTS = {
 
 @pytest.mark.parametrize("iconv", TEXTS)
 def test_a_legacy_encoding_is_recognised_by_a_few_lines(iconv: str) -> None:
-    """Everything that was not UTF-8 was called GB18030, and the command gave a file of nonsense."""
+    """Everything that was not UTF-8 was called GB18030, and the command wrote a wrong text."""
     sample = b"\n".join(line for line in TEXTS[iconv].encode(iconv).split(b"\n") if not line.isascii())
     assert [found.iconv for found in detect_legacy(sample)] == [iconv]
 
 
 def test_two_encodings_that_both_fit_are_both_named() -> None:
-    """Two characters cannot tell Chinese from Korean: a sure voice would be wrong every other time."""
+    """Two characters cannot distinguish Chinese from Korean: a single result would often be wrong."""
     found = [each.iconv for each in detect_legacy("你好".encode("gb18030"))]
     assert found[0] == "gb18030"
     assert "cp949" in found
@@ -36,7 +36,7 @@ def test_two_encodings_that_both_fit_are_both_named() -> None:
     assert french == ["windows-1252", "windows-1250"]
 
 
-def test_bytes_of_no_encoding_are_given_none() -> None:
+def test_random_bytes_fit_no_encoding() -> None:
     """Random bytes are valid Windows-1252; a command for them would only hide the damage."""
     assert detect_legacy(random.Random(0).randbytes(4000)) == []
     assert detect_legacy(b"\xff\xfe") == []
@@ -44,7 +44,7 @@ def test_bytes_of_no_encoding_are_given_none() -> None:
 
 @pytest.mark.parametrize("text", [CHINESE, *TEXTS.values(), "how are you\nfine\n"])
 @pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
-def test_utf_16_and_utf_32_without_a_mark_are_told_apart(text: str, codec: str) -> None:
+def test_utf_16_and_utf_32_without_a_mark_are_distinguished(text: str, codec: str) -> None:
     """UTF-16 of English is valid UTF-8 with a NUL in every second place, and was trained on as such."""
     found = detect_wide(text.encode(codec))
     assert found is not None
@@ -61,7 +61,7 @@ def test_some_nul_characters_do_not_make_utf_16(text: str) -> None:
 
 
 def test_a_byte_order_mark_is_read() -> None:
-    """UTF-32's little-endian mark begins as UTF-16's does: the wrong one wins where the order is wrong."""
+    """UTF-32's little-endian mark begins as UTF-16's does: in the wrong order the wrong one wins."""
     for codec in ("utf-8-sig", "utf-16", "utf-32"):
         head = "hi".encode(codec)
         decoded, mark = detect_mark(head)

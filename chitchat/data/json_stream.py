@@ -4,6 +4,7 @@ Python's decoder is given text until an item is complete.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from chitchat.errors import BadInput
 from chitchat.text.lines import text_pieces
 
+_SPACE = re.compile(r"[ \t\r\n]*")
 # Characters; without a limit one missing bracket would make the decoder read the whole file.
 _LONGEST_CONVERSATION = 1 << 26
 
@@ -58,9 +60,10 @@ class _JsonSource:
     def peek(self) -> str:
         """The next character that is not white space; empty at the end of the file."""
         while True:
-            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
-                self.line += self._text[self._at] == "\n"
-                self._at += 1
+            space = _SPACE.match(self._text, self._at)
+            assert space is not None
+            self.line += space[0].count("\n")
+            self._at = space.end()
             if self._at < len(self._text):
                 return self._text[self._at]
             if not self._more():

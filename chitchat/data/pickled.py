@@ -188,12 +188,11 @@ class _TurnSplitter:
         """Conversations of ids with their text."""
         turns = [list(turn) for conversation in conversations for turn in conversation]
         decode = self._tokenizer.backend_tokenizer.decode_batch
-        texts = iter(decode(turns, skip_special_tokens=False) if turns else [])
+        decoded = decode(turns, skip_special_tokens=False) if turns else []
+        unknown = self._unknown or "\ufffd"
+        texts = (clean(text.replace(unknown, "\ufffd"), Cleaned()) for text in decoded)
         for conversation in conversations:
-            yield [Turn(self._cleaned(next(texts)), index % 2 == 1, ids=ids) for index, ids in enumerate(conversation)]
-
-    def _cleaned(self, text: str) -> str:
-        return clean(text if self._unknown is None else text.replace(self._unknown, "\ufffd"), Cleaned())
+            yield [Turn(next(texts), index % 2 == 1, ids=ids) for index, ids in enumerate(conversation)]
 
 
 class _BoundedReader:

@@ -87,16 +87,7 @@ def read_weights(
 
 
 def _read_file(file: Path) -> dict[str, "Tensor"]:
-    import torch
-
-    found = _read_mapping(file)
-    wrapper = next((name for name in _WRAPPERS if isinstance(found.get(name), Mapping)), None)
-    tensors = found if wrapper is None else found[wrapper]
-    return {str(name): tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
-
-
-def _read_mapping(file: Path) -> Mapping[str, Any]:
-    """The content of safetensors or of a pickle. Raises `BadInput` for anything that the loaders raise."""
+    """The tensors of safetensors or of a pickle. Raises `BadInput` for anything that the loaders raise."""
     import pickle
 
     import torch
@@ -107,7 +98,9 @@ def _read_mapping(file: Path) -> Mapping[str, Any]:
         found: Any = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(found, Mapping):
             raise ValueError(f"holds a {type(found).__name__} and no tensors by name")
-        return found
+        wrapper = next((name for name in _WRAPPERS if isinstance(found.get(name), Mapping)), None)
+        tensors = found if wrapper is None else found[wrapper]
+        return {str(name): tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
     except MemoryError as error:
         raise BadInput(f"{file}: does not fit into memory; use a machine with more") from error
     except Exception as error:  # SafetensorError, OSError, EOFError, KeyError, …

@@ -135,7 +135,7 @@ def _undecodable(error: UnicodeDecodeError, codec: str, path: Path, where: str, 
     sample = piece[begin : begin + SAMPLE_BYTES]
     wide = detect_wide(piece[:SAMPLE_BYTES])
     lines = sample.split(b"\n")
-    if len(lines) > 2:  # the first and the last may be cut within a character
+    if len(lines) > 2:  # the first and the last may be incomplete
         lines = lines[begin > 0 or not first : None if begin + len(sample) == len(piece) else -1]
     foreign = [line for line in lines if not line.isascii()]
     whole = sum(_is_utf8(line) for line in foreign)

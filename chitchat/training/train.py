@@ -7,7 +7,10 @@ planned, killed and resumed is in `chitchat.training.trainer`.
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
 
 from chitchat.architectures.registry import DEFAULT, architecture_of
 from chitchat.checkpoint import load_model, save_checkpoint
@@ -25,9 +28,6 @@ from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.trainer import fit, weights_sha256
 from chitchat.training.workfolder import WorkFolder
 from serve.geometry import Geometry
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 FINE_TUNING_RATE = 1e-4
 SCRATCH_DECAY, FINE_TUNING_DECAY = 0.1, 0.01
@@ -57,7 +57,7 @@ def train(
     if not len(windows):
         raise BadInput(f"{data}: no training turn counts in the loss; train on all turns, or give turns a weight of 1")
 
-    def evaluate(model: "PreTrainedModel", max_tokens: int) -> dict[str, float]:
+    def evaluate(model: PreTrainedModel, max_tokens: int) -> dict[str, float]:
         result = score(torch_scorer(model), held_out, max_tokens)
         return {"loss": result.nll_per_token, **{name: result.as_json()[name] for name in FIGURES}}
 
@@ -87,7 +87,7 @@ def scratch_rate(width: int) -> float:
     return min(2e-3, 0.4 / width)
 
 
-def _initial_model(options: TrainOptions, data: ChatData) -> "PreTrainedModel":
+def _initial_model(options: TrainOptions, data: ChatData) -> PreTrainedModel:
     if options.init is None:
         return _new_model(options, data)
     model = load_model(options.init)
@@ -98,10 +98,8 @@ def _initial_model(options: TrainOptions, data: ChatData) -> "PreTrainedModel":
     return model
 
 
-def _new_model(options: TrainOptions, data: ChatData) -> "PreTrainedModel":
+def _new_model(options: TrainOptions, data: ChatData) -> PreTrainedModel:
     """A model with random weights that depend only on seed and shape."""
-    import torch
-
     shape = {name: getattr(options, name) or default for name, default in SCRATCH_SHAPE.items()}
     geometry = Geometry(
         layers=shape["layers"],
@@ -124,9 +122,7 @@ def _new_model(options: TrainOptions, data: ChatData) -> "PreTrainedModel":
         return DEFAULT.new_model(config)
 
 
-def _set_dropout(model: "PreTrainedModel", dropout: float) -> None:
-    import torch
-
+def _set_dropout(model: PreTrainedModel, dropout: float) -> None:
     for name, share in architecture_of(model).dropout_fields(dropout).items():
         setattr(model.config, name, share)
     for module in model.modules():
@@ -134,7 +130,7 @@ def _set_dropout(model: "PreTrainedModel", dropout: float) -> None:
             module.p = dropout
 
 
-def _context(options: TrainOptions, model: "PreTrainedModel") -> int:
+def _context(options: TrainOptions, model: PreTrainedModel) -> int:
     longest = model.config.max_position_embeddings
     context = options.context or longest
     if context > longest:
@@ -143,7 +139,7 @@ def _context(options: TrainOptions, model: "PreTrainedModel") -> int:
     return context
 
 
-def _fit_options(options: TrainOptions, model: "PreTrainedModel") -> FitOptions:
+def _fit_options(options: TrainOptions, model: PreTrainedModel) -> FitOptions:
     scratch = options.init is None
     default = scratch_rate(model.config.hidden_size) if scratch else FINE_TUNING_RATE
     return FitOptions(
@@ -166,7 +162,7 @@ def _closing_seconds(stopwatch: Stopwatch) -> float:
     return CLOSING * (stopwatch.seconds - began)
 
 
-def _figures(model: "PreTrainedModel", result: FitResult, stopwatch: Stopwatch) -> dict[str, Any]:
+def _figures(model: PreTrainedModel, result: FitResult, stopwatch: Stopwatch) -> dict[str, Any]:
     return {
         "validation_loss": result.after["loss"],
         **{name: result.after[name] for name in FIGURES if name != "tokens"},
@@ -180,7 +176,7 @@ def _figures(model: "PreTrainedModel", result: FitResult, stopwatch: Stopwatch) 
 
 
 def _stage(options: TrainOptions, data: ChatData, result: FitResult, figures: dict[str, Any]) -> Stage:
-    """The record for the lineage; figures are those of the validation tokens that evaluations read."""
+    """The record for the lineage."""
     folder = Path(options.init) if options.init else None
     return Stage(
         "train",

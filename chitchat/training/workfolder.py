@@ -49,11 +49,25 @@ class WorkFolder:
         the error gives the point from which a resume would continue ("step 30"), else it is removed. Raises `BadInput`
         for a resume whose `file` has another key, and for a full disk; Ctrl-C gets a message about resuming.
         """
-        self.distributed.run_on_main(lambda: self._begin(file, key, resume, stopwatch))
+
+        def begin() -> None:
+            if resume:
+                read_keyed(self.path / file, key)
+                self.sweep()
+            else:
+                self.remove()
+            stopwatch.keep_in(self.path / CLOCK, resume)
+
+        self.distributed.run_on_main(begin)
         try:
             yield
         except BaseException as error:
-            point = self._tidy(resume_point, error) if self.distributed.is_main else None
+            point = None
+            if self.distributed.is_main:
+                self.sweep()
+                point = resume_point(error)
+                if point is None:
+                    self.remove()
             if isinstance(error, KeyboardInterrupt) and self.distributed.is_main:
                 message = f"stopped; the same command with --resume goes on from {point}"
                 raise KeyboardInterrupt(*(error.args or [message]) if point else ()) from error
@@ -82,21 +96,6 @@ class WorkFolder:
             shutil.rmtree(left, ignore_errors=True)
         if self.path.exists():
             _remove(self.path)
-
-    def _begin(self, file: str, key: Mapping[str, Any], resume: bool, stopwatch: Stopwatch) -> None:
-        if resume:
-            read_keyed(self.path / file, key)
-            self.sweep()
-        else:
-            self.remove()
-        stopwatch.keep_in(self.path / CLOCK, resume)
-
-    def _tidy(self, resume_point: Callable[[BaseException], str | None], error: BaseException) -> str | None:
-        self.sweep()
-        point = resume_point(error)
-        if point is None:
-            self.remove()
-        return point
 
 
 @dataclass(frozen=True)
