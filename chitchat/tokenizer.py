@@ -1,7 +1,7 @@
-"""Tokenizers: train a byte-level BPE, read a BERT `vocab.txt`, or take that of a checkpoint.
+"""Tokenizers: train a byte-level BPE, read a BERT `vocab.txt`, or open that of a checkpoint.
 
-All come out as fast tokenizers that carry the dialogue format (`chitchat.dialogue`) and that `AutoTokenizer` loads
-unchanged after `save_pretrained`. Vocabularies are never altered.
+All are fast tokenizers with the dialogue format (`chitchat.dialogue`) set, which `AutoTokenizer` loads unchanged after
+`save_pretrained`. Vocabularies are never altered.
 """
 
 import re
@@ -23,27 +23,26 @@ _SPECIALS = {
     "chitchat": {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
     "dialogpt": {"eos_token": "<|endoftext|>"},
 }
-# The trainer holds some 120 bytes of memory for each byte of a distinct word. In Chinese a whole clause is such a word,
-# so 16 MB of text took 1.9 GB; with this limit it is a third of a gigabyte in any language.
+# The trainer needs some 120 bytes of memory per byte of distinct words; a Chinese clause is one word, so 16 MB of text
+# took 1.9 GB. With this limit it is a third of a gigabyte in any language.
 DISTINCT_BYTES = 3_000_000
 _WORD = re.compile(r"\w+")
 
 
-def check_vocab_size(vocab_size: int, family: str) -> None:
-    """Raise `BadInput` for a vocabulary that cannot hold the 256 bytes and the special tokens."""
-    least = 256 + len(_SPECIALS[family])
+def check_vocab_size(vocab_size: int, dialogue: str) -> None:
+    """Raise `BadInput` for a vocabulary too small for the 256 bytes and the special tokens."""
+    least = 256 + len(_SPECIALS[dialogue])
     if vocab_size < least:
         raise BadInput(f"--vocab-size {vocab_size}: too small for byte-level BPE; give at least {least}")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str = "chitchat") -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `vocab_size` tokens, the special tokens first: it has no unknown text.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, dialogue: str = "chitchat") -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `vocab_size` tokens, special tokens first; no text is unknown to it.
 
-    Fewer tokens come out where the texts do not repeat enough pieces. No more of the texts is read than memory is
-    good for (`DISTINCT_BYTES`).
+    There are fewer tokens if the texts do not repeat enough pieces. The texts are read up to `DISTINCT_BYTES`.
     """
-    check_vocab_size(vocab_size, family)
-    specials = _SPECIALS[family]
+    check_vocab_size(vocab_size, dialogue)
+    specials = _SPECIALS[dialogue]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Replace(WORD_JOINER, "")
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -55,11 +54,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str = "chitch
         show_progress=False,
     )
     tokenizer.train_from_iterator(_bounded(texts, DISTINCT_BYTES), trainer)
-    return _finished(tokenizer, specials, family)
+    fast = wrap_tokenizer(tokenizer, specials)
+    set_chat_template(fast, dialogue)
+    return fast
 
 
 def _bounded(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """The texts up to where their distinct words hold `limit` bytes."""
+    """The texts until their distinct words have `limit` bytes."""
     seen: set[str] = set()
     size = 0
     for text in texts:
@@ -80,10 +81,9 @@ def read_vocab_txt(path: Path, dialogue: str | None = None) -> PreTrainedTokeniz
 
 
 def open_tokenizer(spec: str, dialogue: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer that `--tokenizer` names: a BERT vocab.txt, a folder that has one, or a hub id.
+    """The tokenizer given by `--tokenizer`: a BERT vocab.txt, a folder that has a tokenizer, or a hub id.
 
-    A folder is a checkpoint, a data set, a bundle, or holds GPT-2's files in either naming. Raises `BadInput` for
-    anything else. The dialogue format is recognised, or is `dialogue`, and set.
+    The dialogue format is recognised, or is `dialogue`, and set. Raises `BadInput` for anything else.
     """
     path = Path(spec).expanduser()
     if path.is_file() and path.suffix == ".txt" and path.name != "merges.txt":
@@ -101,23 +101,17 @@ def open_tokenizer(spec: str, dialogue: str | None = None) -> PreTrainedTokenize
 
 
 def tokenizer_of(
-    checkpoint: str | Path, given: str | None = None, other: PreTrainedTokenizerFast | None = None
+    checkpoint: str | Path, tokenizer: str | None = None, other: PreTrainedTokenizerFast | None = None
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint: `given` (--tokenizer), else its own, else `other`, that of the data set.
+    """The tokenizer of a checkpoint: the one that `tokenizer` names, else its own, else `other`, that of the data set.
 
-    Tokens past the checkpoint's table are left out or refused (`chitchat.checkpoint.fit_tokenizer`). Raises `BadInput`
-    where there is none.
+    Tokens without a row in the checkpoint's table: see `chitchat.checkpoint.fit_tokenizer`. Raises `BadInput` if there
+    is no tokenizer.
     """
-    if given is not None:
-        return fit_tokenizer(open_tokenizer(given), tokenizer_folder(checkpoint), f"--tokenizer {given}")
+    if tokenizer is not None:
+        return fit_tokenizer(open_tokenizer(tokenizer), tokenizer_folder(checkpoint), f"--tokenizer {tokenizer}")
     folder = tokenizer_folder(checkpoint)
     if other is None or has_tokenizer(folder):
         return load_tokenizer(checkpoint)
     announce_once(f"{checkpoint}: holds no tokenizer; that of the data set is taken for its own")
     return fit_tokenizer(other, folder, "--data")
-
-
-def _finished(tokenizer: Tokenizer, specials: dict[str, str], family: str) -> PreTrainedTokenizerFast:
-    fast = wrap_tokenizer(tokenizer, specials)
-    set_chat_template(fast, family)
-    return fast

@@ -6,15 +6,15 @@
     bundle = export(quantize(small, data, scheme="w4"), data=data)
 
 Sources are paths (str, `Path`, or a result of a stage before) or hub ids. Without `out` the result stands beside its
-source: see `chitchat_compress.results.out_folder`. Progress is shown on stderr where that is a terminal; what a user
-must know (integers that are slower than float32 here) goes to the logger "chitchat_compress" as a warning, and its
-figures are in the result. All raise `BadInput` for what cannot be used and `WorkFailed` where the work failed; the
-folder `out` is then as it was before.
+source: see `chitchat_compress.results.out_folder`. Progress bars are shown on stderr where that is a terminal; what was
+done (the stages of a recipe) goes to the logger "chitchat_compress" at level INFO, and what a user must know (integers
+that are slower than float32 here) as a warning, whose figures are in the result; nothing is written to stdout. All
+raise `BadInput` for what cannot be used and `WorkFailed` where the work failed; the folder `out` is then as it was
+before.
 """
 
-import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from bench.evaluate.options import EvalOptions
 from bench.run.options import BenchOptions
 from chitchat.data.options import DataOptions
 from chitchat.options import make_options
+from chitchat.system.notices import log
 from chitchat.training.options import TrainOptions
 from chitchat_compress.keywords import takes
 from chitchat_compress.options import InfoOptions, RunOptions, ServeOptions
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from serve.geometry import Geometry
 
 PathLike = str | os.PathLike[str]
-log = logging.getLogger("chitchat_compress")
 
 
 @takes(DataOptions)
@@ -60,7 +60,7 @@ def build_dataset(
 
     named = _texts(corpora)
     folder = out_folder(out, named[0] if named else "corpus", "data")
-    return Result(folder, build(named, folder, **asdict(options)))
+    return Result(folder, build(named, folder, options))
 
 
 @takes(TrainOptions)
@@ -205,8 +205,8 @@ def export(
     from export.stage import export as run
 
     folder, spec = out_folder(out, checkpoint, "bundle"), os.fspath(checkpoint)
-    figures = run(spec, folder, data=None if data is None else Path(data), **asdict(options))
-    if figures["scheme"] != "fp32" and "cpu" in options.target:
+    figures = run(spec, folder, None if data is None else Path(data), options)
+    if figures["scheme"] != "fp32" and "cpu" in options.targets:
         figures |= _speedup(Path(spec))
     return Result(folder, figures)
 
@@ -227,15 +227,7 @@ def evaluate(model: PathLike, data: PathLike, *, options: EvalOptions | None = N
     options = make_options(EvalOptions, options, given, "evaluate")
     from bench.evaluate.measure import evaluate as run
 
-    return run(
-        os.fspath(model),
-        Path(data),
-        max_tokens=options.max_tokens,
-        threads=options.threads,
-        teacher=options.teacher,
-        samples=options.samples,
-        tokenizer=options.tokenizer,
-    )
+    return run(os.fspath(model), Path(data), options)
 
 
 @takes(BenchOptions)
@@ -278,19 +270,25 @@ def info(
 
 @takes(RunOptions)
 def run_recipe(
-    recipe: PathLike | None = None, out: PathLike | None = None, *, options: RunOptions | None = None, **given: Any
+    recipe: PathLike | None = None,
+    out: PathLike | None = None,
+    *,
+    options: RunOptions | None = None,
+    show_report: Callable[[dict[str, Any]], None] | None = None,
+    **given: Any,
 ) -> Result:
     """The whole pipeline of a recipe (default: the demo); stages that are done are not run again.
 
-    Default `out`: the recipe's name with `-run`, beside it; for the demo `demo-run` in the working folder.
+    What is run, and what that prints, goes to the logger "chitchat_compress" at level INFO, line by line. `show_report`
+    is given the last report (report.json) at the end. Default `out`: the recipe's name with `-run`, beside it; for the
+    demo `demo-run` in the working folder.
     """
     options = make_options(RunOptions, options, given, "run_recipe")
-    from bench.report.document import print_table
     from chitchat_compress.pipeline.run import run
 
     path = None if recipe is None else Path(recipe)
     folder = out_folder(out, "demo" if path is None else path, "run")
-    return Result(folder, run(path, folder, seed=options.seed, show_report=print_table))
+    return Result(folder, run(path, folder, seed=options.seed, show_report=show_report))
 
 
 @takes(ServeOptions)

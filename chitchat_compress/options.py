@@ -7,7 +7,7 @@ from chitchat.options import DIALOGUE, SEED, THREADS, TOKENIZER, Dialogues, Opti
 
 _SAMPLING, _RUNTIME, _SERVER = "Sampling", "Runtime", "Server"
 
-# The names and limits are those of `serve.options.SamplingOptions`, whose `max_new_tokens` is `length` here.
+# The names and limits are those of `serve.options.SamplingOptions`.
 _TEMPERATURE: dict[str, Any] = {"help": "0 always takes the likeliest token.", "unit": "factor", "ge": 0, "le": 100}
 _TOP_P: dict[str, Any] = {
     "help": "Draw from the likeliest tokens that hold this share.",
@@ -46,7 +46,7 @@ class ChatOptions(Options):
         unit="tokens",
         ge=0,
     )
-    length: int = option(64, "Tokens of a reply at most.", group=_SAMPLING, unit="tokens", ge=1)
+    max_new_tokens: int = option(64, "Tokens of a reply at most.", group=_SAMPLING, unit="tokens", alias="length", ge=1)
     seed: int | None = option(
         None, "Seed of the sampling (default: another each time).", group=_SAMPLING, unit="seed", ge=0
     )
@@ -60,7 +60,7 @@ class ChatOptions(Options):
     def sampling(self) -> dict[str, Any]:
         """The fields of `serve.options.SamplingOptions`."""
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram", "seed")
-        return {**{name: getattr(self, name) for name in names}, "max_new_tokens": self.length}
+        return {name: getattr(self, name) for name in (*names, "max_new_tokens")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,12 +38,12 @@ class Exported:
     replies: list[list[int]]  # greedy, one a prompt, by ORTModelForCausalLM
 
 
-def find_optimum(given: str | None) -> str:
+def find_optimum(portable_python: str | None) -> str:
     """The interpreter that has optimum. Raises `BadInput` with the line to type where there is none."""
-    python = find_interpreter(PORTABLE, given, MODULES)
+    python = find_interpreter(PORTABLE, portable_python, MODULES)
     if python is not None:
         return python
-    named = named_interpreter(PORTABLE, given)
+    named = named_interpreter(PORTABLE, portable_python)
     if named is not None:
         raise BadInput(f"{' '.join(named)}: has no optimum; make one that has it with {PORTABLE.remedy}")
     raise BadInput(f"--target portable: needs optimum, in an environment of its own: {PORTABLE.remedy}")

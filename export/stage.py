@@ -16,55 +16,41 @@ from chitchat.lineage import Stage, identity, read_lineage
 from chitchat.system.folder import check_output, staged_folder
 from export.bundle import write_manifest, write_tokenizer
 from export.genai import check_genai, write_genai
+from export.options import ExportOptions
 from export.parity import parity_prompts
 from export.source import Source, open_source
 from export.variants import CUDA_GRAPH, ExportContext, Variant, manifest_of, write_cpu, write_cuda, write_portable
 from serve.bundle import GRAPH, Bundle, Manifest
 
-TARGETS = {"cpu": ("cpu",), "cuda": ("cuda",), "cpu+cuda": ("cpu", "cuda"), "portable": ("portable",)}
-KV = ("float32", "int8")
-
 
 def export(
-    checkpoint: str,
-    out: Path,
-    target: str = "cpu",
-    data: Path | None = None,
-    seed: int = 0,
-    dialogue: str | None = None,
-    kv: str = "float32",
-    genai: bool = False,
-    tokenizer: str | None = None,
-    portable_python: str | None = None,
+    checkpoint: str, out: Path, data: Path | None = None, options: ExportOptions | None = None
 ) -> dict[str, Any]:
     """Export `checkpoint` to the bundle `out`. With `data`, parity runs on held-out prompts and quality is measured.
 
-    `dialogue` is the family of a checkpoint that does not say its own; `kv` "int8" stores the cpu graph's cache in
-    bytes, calibrated on `data`; `genai` adds what onnxruntime-genai reads; `tokenizer` is that of a checkpoint whose
-    vocabulary lies elsewhere; `portable_python` is the interpreter that has optimum, for the target "portable"
-    (default: that of `make portable`). Gives the figures. Raises BadInput for what cannot be exported and WorkFailed
+    Gives the figures. Raises BadInput for what cannot be exported, and for an int8 cache without `data`, and WorkFailed
     when parity fails; `out` is then as it was before.
     """
-    started, out = time.monotonic(), Path(out)
-    _check_options(target, kv, genai, data)
-    out = Path(out)
+    started, out, options = time.monotonic(), Path(out), options or ExportOptions()
+    if options.kv == "int8" and data is None:
+        raise BadInput("--kv int8: its scales are calibrated on conversations; give --data")
     check_output(out, "bundle")
-    optimum = _find_optimum(portable_python) if target == "portable" else ""
+    optimum = _find_optimum(options.portable_python) if options.target == "portable" else ""
     chat = open_dataset(data) if data is not None else None
-    source = open_source(checkpoint, chat, dialogue, tokenizer)
-    _check_scheme(target, source)
+    source = open_source(checkpoint, chat, options.dialogue, options.tokenizer)
+    _check_scheme(options.target, source)
     with staged_folder(out, "bundle") as staging:
         geometry = geometry_of(source.model)
-        prompts, origin = parity_prompts(chat, geometry.vocab, geometry.context, seed=seed)
-        work = ExportContext(source, staging, chat, prompts, origin, seed, kv, shared_weights=genai, optimum=optimum)
-        manifest = _written(work, TARGETS[target])
+        prompts, origin = parity_prompts(chat, geometry.vocab, geometry.context, seed=options.seed)
+        work = ExportContext(source, staging, chat, prompts, origin, options, optimum)
+        manifest = _written(work)
         write_tokenizer(source.tokenizer, staging)
-        if genai:
+        if options.genai:
             _add_genai(work, manifest)
         stage = Stage(
             "export",
-            {"target": target, "kv": kv, "genai": genai},
-            seed,
+            asdict(options),
+            options.seed,
             parent_sha256=identity(Path(checkpoint)) if Path(checkpoint).is_dir() else None,
             data_sha256=chat.identity if chat else None,
             metrics={"parity": _first(manifest.parity)["figures"], **manifest.quality},
@@ -75,23 +61,10 @@ def export(
     return _figures(bundle, time.monotonic() - started)
 
 
-def _find_optimum(python: str | None) -> str:
+def _find_optimum(portable_python: str | None) -> str:
     from export.portable import find_optimum
 
-    return find_optimum(python)
-
-
-def _check_options(target: str, kv: str, genai: bool, data: Path | None) -> None:
-    if target not in TARGETS:
-        raise BadInput(f"--target {target}: no such target; give one of {', '.join(TARGETS)}")
-    if kv not in KV:
-        raise BadInput(f"--kv {kv}: there is no such cache; give one of {', '.join(KV)}")
-    if kv == "int8" and "cpu" not in TARGETS[target]:
-        raise BadInput(f"--kv int8 --target {target}: only the cpu graph has such a cache; give --target cpu")
-    if kv == "int8" and data is None:
-        raise BadInput("--kv int8: its scales are calibrated on conversations; give --data")
-    if genai and "cpu" not in TARGETS[target]:
-        raise BadInput(f"--genai --target {target}: onnxruntime-genai takes our cpu graph; give --target cpu")
+    return find_optimum(portable_python)
 
 
 def _check_scheme(target: str, source: Source) -> None:
@@ -102,8 +75,9 @@ def _check_scheme(target: str, source: Source) -> None:
         )
 
 
-def _written(work: ExportContext, targets: tuple[str, ...]) -> Manifest:
+def _written(work: ExportContext) -> Manifest:
     """Write the graph of each target; quality and latency are those of the first one."""
+    targets = work.options.targets
     variants: dict[str, Variant] = {}
     if "cpu" in targets:
         variants["cpu"] = write_cpu(work)

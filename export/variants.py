@@ -21,6 +21,7 @@ from compress.calibrate.ranges import calibrate_kv
 from export.bundle import EXTERNAL_DATA_BYTES, write_graph
 from export.graph.builder import build_graph, graph_spec
 from export.graph.spec import GraphSpec, graph_names
+from export.options import ExportOptions
 from export.parity import Parity, changed_weights, check_parity, grade_of
 from export.source import Source
 from export.weights import GraphWeights, half_weights, with_kv_scales
@@ -46,9 +47,7 @@ class ExportContext:
     chat: ChatData | None
     prompts: Sequence[Sequence[int]]
     origin: dict[str, int]
-    seed: int = 0
-    kv: str = "float32"  # type of the cpu graph's cache: "float32" or "int8"
-    shared_weights: bool = False  # the weights of the cpu graph lie in a file of their own, however small they are
+    options: ExportOptions
     optimum: str = ""  # the interpreter that has it, for a portable graph
 
 
@@ -69,13 +68,14 @@ def write_cpu(work: ExportContext) -> Variant:
     """
     source, weights = work.source, work.source.weights
     compared: dict[str, Any] = {}
-    if work.kv == "int8":
+    if work.options.kv == "int8":
         assert work.chat is not None, "an int8 cache needs conversations to calibrate on"
         with tempfile.TemporaryDirectory() as folder:
-            plain = _write(replace(work, folder=Path(folder), kv="float32"), weights, "cpu", GRAPH)
+            other = replace(work, folder=Path(folder), options=replace(work.options, kv="float32"))
+            plain = _write(other, weights, "cpu", GRAPH)
             compared = _prefixed(quality_of(plain.engine(), work), "float32_kv")
         sequences = calibration_sequences(
-            work.chat.windows("train", source.model.config.max_position_embeddings), seed=work.seed
+            work.chat.windows("train", source.model.config.max_position_embeddings), seed=work.options.seed
         )
         weights = with_kv_scales(weights, calibrate_kv(source.model, sequences))
     written = _write(work, weights, "cpu", GRAPH)
@@ -132,9 +132,10 @@ class _Written:
 
 def _write(work: ExportContext, weights: GraphWeights, target: str, file: str) -> _Written:
     source = work.source
-    kv = work.kv if target == "cpu" else "float32"
+    kv = work.options.kv if target == "cpu" else "float32"
     spec = graph_spec(source.model.config, weights.formats, target=target, kv=kv)
-    above = 0 if work.shared_weights and target == "cpu" else EXTERNAL_DATA_BYTES
+    # onnxruntime-genai's graph has the same weights, so they lie in a file of their own, however small they are.
+    above = 0 if work.options.genai and target == "cpu" else EXTERNAL_DATA_BYTES
     path = write_graph(build_graph(spec, weights), work.folder, file, above)
     # A checkpoint that was made for another kernel than the exact one says so.
     needs = EXACT_BYTE_SUMS if source.kernel == "u8s8" and target == "cpu" else ()

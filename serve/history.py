@@ -15,7 +15,6 @@ class DialogueFormat(Protocol):
 
     def encode(self, turns: list[list[int]]) -> list[int]:
         """The ids of a conversation."""
-        ...
 
 
 @dataclass(frozen=True)

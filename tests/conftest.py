@@ -96,9 +96,10 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> Path:
     """A data set of the tiny corpus with a byte-level BPE of 300 tokens."""
     from chitchat.data.dataset import build_dataset
+    from chitchat.data.options import DataOptions
 
     out = tmp_path_factory.mktemp("data") / "data"
-    build_dataset([str(tiny_corpus)], out, vocab_size=300, validation=0.2)
+    build_dataset([str(tiny_corpus)], out, DataOptions(vocab_size=300, validation=0.2))
     return out
 
 

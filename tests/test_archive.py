@@ -53,7 +53,7 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path, packing: str) -> None:
     assert "cut short or damaged" in _refusal(path, whole[:-3])
     assert "is empty (0 bytes)" in _refusal(path, b"")
     assert "it is a zip archive" in _refusal(path, b"PK\x03\x04" + whole)
-    assert "not packed" in _refusal(path, LINES)
+    assert "not compressed" in _refusal(path, LINES)
     other = next(each for each in PACK if each != packing)
     assert {".gz": "a gzip archive", ".zst": "a zstd archive"}[other] in _refusal(path, PACK[other](LINES))
 

@@ -83,7 +83,7 @@ CASES: dict[str, tuple[Callable[[Files], list[object]], str]] = {
     ),
     "table without columns": (
         lambda f: ["data", f.text(b"q,a\nhi,yo\n", "t.csv"), "--out", "out"],
-        "t.csv: a table; say which columns are the turns",
+        "t.csv: is a table; say which columns are the turns",
     ),
     "columns without a table": (
         lambda f: ["data", f.text(b"hi\nyo\n"), "--out", "out", "--columns", "q,a"],

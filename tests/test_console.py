@@ -221,13 +221,15 @@ def test_every_command_takes_json_and_seed(command: str, capsys: pytest.CaptureF
     assert {"--json", "--seed"} <= set(words)
 
 
-def test_a_warning_of_the_python_api_is_one_line_on_stderr() -> None:
+def test_the_log_of_the_python_api_is_a_line_each_warnings_on_stderr() -> None:
     """Library users got nothing, and the command line's own print stood in the figures."""
     code = (
-        "import logging; from chitchat_compress.cli.console import warn_on_stderr; warn_on_stderr(); warn_on_stderr()\n"
-        "logging.getLogger('chitchat_compress').warning('w8 is slow here')"
+        "import logging; from chitchat_compress.cli.console import show_log; show_log(); show_log()\n"
+        "log = logging.getLogger('chitchat_compress')\n"
+        "log.warning('w8 is slow here'); log.info('[1/2] 50 % done'); log.debug('nothing')"
     )
-    assert run(code=code).stderr == "warning: w8 is slow here\n"
+    done = run(code=code)
+    assert (done.stdout, done.stderr) == ("[1/2] 50 % done\n", "warning: w8 is slow here\n")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

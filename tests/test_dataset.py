@@ -19,6 +19,7 @@ from chitchat.data.conversation import Turn
 from chitchat.data.dataset import ChatData, Windows, build_dataset, collate, held_out_prompts, open_dataset
 from chitchat.data.figures import percentiles
 from chitchat.data.index import TextSample
+from chitchat.data.options import DataOptions
 from chitchat.dialogue import encode_text
 from chitchat.errors import BadInput
 from chitchat.lineage import identity
@@ -44,7 +45,9 @@ def _txt(path: Path, conversations: list[list[str]]) -> str:
 
 
 def _build(folder: Path, conversations: list[list[str]], name: str = "data", **options: Any) -> ChatData:
-    build_dataset([_txt(folder / "corpus.txt", conversations)], folder / name, **{"vocab_size": 280, **options})
+    build_dataset(
+        [_txt(folder / "corpus.txt", conversations)], folder / name, DataOptions(**{"vocab_size": 280, **options})
+    )
     return open_dataset(folder / name)
 
 
@@ -111,7 +114,7 @@ def test_the_same_input_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
     corpus.mkdir()
     script = (
         "import sys, pathlib, chitchat.data.builder as b; "
-        "b.build_dataset([sys.argv[1]], pathlib.Path(sys.argv[2]), vocab_size=280, seed=5)"
+        "b.build_dataset([sys.argv[1]], pathlib.Path(sys.argv[2]), b.DataOptions(vocab_size=280, seed=5))"
     )
     environment = {**os.environ, "HOME": str(corpus / "home"), "PYTHONHASHSEED": "7"}
     arguments = [sys.executable, "-c", script, _txt(corpus / "corpus.txt", conversations), str(corpus / "other")]
@@ -198,7 +201,7 @@ def test_roles_in_json_decide_which_turns_are_replies(tmp_path: Path) -> None:
     roles = ["assistant", "user", "assistant"]
     rows = [{"messages": [{"role": role, "content": f"{role} {n}"} for role in roles]} for n in range(9)]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    build_dataset([str(tmp_path / "c.jsonl")], tmp_path / "data", vocab_size=280)
+    build_dataset([str(tmp_path / "c.jsonl")], tmp_path / "data", DataOptions(vocab_size=280))
     data = open_dataset(tmp_path / "data")
     assert all(row["replies"] == [True, False, True] for row in data.train)
     window = data.windows("train", 64, replies_only=True)[0]
@@ -431,7 +434,7 @@ def test_more_prompts_than_there_are_turns_are_refused(data: ChatData) -> None:
 def _refusal(folder: Path, content: str, name: str = "c.txt", **options: Any) -> str:
     (folder / name).write_text(content, encoding="utf-8")
     with pytest.raises(BadInput) as error:
-        build_dataset([str(folder / name)], folder / "data", **options)
+        build_dataset([str(folder / name)], folder / "data", DataOptions(**options))
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in folder.iterdir()) == [name], "something was left behind"
     return str(error.value)
@@ -457,16 +460,16 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}]
     rows = [{"messages": [*messages, {"role": "assistant", "content": f"hello {n}"}]} for n in (1, 2, 3, 3)]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, [*rows, ["alone"]])))
-    build_dataset([str(tmp_path / "c.jsonl")], tmp_path / "data", vocab_size=280)
+    build_dataset([str(tmp_path / "c.jsonl")], tmp_path / "data", DataOptions(vocab_size=280))
     assert capsys.readouterr().err == "left out: 1 short conversations, 4 system messages, 1 duplicates\n"
 
 
 def test_a_corpus_with_one_side_only_is_refused(tmp_path: Path) -> None:
     """Lines that are not conversations, or a log of one role, train a model that never answers."""
-    assert "one-sided" in _refusal(tmp_path, "a\n\nb\n\nc\n")
+    assert "fewer than two turns" in _refusal(tmp_path, "a\n\nb\n\nc\n")
     (tmp_path / "c.txt").unlink()
     rows = [{"messages": [{"role": "user", "content": text} for text in "abc"]}] * 3
-    assert "one-sided" in _refusal(tmp_path, "\n".join(map(json.dumps, rows)), "c.jsonl")
+    assert "fewer than two turns" in _refusal(tmp_path, "\n".join(map(json.dumps, rows)), "c.jsonl")
 
 
 def test_a_single_conversation_is_refused(tmp_path: Path) -> None:
@@ -510,7 +513,7 @@ def test_the_folder_is_what_datasets_reads(data: ChatData) -> None:
 def test_kdconv_in_chinese_is_read_whole(tmp_path: Path) -> None:
     """Real Chinese files: a turn lost at a blank line, or a byte-level vocabulary that cannot write a character."""
     files = sorted(map(str, (SHARED / "data" / "kdconv").glob("*.txt")))
-    report = build_dataset(files, tmp_path / "data", vocab_size=1000)
+    report = build_dataset(files, tmp_path / "data", DataOptions(vocab_size=1000))
     lines = [line for file in files for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
     left_out = report["left_out"]["short_conversations"] + report["duplicates"]
     assert report["turns"] == len(lines) if not left_out else report["turns"] < len(lines)

@@ -364,7 +364,7 @@ if Distributed().is_main:
         ({"heal_steps": 1, "heal_labels": 0.2, "heal_loss": "ce"}, r"--heal-labels 0.2: goes with --heal-loss kl"),
         ({"heal_steps": 1, "own_replies": 1.0}, r"--own-replies 1"),
         ({"heal_steps": 1, "teacher_samples": "some"}, r"--teacher-samples some"),
-        ({"heal_steps": 1, "dropout": 1.0}, r"--heal-dropout 1"),
+        ({"heal_steps": 1, "dropout": 1.0}, r"--dropout 1"),
         ({"heal_steps": 1, "loss": "some"}, r"--loss some"),
         ({"heal_steps": 1, "batch_size": 0}, r"--batch-size 0"),
         ({"heal_steps": 1, "learning_rate": 0.0}, r"--learning-rate 0"),

@@ -15,6 +15,7 @@ from chitchat.checkpoint import load_tokenizer, save_checkpoint
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import Stage, identity
 from compress.quantize.stage import quantize
+from export.options import ExportOptions
 from export.parity import parity_prompts
 from export.stage import export as run_export
 from serve.bundle import Bundle
@@ -90,7 +91,11 @@ def test_a_portable_bundle_is_for_optimum_and_says_so(
     tiny_checkpoint: Path, portable_python: str, tmp_path: Path
 ) -> None:
     """Someone will give it to `compress serve`."""
-    figures = run_export(str(tiny_checkpoint), tmp_path / "bundle", target="portable", portable_python=portable_python)
+    figures = run_export(
+        str(tiny_checkpoint),
+        tmp_path / "bundle",
+        options=ExportOptions(target="portable", portable_python=portable_python),
+    )
     assert figures["target"] == "portable"
     assert figures["parity"]["greedy_diverged"] == 0
     with pytest.raises(BadBundle, match="ORTModelForCausalLM"):
@@ -120,8 +125,8 @@ def test_failed_parity_leaves_the_old_bundle(
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"target": "tpu"}, "--target tpu: no such target; give one of cpu, cuda, cpu.cuda, portable"),
-        ({"kv": "int3"}, "--kv int3: there is no such cache; give one of float32, int8"),
+        ({"target": "tpu"}, "--target tpu: give cpu, cuda, cpu.cuda or portable"),
+        ({"kv": "int3"}, "--kv int3: give float32 or int8"),
         ({"kv": "int8"}, "--kv int8: .*give --data"),
         ({"kv": "int8", "target": "cuda"}, "--kv int8 --target cuda: only the cpu graph"),
         ({"genai": True, "target": "portable"}, "--genai --target portable: .*give --target cpu"),
@@ -131,7 +136,7 @@ def test_failed_parity_leaves_the_old_bundle(
 def test_what_cannot_be_exported_is_refused_by_one_line(tmp_path: Path, options: dict[str, Any], match: str) -> None:
     """Before anything is loaded, and with what there is."""
     with pytest.raises(BadInput, match=match):
-        run_export("no checkpoint", tmp_path / "bundle", **options)
+        run_export("no checkpoint", tmp_path / "bundle", options=ExportOptions(**options))
     assert not list(tmp_path.iterdir())
 
 
@@ -141,7 +146,9 @@ def test_one_bundle_holds_a_cpu_and_a_cuda_graph(
     checkpoint: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """Two bundles of one model would be mixed up; a cuda graph that nobody ran must not look as if it were."""
-    figures = run_export(str(request.getfixturevalue(checkpoint)), tmp_path / "bundle", target="cpu+cuda")
+    figures = run_export(
+        str(request.getfixturevalue(checkpoint)), tmp_path / "bundle", options=ExportOptions(target="cpu+cuda")
+    )
     manifest = Bundle.open(tmp_path / "bundle").manifest
     assert figures["target"] == "cpu+cuda"
     assert [graph.file for graph in manifest.graphs.values()] == ["model.onnx", "model.cuda.onnx"]
@@ -157,7 +164,7 @@ def test_one_bundle_holds_a_cpu_and_a_cuda_graph(
 @pytest.mark.usefixtures("few_prompts")
 def test_a_cuda_bundle_is_refused_where_there_is_no_cuda(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """onnxruntime would run it on the CPU, slowly and in silence."""
-    run_export(str(tiny_checkpoint), tmp_path / "bundle", target="cuda")
+    run_export(str(tiny_checkpoint), tmp_path / "bundle", options=ExportOptions(target="cuda"))
     bundle = Bundle.open(tmp_path / "bundle")
     assert bundle.manifest.graphs["cuda"].file == "model.onnx"
     if "CUDAExecutionProvider" in find_providers():
@@ -171,7 +178,7 @@ def test_an_int8_cache_is_smaller_and_its_quality_is_told(
     float_bundle: tuple[Path, dict], tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     """A cache that was rounded costs quality: it stands in bundle.json beside that of the cache that was not."""
-    figures = run_export(str(tiny_checkpoint), tmp_path / "bundle", data=tiny_data, kv="int8")
+    figures = run_export(str(tiny_checkpoint), tmp_path / "bundle", tiny_data, ExportOptions(kv="int8"))
     assert figures["kv_dtype"] == "int8"
     assert figures["float32_kv_perplexity"] == pytest.approx(float_bundle[1]["perplexity"], rel=1e-6)
     assert figures["perplexity"] != figures["float32_kv_perplexity"]
@@ -184,14 +191,15 @@ def test_an_int8_cache_is_smaller_and_its_quality_is_told(
 def test_portable_refuses_integers(quantized: Path, portable_python: str, tmp_path: Path) -> None:
     """Exported as floats, it would be four times the size that the user asked for."""
     with pytest.raises(BadInput, match=r"--target portable: .*is quantized \(w8\)"):
-        run_export(str(quantized), tmp_path / "bundle", target="portable")
+        run_export(str(quantized), tmp_path / "bundle", options=ExportOptions(target="portable"))
 
 
 def test_data_of_another_tokenizer_is_refused(tiny_checkpoint: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     """The same ids mean other words: quality and parity prompts would be noise."""
     from chitchat.data.dataset import build_dataset
+    from chitchat.data.options import DataOptions
 
-    build_dataset([str(tiny_corpus)], tmp_path / "data", vocab_size=280, validation=0.2)
+    build_dataset([str(tiny_corpus)], tmp_path / "data", DataOptions(vocab_size=280, validation=0.2))
     with pytest.raises(BadInput, match=r"--data .*another tokenizer"):
         run_export(str(tiny_checkpoint), tmp_path / "bundle", data=tmp_path / "data")
 

@@ -16,6 +16,7 @@ from compress.calibrate.measure import divergence
 from compress.quantize.blockwise import BlockTensor, dequantize_blocks, quantize_blocks
 from compress.quantize.finetune import FakeQuant, _latent, finetune
 from compress.quantize.model import round_model
+from compress.quantize.options import QuantizeOptions
 from compress.quantize.schemes import grids
 
 
@@ -93,7 +94,8 @@ def test_a_fine_tune_comes_nearer_to_the_original(tmp_path: Path, tiny_data: Pat
     before = divergence(original, rounded.model, batches).kl
     ticks = itertools.count()
     stopwatch = Stopwatch(lambda: next(ticks) / 10)  # a machine that is as fast however much runs beside the test
-    tuned = finetune(rounded.model, original, linears, floats, data, 0.2, tmp_path / "work", {}, stopwatch=stopwatch)
+    options = QuantizeOptions(kd_minutes=0.2)
+    tuned = finetune(rounded.model, original, linears, floats, data, tmp_path / "work", options, stopwatch=stopwatch)
     assert divergence(original, rounded.model, batches).kl < 0.7 * before
     assert tuned.matrices.keys() == linears.keys()
     for name, each in tuned.matrices.items():

@@ -48,7 +48,7 @@ def test_an_error_keeps_the_older_output(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
     """`--out ~/Documents` must cost nothing."""
     (tmp_path / "letters.txt").write_text("dear")
-    with pytest.raises(BadInput, match=r"--out .*not a checkpoint that compress wrote"):
+    with pytest.raises(BadInput, match=r"--out .*is not a checkpoint that compress wrote"):
         check_output(tmp_path, "checkpoint")
     (tmp_path / "data.json").write_text("{}")
     with pytest.raises(BadInput, match="--out"), staged_folder(tmp_path, "checkpoint"):

@@ -13,6 +13,7 @@ from chitchat.data.conversation import ReadStats
 from chitchat.data.corpora import open_corpus
 from chitchat.data.dataset import open_dataset
 from chitchat.data.hub import HubData
+from chitchat.data.options import DataOptions
 from chitchat.errors import BadInput
 
 SIDES = (("user", "hi"), ("assistant", "yo"))
@@ -100,7 +101,7 @@ def test_names_without_a_folder_need_the_hub_and_say_so_at_once(monkeypatch: pyt
     """Without a network `datasets` tries for half a minute and prints a line for each try."""
     assert "HF_HUB_OFFLINE is set" in _refusal("hf:nobody/nothing:train")
     assert "no such folder" in _refusal("hf:./gone")
-    assert "no name of the hub" in _refusal("hf:no such name!")
+    assert "no such folder or name of the hub" in _refusal("hf:no such name!")
     for spec in ("hf:", "hf:a:", "hf:a:b:c:d"):
         assert "write hf:NAME" in _refusal(spec)
 
@@ -121,11 +122,11 @@ def test_a_built_data_set_does_not_depend_on_where_its_source_lies(
 ) -> None:
     """A path or a cache in the result would run every later stage again on another machine."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    first = build_dataset([f"hf:{place}/files"], tmp_path / "one", vocab_size=280)
+    first = build_dataset([f"hf:{place}/files"], tmp_path / "one", DataOptions(vocab_size=280))
     (tmp_path / "moved").mkdir()
     (place / "files").rename(tmp_path / "moved" / "files")
     try:
-        second = build_dataset([f"hf:{tmp_path}/moved/files"], tmp_path / "two", vocab_size=280)
+        second = build_dataset([f"hf:{tmp_path}/moved/files"], tmp_path / "two", DataOptions(vocab_size=280))
     finally:
         (tmp_path / "moved" / "files").rename(place / "files")
     assert first == second

@@ -19,7 +19,7 @@ ALLOWED = {
 FOR_ALL = {"serve.dialogue", "serve.digest", "serve.geometry", "serve.quiet"}
 API = "chitchat_compress"
 # Modules without torch, numpy or a runtime, which the command line and the Python API may import at once.
-LIGHT = {"chitchat.errors", "chitchat.options"} | {
+LIGHT = {"chitchat.errors", "chitchat.options", "chitchat.system.notices"} | {
     file.removesuffix(".py").replace("/", ".") for file in FILES if file.endswith("/options.py")
 }
 SERVE_STACK = {"numpy", "onnxruntime", "tokenizers", "starlette", "uvicorn"}

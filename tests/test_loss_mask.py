@@ -15,6 +15,7 @@ from transformers import GPT2LMHeadModel
 from bench.evaluate.other_tokenizer import retokenized
 from chitchat.data.builder import build_dataset
 from chitchat.data.dataset import ChatData, open_dataset
+from chitchat.data.options import DataOptions
 from chitchat.errors import BadInput
 from chitchat.lineage import Stage, write_lineage
 from chitchat.score import score, torch_scorer
@@ -42,7 +43,7 @@ def _corpus(path: Path, count: int = 40) -> str:
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory: pytest.TempPathFactory) -> ChatData:
     folder = tmp_path_factory.mktemp("masked")
-    build_dataset([_corpus(folder / "c.jsonl")], folder / "data", vocab_size=300, validation=0.25)
+    build_dataset([_corpus(folder / "c.jsonl")], folder / "data", DataOptions(vocab_size=300, validation=0.25))
     return open_dataset(folder / "data")
 
 
@@ -86,7 +87,7 @@ def test_the_report_tells_how_many_turns_do_not_count(masked: ChatData, capsys: 
     assert masked.report["uncounted_turns"] == uncounted > 50
     assert masked.report["train"]["uncounted_turns"] + masked.report["validation"]["uncounted_turns"] == uncounted
     folder = masked.path.parent
-    build_dataset([str(folder / "c.jsonl")], folder / "again", vocab_size=300, validation=0.25)
+    build_dataset([str(folder / "c.jsonl")], folder / "again", DataOptions(vocab_size=300, validation=0.25))
     assert f"not in the loss: {uncounted} of 160 turns (weight 0)" in capsys.readouterr().err
     assert open_dataset(folder / "again").identity == masked.identity
 
@@ -95,7 +96,7 @@ def test_a_split_without_a_turn_that_counts_is_refused(tmp_path: Path) -> None:
     """Training divided by zero labels; the held-out figures were `nan`."""
     (tmp_path / "c.tsv").write_text("0.0 a\t0.0 b\n0.0 c\t0.0 d\n0.0 e\t0.0 f\n")
     with pytest.raises(BadInput, match="no turn of the train split counts in the loss, all 4 have weight 0"):
-        build_dataset([str(tmp_path / "c.tsv")], tmp_path / "data", vocab_size=300)
+        build_dataset([str(tmp_path / "c.tsv")], tmp_path / "data", DataOptions(vocab_size=300))
     assert not (tmp_path / "data").exists()
 
 

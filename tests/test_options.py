@@ -75,7 +75,8 @@ def test_every_command_is_looked_at_here() -> None:
 def test_the_command_lines_names_are_the_fields_names(command: str) -> None:
     """`--heal-minutes` was `minutes` to the healing and `max_minutes` to the trainer."""
     kind, more = KINDS[command]
-    assert option_names(command) == {field.key for field in option_fields(kind)} | more | {"json"}
+    aliases = {field.alias for field in option_fields(kind) if field.alias}
+    assert option_names(command) == {field.key for field in option_fields(kind)} | aliases | more | {"json"}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -154,6 +155,19 @@ def test_options_come_as_an_object_as_keywords_or_as_both() -> None:
         make_options(Sample, Sample(), {"times": 0}, "work")
 
 
+def test_an_alias_is_another_name_for_the_same_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scripts say `--length`, and the samplers `max_new_tokens`."""
+    from chitchat_compress.cli import app
+
+    assert make_options(GenerateOptions, None, {"length": 3}, "load") == GenerateOptions(max_new_tokens=3)
+    monkeypatch.setattr("sys.argv", ["compress", "generate", "model", "--length", "0"])
+    with pytest.raises(SystemExit):
+        app.main()
+    assert capsys.readouterr().err == "compress: --max-new-tokens 0: give a whole number from 1 up\n"
+
+
 def test_paths_and_numpys_numbers_become_plain_values() -> None:
     """The lineage could not be written: a Path and a float32 are no JSON."""
     made = Sample(text=Path("a/b"), share=np.float32(0.5), times=np.int64(3), flag=np.bool_(True))
@@ -167,7 +181,7 @@ def test_what_is_listed_twice_is_the_same_in_both_places() -> None:
     from compress.prune.importance import IMPORTANCES
     from compress.quantize.blockwise import BLOCK_SIZES
     from compress.quantize.schemes import SCHEMES
-    from export.stage import KV, TARGETS
+    from serve.manifest import KV_DTYPES, TARGETS
     from serve.options import _LIMITS, SamplingOptions
 
     def choices(kind: type[Options], name: str) -> tuple[str, ...]:
@@ -176,8 +190,8 @@ def test_what_is_listed_twice_is_the_same_in_both_places() -> None:
     assert choices(PruneOptions, "importance") == tuple(IMPORTANCES)
     assert choices(PruneOptions, "scheme") == ("fp32", *SCHEMES)
     assert choices(QuantizeOptions, "scheme") == (*SCHEMES, "auto")
-    assert choices(ExportOptions, "target") == tuple(TARGETS)
-    assert choices(ExportOptions, "kv") == tuple(KV)
+    assert {one for choice in choices(ExportOptions, "target") for one in choice.split("+")} == set(TARGETS)
+    assert set(choices(ExportOptions, "kv")) < set(KV_DTYPES)
     for size in (*BLOCK_SIZES, 8, 48, 512):
         if size in BLOCK_SIZES:
             QuantizeOptions(block_size=size)
@@ -186,11 +200,10 @@ def test_what_is_listed_twice_is_the_same_in_both_places() -> None:
                 QuantizeOptions(block_size=size)
     assert SamplingOptions(**ChatOptions(seed=7).sampling()) == SamplingOptions(seed=7)
     for field in option_fields(ChatOptions):
-        name = "max_new_tokens" if field.name == "length" else field.name
-        if name in _LIMITS:
-            low, high, _ = _LIMITS[name]
-            assert field.bounds.get("ge", field.bounds.get("gt")) == low, name
-            assert field.bounds.get("le", high) == high, name
+        if field.name in _LIMITS:
+            low, high, _ = _LIMITS[field.name]
+            assert field.bounds.get("ge", field.bounds.get("gt")) == low, field.name
+            assert field.bounds.get("le", high) == high, field.name
 
 
 def test_the_page_of_the_command_line_has_every_option_under_its_heading() -> None:

@@ -17,6 +17,7 @@ from bench.run.stage import bench
 from chitchat.checkpoint import load_tokenizer, save_checkpoint
 from chitchat.data.builder import build_dataset
 from chitchat.data.dataset import open_dataset
+from chitchat.data.options import DataOptions
 from chitchat.lineage import Stage
 
 
@@ -24,7 +25,7 @@ from chitchat.lineage import Stage
 def other(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, tiny_checkpoint: Path) -> Path:
     """The tiny model's shape with a tokenizer that was trained to another size."""
     folder = tmp_path_factory.mktemp("other")
-    build_dataset([str(tiny_corpus)], folder / "data", vocab_size=280)
+    build_dataset([str(tiny_corpus)], folder / "data", DataOptions(vocab_size=280))
     tokenizer = load_tokenizer(folder / "data")
     model = GPT2LMHeadModel.from_pretrained(tiny_checkpoint)
     model.resize_token_embeddings(len(tokenizer))

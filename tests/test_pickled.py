@@ -13,6 +13,7 @@ import pytest
 from chitchat.data.conversation import ReadStats, Turn
 from chitchat.data.corpora import open_corpus
 from chitchat.data.dataset import build_dataset, open_dataset
+from chitchat.data.options import DataOptions
 from chitchat.data.pickled import id_lists
 from chitchat.errors import BadInput
 from chitchat.formats.wordpiece import read_wordpiece
@@ -74,7 +75,9 @@ def test_the_ids_are_stored_as_they_are(tmp_path: Path, vocabulary: Path) -> Non
         turns = [chance.choices([UNK, *range(5, len(TOKENS))], k=chance.randint(1, 6)) for _ in range(3)]
         given.append([CLS, *(each for turn in turns for each in [*turn, SEP])])
     (tmp_path / "train.pkl").write_bytes(pickle.dumps(given))
-    report = build_dataset([str(tmp_path / "train.pkl")], tmp_path / "data", tokenizer=str(vocabulary), validation=0.2)
+    report = build_dataset(
+        [str(tmp_path / "train.pkl")], tmp_path / "data", DataOptions(tokenizer=str(vocabulary), validation=0.2)
+    )
     data = open_dataset(tmp_path / "data")
     stored = [row["input_ids"] for row in [*data.train, *data.validation]]
     assert {tuple(row) for row in stored} <= {tuple(row) for row in given}

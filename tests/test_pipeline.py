@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import io
 import json
+import logging
 import os
 import shlex
 import signal
@@ -18,6 +19,8 @@ from support import fake_compress
 
 from chitchat.errors import BadInput
 from chitchat.lineage import hash_files
+from chitchat.system.notices import log
+from chitchat_compress.api import run_recipe
 from chitchat_compress.pipeline.run import StageFailed, run
 from serve.digest import sha256
 
@@ -115,6 +118,21 @@ def test_every_stage_runs_once_in_order_and_the_reports_files_stand_in_the_outpu
     assert result["talk"] == f"compress chat {bench.out}/bundle"
     assert list(result["stages"]) == NAMES
     assert result["stages"]["data"]["figures"] == {"verb": "data"}
+
+
+def test_a_scripts_logger_is_told_and_its_stdout_is_its_own(
+    bench: Bench, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stages of `run_recipe` were printed among the lines of the script that called it."""
+    monkeypatch.setattr("chitchat_compress.pipeline.run.COMPRESS", bench.command())
+    monkeypatch.setattr(log, "handlers", [])
+    reports: list[dict[str, Any]] = []
+    with caplog.at_level(logging.INFO, logger="chitchat_compress"):
+        run_recipe(bench.recipe, bench.out, show_report=reports.append)
+    assert "[1/6] data" in caplog.messages
+    assert "  a figure  1" in caplog.messages
+    assert capsys.readouterr().out == ""
+    assert [list(report) for report in reports] == [["rows"]]
 
 
 def test_a_second_run_repeats_nothing(bench: Bench) -> None:

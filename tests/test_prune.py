@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
 from chitchat.data.dataset import build_dataset, open_dataset
+from chitchat.data.options import DataOptions
 from chitchat.errors import BadInput
 from chitchat.lineage import Stage, identity, read_lineage
 from chitchat.system.folder import staged_folder
@@ -406,7 +407,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path, tiny_checkpo
 
 def test_data_of_another_tokenizer_is_refused(tmp_path: Path, tiny_checkpoint: Path, tiny_corpus: Path) -> None:
     """Stops calibration on ids that mean other words."""
-    build_dataset([str(tiny_corpus)], tmp_path / "other", vocab_size=290, validation=0.2)
+    build_dataset([str(tiny_corpus)], tmp_path / "other", DataOptions(vocab_size=290, validation=0.2))
     assert open_dataset(tmp_path / "other").vocab_size != 300
     with pytest.raises(BadInput, match=r"--data .*another tokenizer"):
         prune(str(tiny_checkpoint), tmp_path / "other", tmp_path / "small", PruneOptions(layers=1))

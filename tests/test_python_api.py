@@ -1,5 +1,6 @@
 """The Python API: the whole way on a tiny model, what it costs to import, and what it says of wrong calls."""
 
+import dataclasses
 import inspect
 import logging
 import os
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import chitchat_compress as cc
+from chitchat.options import option_fields
 
 ROOT = Path(__file__).parents[1]
 SHAPE = {"layers": 2, "width": 32, "heads": 4, "context": 64, "epochs": 1}
@@ -46,6 +48,28 @@ def test_results_are_paths_with_figures_beside_their_source(made: dict[str, Any]
     assert made["bundle"].figures["perplexity"] == pytest.approx(made["small"].figures["perplexity"], rel=0.05)
 
 
+def test_a_record_of_the_lineage_has_every_option_of_its_stage(made: dict[str, Any]) -> None:
+    """Data sets and bundles did not say the tokenizer and the seed that they were asked for."""
+    kinds = {
+        "data": cc.DataOptions,
+        "teacher": cc.TrainOptions,
+        "small": cc.PruneOptions,
+        "integers": cc.QuantizeOptions,
+        "bundle": cc.ExportOptions,
+    }
+    for name, kind in kinds.items():
+        record = made[name].lineage[-1]
+        assert {field.name for field in option_fields(kind)} <= record["options"].keys(), name
+        assert record["seed"] == record["options"]["seed"] == 0
+    data = made["data"].lineage[-1]["options"]
+    assert (data["corpora"], data["vocab_size"], data["validation"]) == (
+        [str(made["data"].path.parent / "talks.txt")],
+        300,
+        0.2,
+    )
+    assert made["bundle"].lineage[-1]["options"] == dataclasses.asdict(cc.ExportOptions())
+
+
 @pytest.mark.parametrize("name", ["bundle", "integers", "teacher"])
 def test_a_loaded_model_replies_streams_and_remembers(made: dict[str, Any], name: str) -> None:
     """A bundle could be asked from the terminal alone."""
@@ -55,8 +79,8 @@ def test_a_loaded_model_replies_streams_and_remembers(made: dict[str, Any], name
     first = talk.reply("how are you")
     second = "".join(talk.stream("what about rain"))
     assert talk.turns == ["how are you", first, "what about rain", second]
-    assert cc.load(made[name], temperature=0, length=8).chat().reply("hello") == cc.load(
-        made[name], options=cc.ChatOptions(temperature=0, length=8)
+    assert cc.load(made[name], temperature=0, max_new_tokens=8).chat().reply("hello") == cc.load(
+        made[name], options=cc.ChatOptions(temperature=0, max_new_tokens=8)
     ).reply("hello")
 
 

@@ -8,6 +8,7 @@ import pytest
 from support.families import tiny_family
 
 from bench.evaluate.measure import EvalTask, Quality, evaluate, measure_quality, open_held_out
+from bench.evaluate.options import EvalOptions
 from chitchat.errors import BadInput
 
 
@@ -32,18 +33,19 @@ def test_all_forms_are_scored_on_the_same_tokens_by_their_own_runtime(family: di
 def test_fewer_tokens_and_a_smaller_window_are_kept_to(family: dict[str, Path], tiny_data: Path) -> None:
     """A model of a longer context was scored with more context than the others."""
     whole = evaluate(str(family["bundle-fp32"]), tiny_data)
-    part = evaluate(str(family["bundle-fp32"]), tiny_data, max_tokens=100, context=16)
+    part = evaluate(str(family["bundle-fp32"]), tiny_data, EvalOptions(max_tokens=100), context=16)
     assert whole["context"] == 64
     assert part["context"] == 16
     assert 100 <= part["tokens"] < 116 < whole["tokens"]
-    assert evaluate(str(family["bundle-fp32"]), tiny_data, max_tokens=50, context=999)["context"] == 64
+    assert evaluate(str(family["bundle-fp32"]), tiny_data, EvalOptions(max_tokens=50), context=999)["context"] == 64
 
 
 def test_a_data_set_of_another_tokenizer_is_refused(family: dict[str, Path], tiny_corpus: Path, tmp_path: Path) -> None:
     """Ids of one tokenizer were scored by the model of another, and the perplexity was nonsense."""
     from chitchat.data.dataset import build_dataset
+    from chitchat.data.options import DataOptions
 
-    build_dataset([str(tiny_corpus)], tmp_path / "other", vocab_size=290, validation=0.2)
+    build_dataset([str(tiny_corpus)], tmp_path / "other", DataOptions(vocab_size=290, validation=0.2))
     for path in (family["checkpoint"], family["bundle-fp32"]):
         with pytest.raises(BadInput, match=r"another tokenizer .* --tokenizer"):
             evaluate(str(path), tmp_path / "other")
@@ -58,12 +60,12 @@ def test_a_folder_that_is_no_data_set_is_refused(family: dict[str, Path], tmp_pa
 def test_a_model_is_no_worse_than_itself_and_a_bundle_nearly_so(family: dict[str, Path], tiny_data: Path) -> None:
     """The teacher was scored on other tokens, or answered other prompts: a model differed from itself."""
     teacher = str(family["checkpoint"])
-    itself = evaluate(teacher, tiny_data, teacher=teacher, samples=12)
+    itself = evaluate(teacher, tiny_data, EvalOptions(teacher=teacher, samples=12))
     assert (itself["kl"], itself["kl_p99"], itself["top1"], itself["perplexity_ratio"]) == (0, 0, 1, 1)
     assert (itself["distinct_2_ratio"], itself["repetition_4_difference"], itself["replies"]) == (1, 0, 12)
     for name in ("perplexity", "bits_per_byte", "distinct_1", "distinct_2", "repetition_4", "reply_tokens"):
         assert itself[f"teacher_{name}"] == itself[name], name
-    shipped = evaluate(str(family["bundle-w8"]), tiny_data, teacher=teacher, samples=12)
+    shipped = evaluate(str(family["bundle-w8"]), tiny_data, EvalOptions(teacher=teacher, samples=12))
     assert 0 < shipped["kl"] < shipped["kl_p99"] < 1e-3
     low, high = shipped["perplexity_ratio_interval"]
     assert 0.99 < low <= shipped["perplexity_ratio"] <= high < 1.01
@@ -75,7 +77,7 @@ def test_a_model_is_no_worse_than_itself_and_a_bundle_nearly_so(family: dict[str
 
 def test_every_interval_holds_its_figure(family: dict[str, Path], tiny_data: Path) -> None:
     """Logarithm and figure were mixed up: an interval of perplexity in nats."""
-    found = evaluate(str(family["bundle-w8"]), tiny_data, teacher=str(family["checkpoint"]))
+    found = evaluate(str(family["bundle-w8"]), tiny_data, EvalOptions(teacher=str(family["checkpoint"])))
     intervals = {name: value for name, value in found.items() if name.endswith("_interval")}
     names = ("perplexity", "bits_per_byte", "token_accuracy", "kl", "top1", "distinct_1", "distinct_2", "repetition_4")
     for name in (*names, "empty_replies", "reply_tokens", "perplexity_ratio", "distinct_2_ratio"):
@@ -102,11 +104,11 @@ def test_the_same_figures_come_each_time_and_through_json(family: dict[str, Path
 def test_no_samples_are_no_replies_and_too_many_are_refused(family: dict[str, Path], tiny_data: Path) -> None:
     """Fewer replies than were asked for gave a distinct-2 that compares with nothing."""
     path = str(family["bundle-fp32"])
-    assert "distinct_2" not in evaluate(path, tiny_data, samples=0)
+    assert "distinct_2" not in evaluate(path, tiny_data, EvalOptions(samples=0))
     all_there_are = evaluate(path, tiny_data)["replies"]
     assert 12 < all_there_are < 200
     with pytest.raises(BadInput, match=f"--samples 9999: .* has only {all_there_are} held-out turns"):
-        evaluate(path, tiny_data, samples=9999)
+        evaluate(path, tiny_data, EvalOptions(samples=9999))
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(
@@ -115,17 +117,18 @@ def test_a_teacher_of_another_vocabulary_is_refused(
     """KL between ids that mean other words was a number all the same."""
     from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
     from chitchat.data.dataset import build_dataset
+    from chitchat.data.options import DataOptions
     from chitchat.lineage import Stage
     from chitchat.system.folder import staged_folder
 
-    build_dataset([str(tiny_corpus)], tmp_path / "data", vocab_size=290)
+    build_dataset([str(tiny_corpus)], tmp_path / "data", DataOptions(vocab_size=290))
     with staged_folder(tmp_path / "other", "checkpoint") as staging:
         model = load_model(family["checkpoint"])
         model.resize_token_embeddings(290)
         save_checkpoint(staging, model, load_tokenizer(tmp_path / "data"), Stage("train", {}, seed=0))
     for path in (family["checkpoint"], family["bundle-fp32"]):
         with pytest.raises(BadInput, match=r"--teacher .*other: has another vocabulary \(290 ids\)") as refused:
-            evaluate(str(path), tiny_data, teacher=str(tmp_path / "other"))
+            evaluate(str(path), tiny_data, EvalOptions(teacher=str(tmp_path / "other")))
         assert "\n" not in str(refused.value)
 
 
@@ -146,6 +149,6 @@ def test_a_teacher_of_a_shorter_context_sets_the_window(tiny_data: Path, family:
             value.copy_(full.state_dict()[name][: len(value)])
     with staged_folder(tmp_path / "short", "checkpoint") as staging:
         save_checkpoint(staging, short, load_tokenizer(family["checkpoint"]), Stage("prune", {}, seed=0))
-    found = evaluate(str(family["checkpoint"]), tiny_data, teacher=str(tmp_path / "short"), samples=4)
+    found = evaluate(str(family["checkpoint"]), tiny_data, EvalOptions(teacher=str(tmp_path / "short"), samples=4))
     assert (found["context"], found["perplexity_ratio"]) == (24, pytest.approx(1))
     assert found["kl"] == pytest.approx(0, abs=1e-9)

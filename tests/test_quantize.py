@@ -1,6 +1,7 @@
 """`compress quantize`: figures, refusals, and nothing left behind."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import GPT2LMHeadModel
 from chitchat.architectures.registry import geometry_of
 from chitchat.checkpoint import load_model, load_tokenizer, save_checkpoint
 from chitchat.data.dataset import build_dataset
+from chitchat.data.options import DataOptions
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import Stage, identity, read_lineage
 from compress.quantize import stage
@@ -22,14 +24,19 @@ from export.stage import export
 
 
 def test_quantizing_writes_a_checkpoint_and_says_what_it_cost(
-    tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    tiny_data: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Stops a stage whose figures are not of the model that it wrote."""
     out = tmp_path / "q"
-    figures = quantize(str(tiny_checkpoint), tiny_data, out)
+    with caplog.at_level(logging.INFO, logger="chitchat_compress"):
+        figures = quantize(str(tiny_checkpoint), tiny_data, out)
     model = load_model(tiny_checkpoint)
     weights = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 2)
-    assert f"{weights:,} of {weights:,} weight bytes quantized" in capsys.readouterr().out
+    assert f"{weights:,} of {weights:,} weight bytes quantized" in caplog.messages
     assert figures["weight_bytes_quantized"] == figures["weight_bytes"] == weights
     assert figures["perplexity"] == pytest.approx(figures["perplexity_before"], rel=1e-3)
     assert 0 < figures["kl"] < 1e-3
@@ -143,7 +150,9 @@ def test_too_few_conversations_to_calibrate_on_are_counted(
     """Integers fitted to a handful of sentences, or a traceback from a covariance of nothing; rounding needs none."""
     talks = tiny_corpus.read_text(encoding="utf-8").split("\n\n")[:10]
     (tmp_path / "few.txt").write_text("\n\n".join(talks) + "\n", encoding="utf-8")
-    build_dataset([str(tmp_path / "few.txt")], tmp_path / "few", tokenizer=str(tiny_checkpoint), validation=0.2)
+    build_dataset(
+        [str(tmp_path / "few.txt")], tmp_path / "few", DataOptions(tokenizer=str(tiny_checkpoint), validation=0.2)
+    )
     message = r"--data .*few: .* \d+ conversations .*--method gptq needs 16 of 1024 tokens .*--method rtn"
     with pytest.raises(BadInput, match=message):
         quantize(str(tiny_checkpoint), tmp_path / "few", tmp_path / "q")
@@ -154,7 +163,7 @@ def test_too_few_conversations_to_calibrate_on_are_counted(
 def test_another_tokenizers_data_is_refused(tmp_path: Path, tiny_checkpoint: Path, tiny_corpus: Path) -> None:
     """Stops a perplexity of ids that mean other words."""
     other = tmp_path / "other"
-    build_dataset([str(tiny_corpus)], other, vocab_size=290, validation=0.2)
+    build_dataset([str(tiny_corpus)], other, DataOptions(vocab_size=290, validation=0.2))
     with pytest.raises(BadInput, match=r"--data .*another tokenizer"):
         quantize(str(tiny_checkpoint), other, tmp_path / "q")
 

@@ -16,18 +16,18 @@ from support.families import tiny_family
 from support.in_process import bench_in_process
 
 from bench.models.torch import CHECKPOINT, CheckpointModel
-from bench.peers.torch_fp16 import HalfModel
-from bench.report.candidates import pruning_candidates
+from bench.peers.torch import HalfModel
 from bench.report.document import as_markdown, print_table
 from bench.report.notes import notes
-from bench.report.rows import build_rows
+from bench.report.rows import build_rows, pruning_candidates
 from bench.run.controller import BenchEntry, Measurement
-from bench.run.entries import unique_names
+from bench.run.entries import PlannedRow, unique_names
 from bench.run.options import BenchOptions
 from bench.run.prompts import make_prompts
 from bench.run.rounds import BenchResult
 from bench.run.stage import bench
 from chitchat.errors import BadInput, WorkFailed
+from export.options import ExportOptions
 from export.stage import export
 from serve.geometry import Geometry
 
@@ -173,8 +173,8 @@ def test_shapes_that_were_tried_stand_in_the_report_once(made: tuple[Path, Any])
     stages = [{"stage": "train", "metrics": {}}, {"stage": "prune", "metrics": {"candidates": tried}}]
     untried = {**tried[0], "kl": None, "perplexity_ratio": None}  # the only one of a search
     none = [{"stage": "prune", "metrics": {"before": {}}}, {"stage": "prune", "metrics": {"candidates": [untried]}}]
-    models = [model(name, lineage=lambda stages=stages: stages) for name in ("pruned", "bundle")]
-    found = pruning_candidates(["teacher", "pruned", "bundle"], [model("teacher", lineage=lambda: none), *models])
+    models = {name: model(name, lineage=lambda stages=stages: stages) for name in ("pruned", "bundle")}
+    found = pruning_candidates({"teacher": model("teacher", lineage=lambda: none)} | models)
     assert found == {"pruned": tried}
     page = as_markdown({**made[1], "candidates": found})
     assert "## Shapes that were tried for pruned" in page
@@ -216,9 +216,8 @@ def test_the_table_is_not_broken_to_eighty_columns_in_a_pipe(made: tuple[Path, A
 
 def test_a_lost_row_has_its_last_words_and_no_figures() -> None:
     """The row of a crashed model vanished, or kept half of its figures."""
-    models = [model("a"), model("b"), model("c")]
     measured = [measurement("a", 4.0), measurement("b", 1.0, error="was killed by SIGKILL"), measurement("c", 2.0)]
-    rows = build_rows(["a", "b", "c"], models, BenchResult(measured))
+    rows = build_rows([PlannedRow(row.entry, model()) for row in measured], BenchResult(measured))
     assert (rows[1].tokens_per_s, rows[1].peak_rss_mb, rows[1].ratio) == (None, None, None)
     assert rows[1].error == "was killed by SIGKILL"
     assert rows[2].ratio == 2.0
@@ -233,7 +232,7 @@ def test_a_lost_row_has_its_last_words_and_no_figures() -> None:
 def test_without_the_yardstick_there_is_no_ratio() -> None:
     """When the first model was lost the second one became the yardstick, unsaid."""
     measured = BenchResult([measurement("a", 1, error="x"), measurement("b", 1)])
-    rows = build_rows(["a", "b"], [model("a"), model("b")], measured)
+    rows = build_rows([PlannedRow(row.entry, model()) for row in measured.rows], measured)
     assert rows[1].ratio is None
     assert rows[1].tokens_per_s == 1000
 
@@ -291,7 +290,7 @@ def test_bad_input_is_refused_before_anything_runs(
     """Each of these failed after minutes, in a worker, as a lost row."""
     models = options.get("models", [str(family["bundle-fp32"])])
     with pytest.raises(BadInput, match=says):
-        bench(models, tmp_path / "out", work=BenchOptions(**{n: v for n, v in options.items() if n != "models"}))
+        bench(models, tmp_path / "out", options=BenchOptions(**{n: v for n, v in options.items() if n != "models"}))
     assert not (tmp_path / "out").exists()
 
 
@@ -302,7 +301,7 @@ def test_cuda_without_a_gpu_is_refused(family: dict[str, Path], tmp_path: Path) 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA GPU here")
     with pytest.raises(BadInput, match="--device cuda: torch finds no CUDA GPU"):
-        bench([str(family["checkpoint"])], tmp_path / "out", work=BenchOptions(device="cuda"))
+        bench([str(family["checkpoint"])], tmp_path / "out", options=BenchOptions(device="cuda"))
 
 
 def test_an_output_folder_that_is_not_ours_is_refused(family: dict[str, Path], tmp_path: Path) -> None:
@@ -319,7 +318,7 @@ def test_when_no_model_can_be_measured_the_work_failed_and_no_folder_is_left(
     lost = BenchResult([measurement("a", 1.0, error="was killed by SIGKILL")])
     monkeypatch.setattr("bench.run.stage.measure", lambda jobs, plan: lost)
     with pytest.raises(WorkFailed, match="was killed by SIGKILL"):
-        bench([str(family["bundle-fp32"])], tmp_path / "out", work=BenchOptions(prompt_tokens=8, new_tokens=4))
+        bench([str(family["bundle-fp32"])], tmp_path / "out", options=BenchOptions(prompt_tokens=8, new_tokens=4))
     assert not (tmp_path / "out").exists()
 
 
@@ -352,7 +351,7 @@ def test_a_gpu_that_is_not_there_is_a_row_beside_the_cpus(family: dict[str, Path
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA GPU here")
     work = BenchOptions(**SMALL, device="cpu,cuda", peers="torch-fp16")
-    report = bench([str(family["checkpoint"]), str(family["bundle-fp32"])], tmp_path / "out", work=work)
+    report = bench([str(family["checkpoint"]), str(family["bundle-fp32"])], tmp_path / "out", options=work)
     on_cpu, on_gpu, bundle, _, peer = report["rows"]
     assert (on_cpu["device"], on_cpu["error"]) == ("cpu", None)
     assert bundle["peak_rss_mb"] < on_cpu["peak_rss_mb"], "the engine's process holds no torch"
@@ -367,9 +366,9 @@ def test_on_a_gpu_checkpoint_float16_and_bundle_have_their_rows(tiny_checkpoint:
     """A bundle that runs on the CPU beside torch on the GPU, or a float16 that computes something else."""
     if cause := why_not_cuda():
         pytest.skip(cause)
-    export(str(tiny_checkpoint), tmp_path / "both", target="cpu+cuda")
+    export(str(tiny_checkpoint), tmp_path / "both", options=ExportOptions(target="cpu+cuda"))
     work = BenchOptions(**SMALL, device="cpu,cuda", peers="torch-fp16")
-    report = bench([str(tiny_checkpoint), str(tmp_path / "both")], tmp_path / "out", work=work)
+    report = bench([str(tiny_checkpoint), str(tmp_path / "both")], tmp_path / "out", options=work)
     assert [row["error"] for row in report["rows"]] == [None] * 5
     assert [row["device"] for row in report["rows"]] == ["cpu", "cuda", "cpu", "cuda", "cuda"]
     assert all(row["ceiling"] is None for row in report["rows"] if row["device"] == "cuda")

@@ -11,6 +11,7 @@ from tokenizers.models import WordPiece
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from chitchat.data.dataset import ChatData, build_dataset, open_dataset
+from chitchat.data.options import DataOptions
 from chitchat.dialogue import encode_text
 from chitchat.errors import BadInput
 from chitchat.score import score, torch_scorer
@@ -45,7 +46,9 @@ def make_data(folder: Path, kind: str) -> tuple[ChatData, list[list[str]]]:
     tokenizer = str(vocab_txt(folder)) if kind == "wordpiece" else None
     dialogue = None if kind == "wordpiece" else kind
     build_dataset(
-        [str(corpus)], folder / "data", tokenizer=tokenizer, vocab_size=340, dialogue=dialogue, validation=0.3
+        [str(corpus)],
+        folder / "data",
+        DataOptions(tokenizer=tokenizer, vocab_size=340, dialogue=dialogue, validation=0.3),
     )
     return open_dataset(folder / "data"), talks
 
@@ -143,7 +146,7 @@ def test_what_training_reads_of_it_fits_the_trimmed_checkpoint(tiny_corpus: Path
     train_tokenizer(["the tokens of another corpus, which this one never says"] * 9, 340).save_pretrained(
         tmp_path / "t"
     )
-    build_dataset([str(tiny_corpus)], tmp_path / "data", tokenizer=str(tmp_path / "t"), validation=0.2)
+    build_dataset([str(tiny_corpus)], tmp_path / "data", DataOptions(tokenizer=str(tmp_path / "t"), validation=0.2))
     data = open_dataset(tmp_path / "data")
     keep = choose_vocabulary(data.tokenizer, used_ids(data))
     tokenizer = trim_tokenizer(data.tokenizer, keep)

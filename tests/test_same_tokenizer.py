@@ -9,6 +9,7 @@ import pytest
 from transformers import BertTokenizer
 
 from chitchat.data.dataset import build_dataset, open_dataset
+from chitchat.data.options import DataOptions
 from chitchat.errors import BadInput
 from chitchat.formats.same_tokenizer import tokenizer_differences, tokenizer_identity
 from chitchat.tokenizer import read_vocab_txt, train_tokenizer
@@ -65,7 +66,9 @@ def test_the_same_vocabulary_under_another_normalizer_does_not_train(
     (tmp_path / "lower").mkdir()
     (tmp_path / "lower" / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
     build_dataset(
-        [str(tiny_corpus)], tmp_path / "data", tokenizer=str(tmp_path / "lower" / "vocab.txt"), validation=0.2
+        [str(tiny_corpus)],
+        tmp_path / "data",
+        DataOptions(tokenizer=str(tmp_path / "lower" / "vocab.txt"), validation=0.2),
     )
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()

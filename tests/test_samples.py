@@ -49,7 +49,7 @@ def test_rows_of_one_batch_go_on_as_each_does_alone(lively):
         [*p, *(row[: row.index(end) + 1] if end in row else row)[:9]] for p, row in zip(prompts, new, strict=True)
     ]
     assert len({len(row) for row in shortened}) > 1
-    assert greedy.continue_all(prompts, 24, end_id=end, max_tokens=9) == shortened
+    assert greedy.continue_all(prompts, 24, end_id=end, max_new_tokens=9) == shortened
 
 
 def test_drawn_ids_follow_the_model_within_the_nucleus_and_leave_banned_ones_out(lively):

@@ -7,6 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from bench.evaluate.measure import evaluate
+from bench.evaluate.options import EvalOptions
 from bench.models.open import open_model
 from chitchat.checkpoint import load_tokenizer, save_checkpoint
 from chitchat.data.dataset import open_dataset
@@ -63,7 +64,7 @@ def test_neither_torch_nor_the_bundle_says_them(
 
 def test_replies_that_are_measured_or_healed_on_have_none_of_them(padded: Path, tiny_data: Path) -> None:
     """A student that is healed on them learns to say them."""
-    found = evaluate(str(padded), tiny_data, samples=3)
+    found = evaluate(str(padded), tiny_data, EvalOptions(samples=3))
     assert found["empty_replies"] == 0
     model, data = open_model(str(padded)).torch_model(), open_dataset(tiny_data)
     written = teacher_conversations(model, data, 32, 64, seed=0)

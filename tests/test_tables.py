@@ -71,7 +71,7 @@ def test_rows_of_one_conversation_that_lie_apart_are_refused(tmp_path: Path) -> 
     """A table sorted by time cuts every conversation into pieces of one turn, in silence."""
     message = _refusal(tmp_path / "t.csv", "c,t\n1,a\n1,b\n2,c\n2,d\n1,e\n1,f\n", "conversation=c,text=t")
     assert message == (
-        f"{tmp_path / 't.csv'}, row 5: goes on with a conversation whose rows ended before (and so do 0 others); "
+        f"{tmp_path / 't.csv'}, row 5: continues a conversation that other rows interrupt (as do 0 other rows); "
         "sort the table by column c"
     )
 
@@ -95,12 +95,12 @@ def test_encodings_and_line_ends_are_those_of_every_text_file(tmp_path: Path) ->
         ("q,a\nhi,yo,ho\n", "q,a", ", line 2: has 3 columns, the first row has 2"),
         ("q,a\nhi,yo\nhi\n", "q,a", ", line 3: has 1 columns, the first row has 2"),
         ("q,a\nhi,yo\n", "q,b", "--columns b: "),
-        ("q,a\nhi,yo\n", "1,3", "it has numbers to 2"),
+        ("q,a\nhi,yo\n", "1,3", "it has numbers 1 to 2"),
         ("q,q,a\nhi,yo,x\n", "q,a", "several columns of that name"),
-        ('q,a\nx,y\n"hi,yo\nx,y\n', "q,a", ", line 3: is no row of a table"),
-        ('q,a\n"hi"you,yo\n', "q,a", ", line 2: is no row of a table"),
+        ('q,a\nx,y\n"hi,yo\nx,y\n', "q,a", ", line 3: is not a row of a table"),
+        ('q,a\n"hi"you,yo\n', "q,a", ", line 2: is not a row of a table"),
         ("q,a\n" + "x" * 200_000 + ",y\n", "q,a", "field larger than field limit"),
-        ("q,m\n1,hello\n", "m", "column m is no conversation in JSON"),
+        ("q,m\n1,hello\n", "m", "column m is not a conversation in JSON"),
         ("c,t,w\n1,a,2\n1,b,1\n", "conversation=c,text=t,weight=w", "weight '2' is neither 0"),
     ],
 )
@@ -124,10 +124,11 @@ def test_columns_that_cannot_be_understood_are_refused(spec: str) -> None:
 def test_columns_for_corpora_without_any_are_refused(tmp_path: Path) -> None:
     """A misplaced option was ignored, and the user believed it had worked."""
     from chitchat.data.builder import build_dataset
+    from chitchat.data.options import DataOptions
 
     (tmp_path / "c.jsonl").write_text(json.dumps(["a", "b"]) + "\n" + json.dumps(["c", "d"]))
     with pytest.raises(BadInput, match="--columns: no corpus has columns"):
-        build_dataset([str(tmp_path / "c.jsonl")], tmp_path / "data", columns="q,a")
+        build_dataset([str(tmp_path / "c.jsonl")], tmp_path / "data", DataOptions(columns="q,a"))
     assert open_corpora([str(tmp_path / "c.jsonl")])[0].tabular is False
 
 

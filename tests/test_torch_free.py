@@ -50,7 +50,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> P
     from export.stage import export
 
     out = tmp_path_factory.mktemp("bundle") / "tiny"
-    export(str(tiny_checkpoint), out, "cpu")
+    export(str(tiny_checkpoint), out)
     return out
 
 

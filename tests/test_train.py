@@ -6,6 +6,7 @@ import pytest
 
 from chitchat.checkpoint import load_model, load_tokenizer, read_config
 from chitchat.data.dataset import build_dataset, open_dataset
+from chitchat.data.options import DataOptions
 from chitchat.errors import BadInput
 from chitchat.lineage import identity, read_lineage, verify_lineage
 from chitchat.score import score, torch_scorer
@@ -71,7 +72,7 @@ def test_a_training_from_python_draws_no_bars_of_the_library(tiny_data, tmp_path
 
 def test_a_data_set_of_another_vocabulary_is_refused(trained, tiny_corpus, tmp_path):
     """Stops: a model that is trained on ids which mean other words."""
-    build_dataset([str(tiny_corpus)], tmp_path / "data", vocab_size=280, validation=0.2)
+    build_dataset([str(tiny_corpus)], tmp_path / "data", DataOptions(vocab_size=280, validation=0.2))
     with pytest.raises(BadInput, match=r"another tokenizer .*another vocabulary.*--tokenizer"):
         train(tmp_path / "data", tmp_path / "out", TrainOptions(init=str(trained[0]), epochs=1))
     assert not (tmp_path / "out").exists()

@@ -18,6 +18,7 @@ import numpy as np
 
 from bench.evaluate.bootstrap import percentiles, ratio_interval, resampled
 from bench.evaluate.divergence import Divergence, measure_divergence
+from bench.evaluate.options import EvalOptions
 from bench.evaluate.other_tokenizer import codec_of
 from bench.evaluate.replies import SAMPLES, EvalPrompt, draw_replies, reply_prompts
 from bench.evaluate.reply_stats import ReplyStats, TextReply
@@ -92,31 +93,25 @@ class Quality:
 
 
 def evaluate(
-    spec: str,
-    data: Path,
-    max_tokens: int | None = None,
-    context: int | None = None,
-    threads: int | None = None,
-    teacher: str | None = None,
-    samples: int | None = None,
-    tokenizer: str | None = None,
+    spec: str, data: Path, options: EvalOptions | None = None, *, context: int | None = None
 ) -> dict[str, Any]:
     """Quality and size of one model, for `compress eval`.
 
-    `context` (tokens) is the window, by default the model's own (with a teacher, the smaller one of both);
-    `max_tokens` ends the scoring early; `samples` replies are drawn, 0 for none. With `teacher` come `kl`, `kl_p99`,
-    `top1`, the teacher's own main figures and the ratios. Raises `BadInput` when the data set was made with another
-    tokenizer than the model's, for a teacher of another vocabulary, and for more samples than there are prompts.
+    `context` (tokens) is the window, by default the model's own (with a teacher, the smaller one of both). With
+    `options.teacher` come `kl`, `kl_p99`, `top1`, the teacher's own main figures and the ratios. Raises `BadInput` when
+    the data set was made with another tokenizer than the model's, for a teacher of another vocabulary, and for more
+    samples than there are prompts.
     """
-    model = open_model(spec, tokenizer=tokenizer)
+    options = options or EvalOptions()
+    model = open_model(spec, tokenizer=options.tokenizer)
     held_out = open_held_out(data)
     check_vocabulary(model, held_out)
-    compared = None if teacher is None else open_teacher(teacher, model, tokenizer)
-    contexts = [opened.context for opened in (model, compared) if opened is not None]
-    task = EvalTask(min(contexts if context is None else [context, *contexts]), max_tokens, samples)
+    teacher = None if options.teacher is None else open_teacher(options.teacher, model, options.tokenizer)
+    contexts = [opened.context for opened in (model, teacher) if opened is not None]
+    task = EvalTask(min(contexts if context is None else [context, *contexts]), options.max_tokens, options.samples)
     check_samples(held_out, task)
-    loaded = model.load(threads)
-    loaded_teacher = None if compared is None else compared.load(threads)
+    loaded = model.load(options.threads)
+    loaded_teacher = None if teacher is None else teacher.load(options.threads)
     reference = None if loaded_teacher is None else measure_quality(loaded_teacher, held_out, task)
     quality = measure_quality(loaded, held_out, task, loaded_teacher)
     return {
@@ -124,7 +119,7 @@ def evaluate(
         "kind": model.kind,
         "runtime": model.runtime,
         **quality.figures(reference),
-        **({} if reference is None else {"teacher": teacher, **_of_teacher(reference)}),
+        **({} if reference is None else {"teacher": options.teacher, **_of_teacher(reference)}),
         "parameters": model.parameters,
         "weight_bytes": model.weight_bytes,
         "file_bytes": model.file_bytes,

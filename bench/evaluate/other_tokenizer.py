@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.models.handle import ModelHandle
 from chitchat.data.builder import build_dataset
+from chitchat.data.options import DataOptions
 from serve.text import TextCodec
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def retokenized(data: "ChatData", model: ModelHandle, out: Path) -> Path:
     held, train = (out.with_name(f"{out.name}-{split}.jsonl") for split in ("validation", "train"))
     _write(_conversations(data, data.validation), held)
     _write(islice(_conversations(data, _counted_first(data.train)), _TRAIN), train)
-    build_dataset([str(train)], out, tokenizer=str(model.folder), validation=str(held))
+    build_dataset([str(train)], out, DataOptions(tokenizer=str(model.folder), validation=str(held)))
     return out
 
 

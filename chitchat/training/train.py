@@ -1,7 +1,7 @@
 """The stage `train`: a chat model from scratch or from a checkpoint, fine-tuned on a data set.
 
-Both chit-chat families count every turn in the loss, so that is the default; `loss="replies"` leaves out what the
-other side says. How a run is planned, killed and resumed stands in `chitchat.training.trainer`.
+The loss counts every turn, as in both chit-chat families, or with `loss="replies"` the bot's turns only. How a run is
+planned, killed and resumed is in `chitchat.training.trainer`.
 """
 
 import tempfile
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FINE_TUNING_RATE = 1e-4
 SCRATCH_DECAY, FINE_TUNING_DECAY = 0.1, 0.01
-CLOSING = 2.0  # times a first curve: the time for the last one, the hashes and the checkpoint, after the training
+CLOSING = 2.0  # times the time of a first curve: for the last one, the hashes and the checkpoint
 
 
 def train(
@@ -39,9 +39,9 @@ def train(
 ) -> dict[str, Any]:
     """Train on the data set `data` and write the checkpoint `out`; returns the figures.
 
-    With `resume` an unfinished run with the same options goes on; where there is none it begins. `max_minutes` are
-    those on the `stopwatch` (default: one that begins now), everything that is done here counted. Under a launcher
-    every process calls this; the first one writes. Figures: `validation_loss`, `perplexity`, `bits_per_byte`,
+    With `resume` an unfinished run with the same options continues, if there is one. `max_minutes` are measured on the
+    `stopwatch` (default: one that begins now) and include all work here. Under a launcher every process calls this;
+    the first one writes. Figures: `validation_loss`, `perplexity`, `bits_per_byte`,
     `token_accuracy` (of the best evaluation), `steps`, `tokens`, `parameters`, `minutes`, `stopped_early`.
     """
     out, stopwatch = Path(out), stopwatch or Stopwatch()
@@ -83,7 +83,7 @@ FIGURES = ("perplexity", "bits_per_byte", "token_accuracy", "tokens")
 
 
 def scratch_rate(width: int) -> float:
-    """The peak learning rate of a model from scratch: narrow models want more, 2e-3 at most (measured at width 192)."""
+    """The peak learning rate from scratch: higher for narrow models, at most 2e-3 (measured at width 192)."""
     return min(2e-3, 0.4 / width)
 
 
@@ -99,7 +99,7 @@ def _initial_model(options: TrainOptions, data: ChatData) -> "PreTrainedModel":
 
 
 def _new_model(options: TrainOptions, data: ChatData) -> "PreTrainedModel":
-    """A model with random weights that depend on the seed and the shape alone."""
+    """A model with random weights that depend only on seed and shape."""
     import torch
 
     shape = {name: getattr(options, name) or default for name, default in SCRATCH_SHAPE.items()}
@@ -138,9 +138,8 @@ def _context(options: TrainOptions, model: "PreTrainedModel") -> int:
     longest = model.config.max_position_embeddings
     context = options.context or longest
     if context > longest:
-        raise BadInput(
-            f"--context {context}: the model of --init {options.init} has {longest} positions; give at most {longest}"
-        )
+        reason = f"the model of --init {options.init} has {longest} positions"
+        raise BadInput(f"--context {context}: {reason}; give at most {longest}")
     return context
 
 
@@ -160,7 +159,7 @@ def _fit_options(options: TrainOptions, model: "PreTrainedModel") -> FitOptions:
 
 
 def _closing_seconds(stopwatch: Stopwatch) -> float:
-    """What comes after the training, by the time that an empty curve takes; its libraries are loaded then, too."""
+    """Seconds of the work after the training, estimated by an empty curve, which also loads the libraries."""
     began = stopwatch.seconds
     with tempfile.TemporaryDirectory() as folder:
         save_curve(Path(folder), [{"step": 0, "loss": 0.0}])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cyclopts import App, Parameter
 
-from chitchat_compress.cli.console import call, quiet_libraries, warn_on_stderr
+from chitchat_compress.cli.console import call, quiet_libraries, show_log
 from chitchat_compress.cli.verb import OPTIONS
 
 # name: module and function below chitchat_compress.cli, and what `--help` says of it
@@ -70,6 +70,6 @@ def main() -> None:
 
     silence()
     quiet_libraries()
-    warn_on_stderr()
+    show_log()
     program = _program()
     call(lambda: make_app(program)(sys.argv[1:]), program)

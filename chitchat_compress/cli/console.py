@@ -24,6 +24,7 @@ from cyclopts.exceptions import (
 )
 
 from chitchat.options import remedy_of
+from chitchat.system.notices import log
 
 FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 INTERVAL = "_interval"
@@ -150,16 +151,19 @@ def _plain(value: Any) -> str:
 
 
 class _OneLine(logging.Handler):
-    """Shows a warning of ours as one line on the stderr of the moment."""
+    """Shows a warning of ours as one line on the stderr of the moment, and what was done as one on stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
+        if record.levelno < logging.WARNING:
+            print(record.getMessage(), flush=True)
+        else:
+            print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
 
 
-def warn_on_stderr() -> None:
-    """Show the warnings of the Python API, a line each."""
-    log = logging.getLogger("chitchat_compress")
+def show_log() -> None:
+    """Show the log of the Python API, a line each."""
     log.propagate = False
+    log.setLevel(logging.INFO)
     if not any(isinstance(handler, _OneLine) for handler in log.handlers):
         log.addHandler(_OneLine())
 

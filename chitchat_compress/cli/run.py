@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -34,4 +34,11 @@ def run(
         return
     if out is None:
         raise BadInput("--out: say where everything goes that the recipe makes")
-    show(api.run_recipe(recipe, out, options=options).figures, as_json)
+    show(api.run_recipe(recipe, out, options=options, show_report=_show_report).figures, as_json)
+
+
+def _show_report(report: dict[str, Any]) -> None:
+    from bench.report.document import print_table
+
+    print()
+    print_table(report)

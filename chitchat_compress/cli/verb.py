@@ -49,6 +49,7 @@ def _for_cyclopts(kind: Any) -> Any:
 def _hint(one: OptionField) -> Any:
     notes = ", ".join(note for note in (one.unit, one.limits) if note)
     parameter = Parameter(
+        alias=f"--{one.alias}" if one.alias else None,
         help=one.help + (f" [{notes}]" if notes else ""),
         group=_group(one.group),
         show_default=one.default is not None and one.kind is not bool,

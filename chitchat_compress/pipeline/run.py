@@ -28,6 +28,7 @@ from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import identity, verify_lineage
 from chitchat.system.child import run_child
 from chitchat.system.folder import replace_file, write_json
+from chitchat.system.notices import log
 from chitchat_compress.pipeline.recipe import RecipeStage, StageRef, Value, default_recipe, read_recipe
 from chitchat_compress.pipeline.records import RECORDS, locked, read_record
 from serve.digest import sha256
@@ -68,19 +69,19 @@ def run(
     out: Path,
     *,
     seed: int = 0,
-    command: Sequence[str] = COMPRESS,
-    echo: Callable[[str], None] = print,
+    command: Sequence[str] | None = None,
+    echo: Callable[[str], None] = log.info,
     show_report: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Run a recipe (default: the demo) into the folder `out`; give seconds and figures of every stage.
 
-    `seed` is that of every stage that names none. `command` starts the command line; `echo` gets the lines for the
-    user; `show_report` prints the last report's table, in place of its report.md. Raises `BadInput` for a bad recipe,
-    and for an `out` that is not a pipeline's or that another run works on; `StageFailed` with the exit code of a
-    stage that failed.
+    `seed` is that of every stage that names none. `command` starts the command line (default: `COMPRESS`); `echo` gets
+    the lines for the user, which the log takes by default; `show_report` is given the last report. Raises `BadInput`
+    for a bad recipe, and for an `out` that is not a pipeline's or that another run works on; `StageFailed` with the
+    exit code of a stage that failed.
     """
     stages = [_seeded(stage, seed) for stage in read_recipe(recipe or default_recipe())]
-    job = _Run(Path(out), command, echo)
+    job = _Run(Path(out), command or COMPRESS, echo)
     begun = time.monotonic()
     with locked(job.out):
         records: dict[str, dict[str, Any]] = {}
@@ -164,18 +165,15 @@ def _conclude(
     seconds: float,
     show_report: Callable[[dict[str, Any]], None] | None,
 ) -> dict[str, Any]:
-    """Show the last report and give the figures of the run; the line to talk to the result comes last."""
+    """Hand on the last report and give the figures of the run; the line to talk to the result comes last."""
     result: dict[str, Any] = {"out": str(job.out), "seconds": round(seconds, 1), "stages": records}
     reports = [stage for stage in stages if stage.verb == "bench"]
     if reports:
         folder = job.folder(reports[-1])
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         result["rows"] = report["rows"]
-        job.echo("")
         if show_report is not None:
             show_report(report)
-        else:
-            job.echo((folder / "report.md").read_text(encoding="utf-8"))
     models = [stage for stage in stages if stage.makes in ("checkpoint", "quantized", "bundle")]
     if models:
         bundles = [stage for stage in models if stage.makes == "bundle"]

@@ -95,7 +95,7 @@ class HealOptions(HealingFields):
         samples = self.teacher_samples in ("auto", True, False)
         require(samples, "teacher_samples", self.teacher_samples, "give auto, true or false")
         dropout = self.dropout is None or 0 <= self.dropout < 1
-        require(dropout, "heal_dropout", self.dropout, "give 0 or more and below 1")
+        require(dropout, "dropout", self.dropout, "give 0 or more and below 1")
         require(self.loss in ("all", "replies"), "loss", self.loss, "give all or replies")
         for name in ("context", "batch_size", "grad_accumulation", "patience", "eval_tokens"):
             value = getattr(self, name)

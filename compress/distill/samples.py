@@ -127,11 +127,11 @@ def student_replies(
     Fewer, of all lengths, where it is `enough` before; replies that are being written then end early.
     """
     random = np.random.default_rng([seed, 4])
-    max_tokens = min(REPLY_TOKENS, context // 2)
-    prompts = sorted(draw_prompts(data, count, min(PROMPT_TOKENS, context - max_tokens), random), key=len)
+    max_new_tokens = min(REPLY_TOKENS, context // 2)
+    prompts = sorted(draw_prompts(data, count, min(PROMPT_TOKENS, context - max_new_tokens), random), key=len)
     sampler = Sampler(student, data.banned_ids(student.config.vocab_size), int(random.integers(2**31)), enough)
     lengths = [len(prompt) for prompt in prompts]
-    return _written(sampler, prompts, lengths, random, context, data.dialogue.end_of_turn_id, max_tokens)
+    return _written(sampler, prompts, lengths, random, context, data.dialogue.end_of_turn_id, max_new_tokens)
 
 
 def _written(
@@ -141,7 +141,7 @@ def _written(
     random: np.random.Generator,
     context: int,
     end_id: int | None = None,
-    max_tokens: int | None = None,
+    max_new_tokens: int | None = None,
 ) -> SampledWindows:
     """The prompts, in order of their lengths, with what follows, until it is enough.
 
@@ -151,7 +151,7 @@ def _written(
     labels: list[int] = []
     for start in random.permutation(np.arange(0, len(prompts), BATCH_ROWS)):
         batch = slice(start, start + BATCH_ROWS)
-        ids += sampler.continue_all(prompts[batch], context, end_id=end_id, max_tokens=max_tokens)
+        ids += sampler.continue_all(prompts[batch], context, end_id=end_id, max_new_tokens=max_new_tokens)
         labels += labelled_from[batch]
         if sampler.enough():
             break
@@ -199,13 +199,13 @@ class Sampler:
         context: int,
         *,
         end_id: int | None = None,
-        max_tokens: int | None = None,
+        max_new_tokens: int | None = None,
     ) -> list[list[int]]:
-        """Each prompt with what follows, at most `context` ids together, and at most `max_tokens` new ones.
+        """Each prompt with what follows, at most `context` ids together, and at most `max_new_tokens` new ones.
 
         With `end_id` a row ends with that id; without, it goes on until it is full.
         """
-        limits = [min(context - len(prompt), max_tokens or context) for prompt in prompts]
+        limits = [min(context - len(prompt), max_new_tokens or context) for prompt in prompts]
         with fused_gelu(self.model):
             drawn = self._draw(prompts, max(limits), end_id)
         return [[*prompt, *ids[:limit]] for prompt, ids, limit in zip(prompts, drawn, limits, strict=True)]

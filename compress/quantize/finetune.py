@@ -7,9 +7,8 @@ healing (QuantGPT, arXiv 2203.10705, distils from it as well), and the best held
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from chitchat.training.train import scratch_rate
 from chitchat.training.trainer import fit
 from compress.distill.objective import Distillation
 from compress.quantize.blockwise import LIMITS, BlockTensor, from_integers, round_to, unpack
+from compress.quantize.options import QuantizeOptions
 from compress.quantize.scales import per_column
 
 RATE = 0.05  # of the rate of training from scratch
@@ -82,18 +82,17 @@ def finetune(
     matrices: Mapping[str, BlockTensor],
     floats: Mapping[str, NDArray[np.float32]],
     data: ChatData,
-    minutes: float,
     work: Path,
-    inputs: Mapping[str, Any],
-    seed: int = 0,
+    options: QuantizeOptions,
+    *,
     resume: bool = False,
     stopwatch: Stopwatch | None = None,
 ) -> Tuned:
     """Fine-tune `model`, whose linear layers are `matrices`, in place, and give its new integers.
 
     `floats` are the matrices [N, K] before they were rounded, by the same names. Afterwards the model computes with
-    what the new integers stand for. `minutes` is the budget, on the `stopwatch` (default: one that begins now), `work`
-    the folder of a run that can be resumed, `inputs` what it depends on. Raises what `fit` raises.
+    what the new integers stand for. `options.kd_minutes` is the budget, on the `stopwatch` (default: one that begins
+    now), `work` the folder of a run that can be resumed with the same data and options. Raises what `fit` raises.
     """
     stopwatch = stopwatch or Stopwatch()
     own = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -106,16 +105,17 @@ def finetune(
         table.weight.requires_grad_(False)
     context = model.config.max_position_embeddings
     windows, held_out = (data.windows(split, context) for split in ("train", "validation"))
-    options = FitOptions(
+    fit_options = FitOptions(
         learning_rate=RATE * scratch_rate(model.config.hidden_size),
         batch_size=BATCH_SIZE,
-        max_minutes=minutes,
+        max_minutes=options.kd_minutes,
         weight_decay=0.0,
-        seed=seed,
+        seed=options.seed,
     )
     objective = Distillation(original, held_out, layers_dropped=False)
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    result = fit(model, windows, objective, options, work, inputs, resume=resume, stopwatch=stopwatch)
+    inputs = {"data": data.identity, "options": asdict(options)}
+    result = fit(model, windows, objective, fit_options, work, inputs, resume=resume, stopwatch=stopwatch)
     if result.before["loss"] <= result.after["loss"]:
         model.load_state_dict(before)
     tuned = {name: _settle(layer) for name, layer in layers.items()}

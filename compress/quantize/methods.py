@@ -10,6 +10,7 @@ kd      gptq, then a short fine-tune through the rounding
 import numpy as np
 from numpy.typing import NDArray
 
+from chitchat.system.notices import log
 from compress.quantize.blockwise import quantize_blocks
 from compress.quantize.channelwise import from_channel_integers, quantize_channels
 from compress.quantize.checkpoint import QuantizedTensor
@@ -49,7 +50,7 @@ def quantize_matrix_or_search(
     try:
         return quantize_matrix(weight, grid, method, covariance)
     except SingularHessian as error:
-        print(
+        log.warning(
             f"{name}: gptq cannot tell its inputs apart ({error}), so it is rounded by mse; "
             "calibrate on more conversations (--data)"
         )

@@ -25,11 +25,12 @@ from chitchat.data.dataset import ChatData, open_dataset
 from chitchat.errors import BadInput, WorkFailed
 from chitchat.lineage import Stage, identity
 from chitchat.system.folder import check_output, staged_folder
+from chitchat.system.notices import log
 from chitchat.tokenizer import tokenizer_of
 from chitchat.training.distributed import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from compress.calibrate.batches import CALIBRATION_TOKENS, calibration_batches, calibration_sequences
-from compress.calibrate.measure import KL_TOKENS, divergence, measure
+from compress.calibrate.measure import KL_TOKENS, divergence, final_states, measure
 from compress.calibrate.ranges import input_ranges
 from compress.quantize.allocation import Allocation, Sensitivity, allocate
 from compress.quantize.blockwise import BlockTensor
@@ -54,7 +55,7 @@ def quantize(
     resume: bool = False,
     stopwatch: Stopwatch | None = None,
 ) -> dict[str, Any]:
-    """Write the quantized checkpoint `out`, print the bytes that were quantized, and return its figures.
+    """Write the quantized checkpoint `out`, log the bytes that were quantized, and return its figures.
 
     `resume` goes on with a fine-tune (method kd) that was stopped. Its minutes are those on the `stopwatch` (default:
     one that begins now): models are read and fine-tuned in them, the integers it begins with are decided beside them.
@@ -76,7 +77,7 @@ def quantize(
         notes |= run.finetune(rounded, stopwatch)
     done, total = count_weight_bytes(model, rounded.matrices)
     if run.distributed.is_main:
-        print(f"{done:,} of {total:,} weight bytes quantized")
+        log.info(f"{done:,} of {total:,} weight bytes quantized")
     if done < MIN_SHARE * total:
         raise WorkFailed(f"{checkpoint}: only {done / total:.1%} of the weight bytes could be quantized, not 95 %")
     quantized = checkpoint_of(rounded, tokenizer, chosen, options.scheme, options.method)
@@ -114,7 +115,8 @@ class _QuantizeRun:
         found = self._sensitivities()
         assert options.max_kl is not None
         allocation = allocate(found, self._lost, options.max_kl)
-        print(f"{len(allocation.low)} of {len(found)} matrices at 4 bits, KL {allocation.kl:.2g}")
+        if self.distributed.is_main:
+            log.info(f"{len(allocation.low)} of {len(found)} matrices at 4 bits, KL {allocation.kl:.2g}")
         return mixed_grids(self.geometry, allocation.low, options.block_size), _noted(allocation, found)
 
     def round(self, chosen: Mapping[str, Grid]) -> QuantizedModel:
@@ -131,14 +133,12 @@ class _QuantizeRun:
 
     def finetune(self, rounded: QuantizedModel, stopwatch: Stopwatch) -> dict[str, Any]:
         """Fine-tune the linear layers through their rounding, in place; gives what is to be noted."""
-        options = self.options
         tables = {matrix.module for matrix in self.architecture.matrices(self.geometry) if matrix.table}
         linears = {name: tensor for name, tensor in rounded.matrices.items() if name not in tables}
         blocks = {name: tensor for name, tensor in linears.items() if isinstance(tensor, BlockTensor)}
-        inputs = {"data": self.data.identity, "options": asdict(options)}
         tuned = finetune(
-            rounded.model, self.model, blocks, rounded.before, self.data, options.kd_minutes, self.work, inputs,
-            seed=options.seed, resume=self.resume, stopwatch=stopwatch,
+            rounded.model, self.model, blocks, rounded.before, self.data, self.work, self.options,
+            resume=self.resume, stopwatch=stopwatch,
         )  # fmt: skip
         rounded.matrices |= tuned.matrices
         load_dequantized_(rounded.model, tuned.matrices)
@@ -173,13 +173,14 @@ class _QuantizeRun:
         every = [matrix.module for matrix in self.architecture.matrices(self.geometry)]
         low = mixed_grids(self.geometry, every, self.options.block_size)
         high = grids(self.geometry, "w8", self.options.block_size)
-        trial, found = copy.deepcopy(self.model), []
+        trial, found, states = copy.deepcopy(self.model), [], final_states(self.model, batches)
         for name in tqdm(every, desc="trying 4 bits", unit="matrix", disable=None):
             weight = self.model.get_submodule(name).weight.detach()
             matrix = (weight.T if self.architecture.is_transposed(name) else weight).float().contiguous().numpy()
             four, eight = (quantize_matrix(matrix, grid[name], "mse") for grid in (low, high))
             load_dequantized_(trial, {name: four})
-            found.append(Sensitivity(name, divergence(self.model, trial, batches).kl, eight.nbytes - four.nbytes))
+            lost = divergence(self.model, trial, batches, states).kl
+            found.append(Sensitivity(name, lost, eight.nbytes - four.nbytes))
             trial.get_submodule(name).weight.data.copy_(weight)
         return found
 
