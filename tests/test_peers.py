@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.in_process import bench_in_process
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import chitchat.system.interpreters
@@ -162,7 +163,8 @@ def test_a_peer_gets_its_rows_from_one_descriptor(
     from support.made_up_peer import KINDS
 
     monkeypatch.setattr(registry, "PEERS", dict(PEERS))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for the conversion, in a process of its own
+    bench_in_process(monkeypatch)
     (peer,) = KINDS
     registry.register(peer)
     report = bench([str(tiny_checkpoint)], tmp_path / "out", tiny_data, replace(SMALL, peers="next-id"))
