@@ -1,9 +1,8 @@
 """Reading and writing checkpoints: ordinary Hugging Face folders with safetensors and a lineage.
 
-A checkpoint is a local folder, a file of weights with its `config.json` beside it, or a hub id. It may be of any age
-and from any tool (`chitchat.formats`). What is read can be saved again, so no stage fails at its last step for what its
-first one read. What is of an architecture that `chitchat.architectures` does not know, or would have to run code to be
-read, is refused. What is repaired or assumed on the way is told on stderr.
+A checkpoint is a local folder, a file of weights with its `config.json` beside it, or a hub id, of any age and tool
+(`chitchat.formats`). Whatever is read can be saved again. Unknown architectures, and files whose reading would run
+code, are refused. Repairs and assumptions are told on stderr.
 """
 
 from collections.abc import Iterator
@@ -27,33 +26,34 @@ if TYPE_CHECKING:
 
 
 def locate(source: str | Path, weights: bool = True) -> Path:
-    """Where a checkpoint lies: the folder, or the file of weights, that `source` names; a hub id is fetched.
-
-    With `weights` false only the small files of a hub model are fetched. Raises `BadInput` for a path that is not
-    there, for a hub id that cannot be had, and for what is something else than a checkpoint.
-    """
-    path = Path(source).expanduser()
-    if not path.exists():
-        if isinstance(source, Path) or not looks_like_hub_id(source):
-            raise BadInput(f"{source}: no such checkpoint folder")
-        path = fetch_model(source, weights)
+    """The local folder, or file of weights, of a checkpoint; a hub id is fetched, without its weights if `weights` is
+    false. Raises `BadInput` for a missing path, a hub id that cannot be fetched, and for anything but a checkpoint."""
+    path = _local_path(source, weights, "no such checkpoint folder")
     refuse_other_kinds(path)
     return path
 
 
-def read_config(source: str | Path) -> dict[str, Any]:
-    """What `config.json` says of the model, with its defaults, after the lineage is verified.
+def _local_path(source: str | Path, weights: bool, missing: str) -> Path:
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if isinstance(source, Path) or not looks_like_hub_id(source):
+        raise BadInput(f"{source}: {missing}")
+    return fetch_model(source, weights)
 
-    `quantization_config` is passed on where there is one. Raises `BadInput` for a folder that is no checkpoint, was
-    altered, or is of another architecture.
+
+def read_config(source: str | Path) -> dict[str, Any]:
+    """The model's fields of `config.json` with defaults, after the lineage is verified; `quantization_config` is kept.
+
+    Raises `BadInput` for a folder that is not a checkpoint, was altered, or is of another architecture.
     """
     path = locate(source, weights=False)
     folder = path if path.is_dir() else path.parent
     if not (folder / "config.json").is_file():
+        if path.is_file():
+            raise BadInput(f"{path}: there is no config.json beside it; put the model's there")
         raise BadInput(
             f"{path}: is not a checkpoint (no config.json); give a folder that compress or transformers saved"
-            if path.is_dir()
-            else f"{path}: there is no config.json beside it; put the model's there"
         )
     verify_lineage(folder)
     record = read_json(folder / "config.json")
@@ -66,21 +66,24 @@ def read_config(source: str | Path) -> dict[str, Any]:
 
 
 def load_model(source: str | Path) -> "PreTrainedModel":
-    """The model of a checkpoint in float32 on the CPU, in eval mode; it can be saved whatever was read.
+    """The model of a checkpoint in float32 on the CPU, in eval mode; its head is tied unless the weights have another.
 
-    Its head is tied as config.json says, unless the weights have a head that is not the table. Raises `BadInput` for
-    a folder that is missing, incomplete, altered, quantized, or of another architecture, for weights that are a pickle
-    with code, that do not fit config.json, or that are not all finite.
+    Raises `BadInput` for a folder that is missing, incomplete, altered, quantized, or of another architecture, and for
+    weights that are a pickle with code, do not fit config.json, or are not all finite.
     """
     config = read_config(source)
     if "quantization_config" in config:
-        raise _quantized(source, config["quantization_config"])
+        quantization = config["quantization_config"]
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        if method != "compress":
+            raise BadInput(f"{source}: was quantized by {method or 'another tool'}; give the float checkpoint")
+        scheme = quantization.get("scheme")
+        raise BadInput(f"{source}: is already quantized ({scheme}); give the checkpoint that it was made from")
     path = locate(source)
     files = [path] if path.is_file() else weight_files(path)
     if not files:
-        raise BadInput(
-            f"{source}: holds no weights (model.safetensors or pytorch_model.bin); fetch the checkpoint again"
-        )
+        names = "model.safetensors or pytorch_model.bin"
+        raise BadInput(f"{source}: holds no weights ({names}); fetch the checkpoint again")
     if files[0].name not in ("model.safetensors", "pytorch_model.bin") and len(files) == 1 and path.is_dir():
         announce_once(f"{source}: its weights are read from {files[0].name}")
     weights, tied, notes = read_weights(files, config["tie_word_embeddings"], architecture_of(config))
@@ -91,19 +94,10 @@ def load_model(source: str | Path) -> "PreTrainedModel":
     return _assembled(source, {**config, "tie_word_embeddings": tied}, weights, generation)
 
 
-def _quantized(source: str | Path, quantization: Any) -> BadInput:
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if method != "compress":
-        return BadInput(f"{source}: was quantized by {method or 'another tool'}; give the float checkpoint")
-    return BadInput(
-        f"{source}: is already quantized ({quantization.get('scheme')}); give the checkpoint that it was made from"
-    )
-
-
 def _assembled(
     source: str | Path, config: dict[str, Any], weights: dict[str, Any], generation: Any
 ) -> "PreTrainedModel":
-    """The model, after the weights are known to be exactly those that the configuration describes."""
+    """The model. Raises `BadInput` unless the weights are exactly those of the configuration."""
     import torch
 
     architecture = architecture_of(config)
@@ -119,20 +113,15 @@ def _assembled(
         for name, shape in shapes.items()
         if name in weights and weights[name].shape != shape
     ]
-    if missing or left_over or others:
-        found = (("missing", missing), ("left over", left_over), ("of another shape", others))
-        reason = "; ".join(f"{what} {', '.join(names[:2])}" for what, names in found if names)
+    found = (("missing", missing), ("left over", left_over), ("of another shape", others))
+    if reason := "; ".join(f"{what} {', '.join(names[:2])}" for what, names in found if names):
         raise BadInput(f"{source}: the weights do not fit config.json ({reason}); fetch the checkpoint again")
     with torch.random.fork_rng(devices=[]):
         return architecture.build(described, weights, generation)
 
 
 def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
-    """The fast tokenizer of a checkpoint or of any folder that holds one.
-
-    Special tokens that a library appended past the rows of the checkpoint's table are left out. Raises `BadInput`
-    where there is none that can be read, and where the table has no row for a token.
-    """
+    """The fast tokenizer of a checkpoint or of any folder with one, fitted by `fit_tokenizer`. Raises `BadInput`."""
     from chitchat.formats.tokenizer_files import read_tokenizer
 
     folder = tokenizer_folder(source)
@@ -140,19 +129,15 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
 
 
 def tokenizer_folder(source: str | Path) -> Path:
-    """The folder in which the tokenizer of `source` would lie; a hub id is fetched. Raises `BadInput`."""
-    path = Path(source).expanduser()
-    if not path.exists() and not isinstance(source, Path) and looks_like_hub_id(source):
-        path = fetch_model(source, weights=False)
-    if not path.exists():
-        raise BadInput(f"{source}: no such folder; give the one that holds the tokenizer")
+    """The folder where the tokenizer of `source` belongs; a hub id is fetched. Raises `BadInput`."""
+    path = _local_path(source, weights=False, missing="no such folder; give the one that holds the tokenizer")
     return path if path.is_dir() else path.parent
 
 
 def fit_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path, where: str) -> "PreTrainedTokenizerFast":
-    """The tokenizer without what the table of the checkpoint in `folder` has no row for, if only such was appended.
+    """The tokenizer without appended special tokens that have no row in the table of the checkpoint in `folder`.
 
-    A folder that is no checkpoint asks for nothing. Raises `BadInput` for a tokenizer of another vocabulary.
+    It is returned as it is if the folder is not a checkpoint. Raises `BadInput` if other tokens have no row.
     """
     from chitchat.formats.tokenizer_files import without_rows
 
@@ -179,9 +164,9 @@ def save_checkpoint(
     stage: Stage,
     parent: str | Path | None = None,
 ) -> None:
-    """Write model, tokenizer and lineage into `folder`, which exists and is empty (a staging folder).
+    """Write model, tokenizer and lineage into `folder`, an empty staging folder.
 
-    A tokenizer without a chat template is given that of its dialogue format, so that other tools talk as we do.
+    A tokenizer without a chat template gets that of its dialogue format.
     """
     from chitchat.formats.tokenizer_files import save_tokenizer
 
@@ -195,14 +180,14 @@ def save_checkpoint(
 
 
 def save_model(model: "PreTrainedModel", folder: Path) -> None:
-    """Write weights and configuration into `folder`, without the bar that transformers draws in any file."""
+    """Write weights and configuration into `folder`, without a progress bar."""
     with no_progress_bar():
         model.save_pretrained(folder)
 
 
 @contextmanager
 def no_progress_bar() -> Iterator[None]:
-    """While it lasts, transformers draws no bars: it would where stderr is no terminal as well."""
+    """A context in which transformers draws no progress bars: it also does if stderr is not a terminal."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,8 +1,8 @@
-"""The dialogue format: what starts a conversation, what ends a turn, and how a tokenizer says so.
+"""The dialogue format: the tokens that start a conversation and end a turn, and the tokenizer's chat template.
 
-Two families. GPT2-chitchat writes `[CLS]turn[SEP]turn[SEP]`, DialoGPT writes `turn<eos>turn<eos>`. The format lives in
-the tokenizer's special tokens and in its `chat_template`, so that Hugging Face tools format a conversation as we do.
-Text never becomes a special token here: what looks like one is encoded as the characters it is written with.
+There are two families: `[CLS]turn[SEP]turn[SEP]` (GPT2-chitchat) and `turn<eos>turn<eos>` (DialoGPT). The format is
+stored in the tokenizer's special tokens and its `chat_template`, so that Hugging Face tools format conversations alike.
+Text that looks like a special token is encoded as ordinary characters.
 """
 
 import re
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FAMILIES = ("chitchat", "dialogpt")
-# Invisible, and removed by the normalizer of every tokenizer that we make (BERT's `clean_text` removes it as well):
-# a template that puts it into `[SEP]` of a user's text keeps that text from being parsed as a special token.
+# Invisible, and removed by the normalizer of every tokenizer trained here and by BERT's `clean_text`. The template
+# inserts it into a user's `[SEP]`, so that the text is not parsed as a special token.
 WORD_JOINER = "\u2060"
 _MARK = re.compile(r"\{#-? dialogue: (\w+) -?#\}")
 
 
 def dialogue_of(tokenizer: "PreTrainedTokenizerFast", override: str | None = None) -> Dialogue:
-    """The dialogue format of a tokenizer: `override`, else its template's family, else that of its special tokens.
+    """The dialogue format of a tokenizer: `override`, else the family of its template, else of its special tokens.
 
-    Raises `BadInput` for an unknown family and for a tokenizer that lacks the family's special tokens.
+    Raises `BadInput` for an unknown family and for a tokenizer without the family's special tokens.
     """
     if override is not None and override not in FAMILIES:
         raise BadInput(f"--dialogue {override}: no such dialogue format; give one of {', '.join(FAMILIES)}")
@@ -48,7 +48,7 @@ def dialogue_of(tokenizer: "PreTrainedTokenizerFast", override: str | None = Non
 
 
 def open_dialogue(tokenizer: "PreTrainedTokenizerFast", where: str, override: str | None = None) -> Dialogue:
-    """`dialogue_of` a tokenizer that may be foreign; a notice on stderr says what was assumed."""
+    """`dialogue_of` a tokenizer that may be of another tool; a notice on stderr tells what was assumed."""
     dialogue = dialogue_of(tokenizer, override)
     if override is None and _family_of_template(tokenizer) is None:
         form = {"chitchat": "[CLS]turn[SEP]turn[SEP]", "dialogpt": "turn<eos>turn<eos>"}[dialogue.family]
@@ -66,7 +66,7 @@ def _dialogue(tokenizer: "PreTrainedTokenizerFast", family: str, start_ids: tupl
         start_ids=start_ids,
         end_of_turn_id=end,
         pad_id=end if pad is None else pad,
-        # GPT-2's tokenizer names its end of text as the unknown token too, and never needs one.
+        # GPT-2's tokenizer declares its end of text as the unknown token, which it never needs.
         unk_id=None if unk == end else unk,
         unconditional_prompt_ids=start_ids or (end,),
         banned_ids=tuple(sorted({*_special_ids(tokenizer), *([] if unk is None else [unk])} - {end})),
@@ -74,7 +74,7 @@ def _dialogue(tokenizer: "PreTrainedTokenizerFast", family: str, start_ids: tupl
 
 
 def _unknown_id(tokenizer: "PreTrainedTokenizerFast") -> int | None:
-    """The unknown token's id: the declared one, else that which the tokenizer's model writes."""
+    """The unknown token's id: the declared one, else that of the tokenizer's model."""
     if tokenizer.unk_token_id is not None:
         return int(tokenizer.unk_token_id)
     name = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
@@ -82,13 +82,13 @@ def _unknown_id(tokenizer: "PreTrainedTokenizerFast") -> int | None:
 
 
 def unassigned_ids(tokenizer: "PreTrainedTokenizerFast", rows: int) -> tuple[int, ...]:
-    """The ids below `rows`, those of a model's table, that are no token: padding of the table, which means nothing."""
+    """The ids below `rows` (the rows of a model's table) that are no token: padding of the table."""
     known = set(tokenizer.get_vocab().values())
     return tuple(index for index in range(rows) if index not in known)
 
 
 def dialogue_of_model(dialogue: Dialogue, tokenizer: "PreTrainedTokenizerFast", rows: int, where: str) -> Dialogue:
-    """The dialogue of a model whose table has `rows`: rows that are no token are banned too, with a notice."""
+    """The dialogue format of a model whose table has `rows`: ids without a token are banned too, with a notice."""
     padding = unassigned_ids(tokenizer, rows)
     if padding:
         announce_once(
@@ -98,17 +98,16 @@ def dialogue_of_model(dialogue: Dialogue, tokenizer: "PreTrainedTokenizerFast", 
 
 
 def with_banned(dialogue: Dialogue, ids: Iterable[int]) -> Dialogue:
-    """The dialogue whose banned ids are these as well."""
+    """The dialogue format with more banned ids."""
     return replace(dialogue, banned_ids=tuple(sorted({*dialogue.banned_ids, *ids})))
 
 
 def set_chat_template(tokenizer: "PreTrainedTokenizerFast", family: str) -> None:
-    """Give the tokenizer the template of `family`, and a bos and eos token where it names none.
+    """Give the tokenizer the template of `family`, and a bos and eos token if it has none.
 
-    After this, `apply_chat_template(messages)` is `Dialogue.encode` of the messages that are not of the system. Text
-    that looks like a special token is kept apart with a word joiner. A tokenizer whose normalizer removes that
-    character (all that we make, and BERT's) gives exactly the ids of `encode_text`; a foreign byte-level one gives
-    the joiner's bytes as well.
+    `apply_chat_template(messages)` then equals `Dialogue.encode` of the messages that are not of the system. A word
+    joiner separates text that looks like a special token. A tokenizer whose normalizer removes it (those trained here,
+    and BERT's) gives exactly the ids of `encode_text`; another byte-level one gives the joiner's bytes as well.
     """
     if family == "chitchat":
         start, end = tokenizer.cls_token, tokenizer.sep_token
@@ -131,9 +130,9 @@ def set_chat_template(tokenizer: "PreTrainedTokenizerFast", family: str) -> None
 
 
 def encode_text(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text, with no special token added and none parsed from what the text says.
+    """Ids of each text; special tokens are neither added nor parsed from the text.
 
-    A tokenizer finds special tokens in text all the same when they are not declared to it as such; those are left out.
+    Special tokens that are not declared as such are parsed by the tokenizer nevertheless; their ids are removed.
     """
     backend = tokenizer.backend_tokenizer
     parsed = backend.encode_special_tokens
@@ -150,7 +149,7 @@ def encode_text(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> l
 
 
 def _family_of_template(tokenizer: "PreTrainedTokenizerFast") -> str | None:
-    """The family that our own template names; None for no template and for anyone else's."""
+    """The family in a template that was set here; None for another template or none."""
     template = tokenizer.chat_template
     found = _MARK.match(template) if isinstance(template, str) else None
     return found.group(1) if found and found.group(1) in FAMILIES else None

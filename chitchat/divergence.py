@@ -1,9 +1,9 @@
-"""How far a model's next-token predictions are from another model's, and from the text: once for numpy, once for torch.
+"""KL, negative log-likelihood and top-1 agreement of next-token predictions, for numpy and for torch.
 
 KL(reference || model) = sum p (log p - log q) in nats, with p and q the softmax of a row of logits. The negative
 log-likelihood (NLL) of a target is -log q(target). Top-1 agreement: both models have the same most likely token.
-A KL is computed in float64 from the logits on, since between a model and its 8-bit version its terms nearly cancel; an
-NLL in float32, to be summed in float64. Rows are read in chunks, so memory does not grow with the number of positions.
+A KL is computed in float64, since between a model and its 8-bit version its terms nearly cancel; an NLL in float32, to
+be summed in float64. Rows are processed in chunks, so memory does not grow with the number of positions.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +25,7 @@ MAX_TORCH_LOGITS = 2**22
 def compare_logits(reference: Floats, model: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """KL(reference || model) in nats, float64 [n], and whether both have the same top-1 token, bool [n].
 
-    Logits [n, vocab] of any float dtype. Where tokens tie for the first place, the lowest id counts.
+    Logits [n, vocab] of any float dtype. If tokens tie for the first place, the lowest id counts.
     """
     kl, same = np.zeros(len(reference)), np.zeros(len(reference), dtype=bool)
     rows = max(1, MAX_NUMPY_LOGITS // reference.shape[1])
@@ -78,12 +78,22 @@ def score_states(head: "Linear", states: "Tensor", targets: "Tensor") -> Predict
     return Prediction(*_in_chunks(score, head, states, targets))
 
 
+def nll_of_states(head: "Linear", states: "Tensor", targets: "Tensor") -> "Tensor":
+    """The `nll` of `score_states` alone, which is a third quicker for a large vocabulary."""
+    from torch.nn.functional import cross_entropy
+
+    def score(states: "Tensor", targets: "Tensor") -> tuple["Tensor"]:
+        return (cross_entropy(head(states).float(), targets, reduction="none").double(),)
+
+    return _in_chunks(score, head, states, targets)[0]
+
+
 def compare_states(
     reference_head: "Linear", reference_states: "Tensor", head: "Linear", states: "Tensor", targets: "Tensor"
 ) -> Comparison:
-    """Compare two models of one vocabulary at n positions, by final hidden states [n, width] and the heads over them.
+    """Compare two models of one vocabulary at n positions, by final hidden states [n, width] and their heads.
 
-    `targets` int64 [n] are the tokens that follow; the arithmetic is done where they are.
+    `targets` int64 [n] are the next tokens; the arithmetic is done on their device.
     """
     import torch
 

@@ -1,7 +1,6 @@
-"""The exceptions that all packages but `serve` raise on purpose; the command line prints each as one line.
+"""The exceptions of all packages but `serve`, which has its own (`serve.errors`); the command line prints one line.
 
-`serve` has a tree of its own (`serve.errors`), since it imports nothing of ours. Both carry `exit_code`, which is all
-that the command line looks at.
+Both have an `exit_code`.
 """
 
 from typing import ClassVar
@@ -21,3 +20,8 @@ class BadInput(ChitchatError):
 
 class WorkFailed(ChitchatError):
     """The input was good and the work did not succeed (exit code 1)."""
+
+
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """The message of a library's exception in one line of at most `limit` characters; its class if it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -1,7 +1,6 @@
-"""The full-precision generator: transformers' `generate` with its KV cache, one id at a time.
+"""The full-precision generator: transformers' `generate` with its KV cache, from ids to ids, one at a time.
 
-It is what compressed models are compared with, so it is used as it comes: nothing is exported, fused or quantized.
-Ids go in and ids come out; text lives elsewhere.
+Compressed models are compared with it, so nothing is exported, fused or quantized.
 """
 
 import queue
@@ -9,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import (
@@ -17,6 +16,7 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
+    PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -26,10 +26,7 @@ from transformers.generation.streamers import BaseStreamer
 from chitchat.dialogue import Dialogue
 from chitchat.errors import BadInput
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-# What an option is when it is not given: no choice is made for the caller but greedy search and a short reply.
+# Defaults of the options: a short greedy reply.
 _DEFAULTS: dict[str, Any] = {
     "temperature": 0.0,
     "top_k": 0,
@@ -46,9 +43,9 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class TorchGenerator:
-    """Replies of a torch model. `context` is how many ids prompt and reply have together."""
+    """Replies of a torch model. `context` is the most ids of prompt and reply together."""
 
-    def __init__(self, model: "PreTrainedModel", dialogue: Dialogue, threads: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, dialogue: Dialogue, threads: int | None = None) -> None:
         """`threads` sets torch's thread count, which is one for the whole process."""
         if threads is not None:
             torch.set_num_threads(threads)
@@ -57,14 +54,13 @@ class TorchGenerator:
         self.context: int = model.config.max_position_embeddings
 
     def stream(self, prompt_ids: list[int], options: Any = None) -> Iterator[int]:
-        """Yield the ids of a reply as they are generated; the end of turn ends it and is not yielded.
+        """Yield the ids of a reply as they are generated, without its end of turn.
 
         `options` is a mapping or dataclass with the field names of `serve.options.ReplyOptions`. The repetition
-        penalty is transformers' (divides positive logits, multiplies negative ones) over `earlier_ids`, what the bot
-        said earlier in the conversation, and the ids of this reply; the no-repeat n-gram is over this reply. The
-        reply is cut where the context ends. With a `seed` the reply is the same every time. A consumer may stop
-        early: generation stops with it. Raises `BadInput` for a prompt that leaves no space for a reply, and for
-        `logprobs`, which only a bundle's engine gives.
+        penalty is transformers' (divides positive logits, multiplies negative ones) over `earlier_ids` (the bot's
+        earlier turns) and this reply; the no-repeat n-gram is over this reply. The reply ends with the context. With a
+        `seed` it is the same every time. Generation stops if the consumer does. Raises `BadInput` for a prompt that
+        leaves no space for a reply, and for `logprobs`, which only a bundle's engine gives.
         """
         limit = self.context - len(prompt_ids)
         if not prompt_ids or limit < 1:
@@ -78,7 +74,7 @@ class TorchGenerator:
         return self.stream(list(self.dialogue.unconditional_prompt_ids), options)
 
     def _stream(self, prompt_ids: list[int], settings: dict[str, Any], limit: int) -> Iterator[int]:
-        """Run `generate` in a thread of its own and hand over what it puts into a queue."""
+        """Run `generate` in a thread and yield what it puts into a queue."""
         streamer, stop = _QueueStreamer(), threading.Event()
 
         def work() -> None:
@@ -116,7 +112,7 @@ class TorchGenerator:
             if settings["seed"] is not None:
                 torch.manual_seed(settings["seed"])
             else:
-                torch.seed()  # the fork would repeat itself otherwise
+                torch.seed()  # otherwise every fork would be the same
             self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -127,7 +123,7 @@ class TorchGenerator:
             )
 
     def _processors(self, settings: dict[str, Any], prompt_length: int) -> LogitsProcessorList:
-        """transformers' own logits processors, applied to what the bot said and not to the prompt."""
+        """transformers' own logits processors, applied to the bot's turns and not to the prompt."""
         processors = LogitsProcessorList()
         if settings["repetition_penalty"] != 1.0:
             penalty = RepetitionPenaltyLogitsProcessor(float(settings["repetition_penalty"]))
@@ -156,12 +152,11 @@ class TorchGenerator:
 
 
 @contextmanager
-def no_defaults(model: "PreTrainedModel") -> Iterator[None]:
-    """Within, `generate` follows the given configuration alone; the checkpoint's generation settings add nothing.
+def no_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """A context in which `generate` uses only the given configuration.
 
-    transformers 5 fills every setting that is not given from those, a repetition penalty for example. Its padding id
-    comes with the given configuration as well: rows here have no padding, and of the mask that says so transformers 5
-    tells the model nothing, which would then warn of a prompt that ends with the checkpoint's padding id.
+    transformers 5 would take settings that are not given from the checkpoint, for example a repetition penalty. The
+    model's own padding id is hidden too: it would warn of a prompt that ends with it, although no row here is padded.
     """
     kept, pad_id = model.generation_config, model.config.pad_token_id
     model.generation_config, model.config.pad_token_id = GenerationConfig(), None
@@ -172,7 +167,7 @@ def no_defaults(model: "PreTrainedModel") -> Iterator[None]:
 
 
 class _QueueStreamer(BaseStreamer):
-    """Puts generated ids into a queue; the first thing that `generate` hands over is the prompt."""
+    """Puts generated ids into a queue; the first ids from `generate` are the prompt's."""
 
     def __init__(self) -> None:
         self.ids: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
@@ -185,11 +180,11 @@ class _QueueStreamer(BaseStreamer):
         self._prompt_seen = True
 
     def end(self) -> None:
-        """Called by `generate` at the end; consumers learn of the end when `generate` returns."""
+        """Called by `generate` at the end; consumers wait for its return instead."""
 
 
 class _StopWhen(StoppingCriteria):
-    """Ends generation once the consumer is gone."""
+    """Ends generation when the event is set."""
 
     def __init__(self, event: threading.Event) -> None:
         self.event = event
@@ -200,7 +195,7 @@ class _StopWhen(StoppingCriteria):
 
 
 class _OverReply(LogitsProcessor):
-    """Shows a processor the ids of the reply, after `earlier` ones, in place of the prompt's and the reply's."""
+    """Applies a processor to `earlier` ids and those of the reply, without the prompt."""
 
     def __init__(self, processor: LogitsProcessor, prompt_length: int, earlier: Sequence[int] = ()) -> None:
         self.processor = processor

@@ -1,7 +1,6 @@
-"""`lineage.json`: where a folder comes from, and the sha256 of every file in it.
+"""`lineage.json`: the stages that made a folder, oldest first, and the sha256 of every file in it.
 
-Every data set and every checkpoint that we write carries one: a table of its files and one record per stage, oldest
-first. It is written last. A checkpoint from elsewhere has none: it is accepted and becomes the root of a lineage.
+Every data set and checkpoint has one, written last. A checkpoint of another tool has none and becomes the root of one.
 """
 
 import json
@@ -22,7 +21,7 @@ _PACKAGES = ("chitchat-compress", "torch", "transformers", "tokenizers", "datase
 
 @dataclass(frozen=True)
 class Stage:
-    """One step in the life of a model.
+    """The record of one stage.
 
     `parent_sha256` and `data_sha256` are `identity` values of the folders that the stage read; `metrics` are figures
     before and after, by name.
@@ -38,7 +37,7 @@ class Stage:
 
 
 def installed_versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
-    """Versions of Python and of the packages that are installed, by default those that decide numbers."""
+    """Versions of Python and of the installed packages, by default those that affect numbers."""
     versions = {"python": sys.version.split()[0]}
     for package in packages:
         try:
@@ -56,13 +55,13 @@ def write_lineage(folder: Path, stage: Stage, parent: Path | None = None) -> Non
 
 
 def read_lineage(folder: Path) -> list[dict[str, Any]]:
-    """The stage records of a folder, oldest first; an empty list where there is no lineage."""
+    """The stage records of a folder, oldest first; [] if there is no lineage."""
     record = _read(folder)
     return list(record["stages"]) if record else []
 
 
 def verify_lineage(folder: Path) -> None:
-    """Raise `BadInput` when a file that the lineage lists is missing, truncated or altered. Foreign folders pass."""
+    """Raise `BadInput` if a file in the lineage is missing, truncated or altered. A folder without one passes."""
     record = _read(folder)
     if record is None:
         return
@@ -80,7 +79,7 @@ def verify_lineage(folder: Path) -> None:
 
 
 def identity(folder: Path) -> str:
-    """A sha256 that stands for the content of a folder: over the names and hashes of its files, lineage excluded."""
+    """A sha256 of the content of a folder: over the names and hashes of its files, without the lineage."""
     record = _read(folder)
     return identity_of(record["files"] if record else hash_files(folder))
 

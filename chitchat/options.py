@@ -1,10 +1,10 @@
-"""Options, written once: frozen dataclasses whose fields carry help, unit, limits and the group they are shown in.
+"""Options: frozen dataclasses whose fields have a help text, a unit, limits and the group that they are shown in.
 
     keep: float | None = option(None, "Share of the parameters that stays.", unit="share", gt=0, lt=1)
 
-The command line, the schema of recipes, the Python API and the documentation read the same fields, and lineages record
-them. A value is checked when the object is made, so that all of them refuse the same values in the same words. Neither
-this module nor one of options imports torch or numpy.
+The command line, the schema of recipes, the Python API and the documentation read these fields, and lineages record
+them. Values are checked when the object is made, so the errors are the same everywhere. Neither this module nor any
+module of options imports torch or numpy.
 """
 
 import math
@@ -45,7 +45,7 @@ PORTABLE_PYTHON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class _About:
-    """What `option` was told."""
+    """The arguments of `option`."""
 
     help: str
     group: str
@@ -65,7 +65,7 @@ def option(
     alias: str = "",
     **limits: float,
 ) -> Any:
-    """A field of an options class. `unit` is what its number counts, and `limits` are `gt`, `ge`, `lt` or `le`.
+    """A field of an options class. `unit` is that of its number, and `limits` are `gt`, `ge`, `lt` or `le`.
 
     `takes` are the kinds of folders that a recipe may name here: "data", "checkpoint", "quantized", "bundle". `alias`
     is another name, which the command line and keywords take as well.
@@ -74,7 +74,7 @@ def option(
 
 
 class OptionField:
-    """One option: what it is called in each place, which values it takes, and what is said of one that it does not."""
+    """One option: its names, the values that it takes, and the error for another one."""
 
     def __init__(self, found: "Field[Any]", hint: Any) -> None:
         about: _About = found.metadata["option"]
@@ -83,7 +83,7 @@ class OptionField:
         self.help, self.group, self.unit, self.takes = about.help, about.group, about.unit, about.takes
         self.alias = about.alias
         self.bounds = dict(about.limits)
-        self.kind: Any = members[0]  # the type of a value that is given; None is one that is left out
+        self.kind: Any = members[0]  # the type of a value; None means that the option is left out
         self.optional = len(members) > 1
 
     @property
@@ -98,12 +98,12 @@ class OptionField:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values that it takes, where they are listed."""
+        """The values that it takes, if they are listed."""
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     @cached_property
     def hint(self) -> Any:
-        """The type of a value that is given, as msgspec reads it: limits and help with it."""
+        """The type of a value, with limits and help, for msgspec."""
         extra = {"x-unit": self.unit} if self.unit else None
         bounds: dict[str, Any] = self.bounds
         return Annotated[self.kind, msgspec.Meta(description=self.help, extra_json_schema=extra, **bounds)]
@@ -119,7 +119,7 @@ class OptionField:
 
     @property
     def remedy(self) -> str:
-        """What to give in place of a value that is refused."""
+        """What to give in place of an invalid value."""
         if self.kind is int and list(self.bounds) == ["ge"]:
             return f"give a whole number from {self.bounds['ge']:g} up"
         if self.kind is float and "ge" in self.bounds:
@@ -127,14 +127,14 @@ class OptionField:
         return f"{remedy_of(self.kind)} {self.limits}".rstrip()
 
     def accepts(self, value: Any) -> bool:
-        """Whether the option takes the value; None where it may be left out."""
+        """Whether the value is valid; None is if the option may be left out."""
         if value is None:
             return self.optional
         try:
             msgspec.convert(value, self.hint)
         except msgspec.ValidationError:
             return False
-        if isinstance(value, float):  # msgspec takes 80.0 for a whole number, and knows no bound for inf and nan
+        if isinstance(value, float):  # msgspec accepts 80.0 as a whole number, and inf and nan
             return math.isfinite(value) and self.kind is not int
         return True
 
@@ -161,7 +161,7 @@ def _option_fields(options: Any) -> tuple[OptionField, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The base of all: values are checked when the object is made; paths become texts, numpy's numbers Python's."""
+    """The base class: checks values when the object is made; paths become str, numpy's numbers Python's."""
 
     def __post_init__(self) -> None:
         for one in option_fields(type(self)):

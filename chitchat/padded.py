@@ -1,7 +1,6 @@
 """Several conversations at once through one torch model and one KV cache, padded on the left.
 
-Who draws the ids decides what follows: this only computes the logits, so every sampler may use it. transformers'
-`generate` does the like, but fills what it is not told from the checkpoint's generation settings.
+Only logits are computed, so any sampler can be used; `generate` would use the checkpoint's generation settings.
 """
 
 from collections.abc import Sequence
@@ -12,22 +11,22 @@ from transformers import DynamicCache, PreTrainedModel
 
 
 class PaddedRows:
-    """Rows of ids that are continued side by side, on the device of `model`, in its precision and mode.
+    """Rows of ids that are continued together, on the device of `model`, in its precision and mode.
 
-    A row that has filled the context may be continued beside others: its logits mean nothing then.
+    A row that has filled the context may be continued with the others: its logits are then meaningless.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._last = model.config.max_position_embeddings - 1
         self._cache = DynamicCache()
-        self._mask = torch.zeros(0, 0)  # int64 [rows, ids so far], 0 where a prompt is padded
+        self._mask = torch.zeros(0, 0)  # int64 [rows, ids so far], 0 for padding
 
     def __len__(self) -> int:
         return len(self._mask)
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Forget all rows and start one with each prompt; the logits after them, [prompts, vocab]."""
+        """Drop all rows and start one with each prompt; the logits after them, [prompts, vocab]."""
         longest = max(map(len, prompts))
         ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
         mask = torch.zeros_like(ids)
@@ -38,7 +37,7 @@ class PaddedRows:
         return self._run(ids)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Forget all rows but these, which become the rows 0, 1, …"""
+        """Drop all rows but these, which become the rows 0, 1, …"""
         chosen = torch.tensor(rows, device=self._mask.device)
         self._cache.batch_select_indices(chosen)
         self._mask = self._mask[chosen]

@@ -1,7 +1,7 @@
-"""Perplexity, bits per byte and token accuracy: one definition for torch models and for shipped engines alike.
+"""Perplexity, bits per byte and token accuracy, of torch models and of the runtime's engine.
 
 A scorer is any function that gives, for id sequences, the negative log-likelihood of each next id and whether it was
-the most likely one. Nothing here depends on the runtime that computes them.
+the most likely one.
 """
 
 import math
@@ -28,7 +28,7 @@ _WINDOWS_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model predicts text. `nll_per_token` is in nats; `bytes` are UTF-8 bytes of the scored turns."""
+    """How well a model predicts text. `nll_per_token` is in nats; `bytes` are the UTF-8 bytes of the scored turns."""
 
     perplexity: float
     nll_per_token: float
@@ -44,7 +44,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums per conversation, so that a bootstrap can draw conversations. All arrays are [conversations].
+    """Sums per conversation, for a bootstrap over conversations. All arrays are [conversations].
 
     `conversation` int64 is the number in the split; `nll` float64 in nats; `tokens`, `hits`, `bytes` int64.
     """
@@ -56,7 +56,7 @@ class Sums:
     bytes: np.ndarray
 
     def score(self) -> Score:
-        """The figures over all conversations. Raises `WorkFailed` where there was nothing to score."""
+        """The figures over all conversations. Raises `WorkFailed` if there was nothing to score."""
         tokens, size = int(self.tokens.sum()), int(self.bytes.sum())
         if not tokens or not size:
             raise WorkFailed("there is no token to score: the split has no text with labels")
@@ -74,15 +74,15 @@ class Sums:
 def score(scorer: TokenScorer, windows: "Windows", max_tokens: int | None = None) -> Score:
     """Score the windows in order, whole windows until `max_tokens` labels are reached.
 
-    Only positions with a label count. Bits per byte are all their nats (those of end-of-turn ids included, which have
-    no bytes) over the UTF-8 bytes of the turns, so the figure is comparable between tokenizers. Where a conversation
-    begins without a start id, its very first id is predicted from nothing and not scored, though its bytes count.
+    Only positions with a label count. Bits per byte are all their nats (including those of end-of-turn ids, which have
+    no bytes) over the UTF-8 bytes of the turns, and comparable between tokenizers. The first id of a conversation
+    without a start id is not scored, though its bytes count.
     """
     return conversation_sums(scorer, windows, max_tokens).score()
 
 
 def conversation_sums(scorer: TokenScorer, windows: "Windows", max_tokens: int | None = None) -> Sums:
-    """The sums that `score` divides, conversation by conversation."""
+    """The sums behind `score`, for each conversation."""
     rows: list[tuple[int, float, int, int, int]] = []
     tokens = 0
     for start in range(0, len(windows), _WINDOWS_AT_ONCE):
@@ -111,10 +111,9 @@ def _by_conversation(rows: list[tuple[int, float, int, int, int]]) -> Sums:
 
 
 def torch_scorer(model: "PreTrainedModel", batch_tokens: int = 4096) -> TokenScorer:
-    """A scorer of a torch model, on the device where the model is, in the model's precision with float32 logits.
+    """A scorer of a torch model, on the model's device, in its precision with float32 logits.
 
-    Sequences of like length go together, at most about `batch_tokens` ids at once. The model is put in eval mode for
-    the call and back into the mode that it had.
+    Sequences of similar length form batches of about `batch_tokens` ids. The model is in eval mode during a call.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Tokenizers: train a byte-level BPE, read a BERT `vocab.txt`, or take that of a checkpoint.
+"""Tokenizers: train a byte-level BPE, read a BERT `vocab.txt`, or open that of a checkpoint.
 
-All come out as fast tokenizers that carry the dialogue format (`chitchat.dialogue`) and that `AutoTokenizer` loads
-unchanged after `save_pretrained`. Vocabularies are never altered.
+All are fast tokenizers with the dialogue format (`chitchat.dialogue`) set, which `AutoTokenizer` loads unchanged after
+`save_pretrained`. Vocabularies are never altered.
 """
 
 import re
@@ -23,24 +23,23 @@ _SPECIALS = {
     "chitchat": {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
     "dialogpt": {"eos_token": "<|endoftext|>"},
 }
-# The trainer holds some 120 bytes of memory for each byte of a distinct word. In Chinese a whole clause is such a word,
-# so 16 MB of text took 1.9 GB; with this limit it is a third of a gigabyte in any language.
+# The trainer needs some 120 bytes of memory per byte of distinct words; a Chinese clause is one word, so 16 MB of text
+# took 1.9 GB. With this limit it is a third of a gigabyte in any language.
 DISTINCT_BYTES = 3_000_000
 _WORD = re.compile(r"\w+")
 
 
 def check_vocab_size(vocab_size: int, dialogue: str) -> None:
-    """Raise `BadInput` for a vocabulary that cannot hold the 256 bytes and the special tokens."""
+    """Raise `BadInput` for a vocabulary too small for the 256 bytes and the special tokens."""
     least = 256 + len(_SPECIALS[dialogue])
     if vocab_size < least:
         raise BadInput(f"--vocab-size {vocab_size}: too small for byte-level BPE; give at least {least}")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, dialogue: str = "chitchat") -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `vocab_size` tokens, the special tokens first: it has no unknown text.
+    """A byte-level BPE of at most `vocab_size` tokens, special tokens first; no text is unknown to it.
 
-    Fewer tokens come out where the texts do not repeat enough pieces. No more of the texts is read than memory is
-    good for (`DISTINCT_BYTES`).
+    There are fewer tokens if the texts do not repeat enough pieces. The texts are read up to `DISTINCT_BYTES`.
     """
     check_vocab_size(vocab_size, dialogue)
     specials = _SPECIALS[dialogue]
@@ -55,11 +54,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, dialogue: str = "chit
         show_progress=False,
     )
     tokenizer.train_from_iterator(_bounded(texts, DISTINCT_BYTES), trainer)
-    return _finished(tokenizer, specials, dialogue)
+    fast = wrap_tokenizer(tokenizer, specials)
+    set_chat_template(fast, dialogue)
+    return fast
 
 
 def _bounded(texts: Iterable[str], limit: int) -> Iterator[str]:
-    """The texts up to where their distinct words hold `limit` bytes."""
+    """The texts until their distinct words have `limit` bytes."""
     seen: set[str] = set()
     size = 0
     for text in texts:
@@ -80,10 +81,9 @@ def read_vocab_txt(path: Path, dialogue: str | None = None) -> PreTrainedTokeniz
 
 
 def open_tokenizer(spec: str, dialogue: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer that `--tokenizer` names: a BERT vocab.txt, a folder that has one, or a hub id.
+    """The tokenizer given by `--tokenizer`: a BERT vocab.txt, a folder that has a tokenizer, or a hub id.
 
-    A folder is a checkpoint, a data set, a bundle, or holds GPT-2's files in either naming. Raises `BadInput` for
-    anything else. The dialogue format is recognised, or is `dialogue`, and set.
+    The dialogue format is recognised, or is `dialogue`, and set. Raises `BadInput` for anything else.
     """
     path = Path(spec).expanduser()
     if path.is_file() and path.suffix == ".txt" and path.name != "merges.txt":
@@ -105,8 +105,8 @@ def tokenizer_of(
 ) -> PreTrainedTokenizerFast:
     """The tokenizer of a checkpoint: the one that `tokenizer` names, else its own, else `other`, that of the data set.
 
-    Tokens past the checkpoint's table are left out or refused (`chitchat.checkpoint.fit_tokenizer`). Raises `BadInput`
-    where there is none.
+    Tokens without a row in the checkpoint's table: see `chitchat.checkpoint.fit_tokenizer`. Raises `BadInput` if there
+    is no tokenizer.
     """
     if tokenizer is not None:
         return fit_tokenizer(open_tokenizer(tokenizer), tokenizer_folder(checkpoint), f"--tokenizer {tokenizer}")
@@ -115,9 +115,3 @@ def tokenizer_of(
         return load_tokenizer(checkpoint)
     announce_once(f"{checkpoint}: holds no tokenizer; that of the data set is taken for its own")
     return fit_tokenizer(other, folder, "--data")
-
-
-def _finished(tokenizer: Tokenizer, specials: dict[str, str], dialogue: str) -> PreTrainedTokenizerFast:
-    fast = wrap_tokenizer(tokenizer, specials)
-    set_chat_template(fast, dialogue)
-    return fast

@@ -1,7 +1,7 @@
 """The dialogue format in token ids: what starts a conversation, what ends a turn, what is never generated.
 
-It stands in bundle.json and in a data set's data.json. It handles ids only, and lets no special token into a turn, so
-that no text can forge the border of a turn.
+It is stored in bundle.json and in a data set's data.json. It handles ids only, and removes special tokens from turns,
+so that no text can forge the end of a turn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,8 +54,8 @@ class Dialogue:
     def encode(self, turns: Sequence[Sequence[int]]) -> list[int]:
         """The ids of a conversation whose turns are given as ids: start, then each turn followed by its end of turn.
 
-        A turn's own special ids, the unknown token excepted, are left out. Tokenizers are told to make none of text,
-        but one whose special tokens are not declared as such does.
+        Special ids within a turn, except the unknown token, are left out: a tokenizer may parse them from text if its
+        special tokens are not declared as such.
         """
         ids = list(self.start_ids)
         for turn in turns:
@@ -64,22 +64,23 @@ class Dialogue:
         return ids
 
     def frame(self, turn: int) -> tuple[int, int]:
-        """How many ids stand before and behind the text of turn number `turn`: a role's header, and the end of turn.
+        """The number of ids before and after the text of turn number `turn`: a role's header, and the end of turn.
 
-        Neither family has headers. Everything that counts ids of a turn or takes its text out of them asks here.
+        Neither family has headers. All code that counts the ids of a turn or extracts its text uses this.
         """
         return 0, 1
 
     def turn_lengths(self, turns: Sequence[Sequence[int]]) -> list[int]:
-        """How many ids each of a conversation's turns takes in `encode`, given as the ids of its text."""
+        """The number of ids of each turn in `encode`, from the ids of its text."""
         return [len(text) + sum(self.frame(turn)) for turn, text in enumerate(turns)]
 
     def text_lengths(self, turn_lengths: Sequence[int]) -> list[int]:
-        """How many of the ids of each of a conversation's turns are text, the inverse of `turn_lengths`."""
+        """The number of text ids of each turn, the inverse of `turn_lengths`."""
         return [length - sum(self.frame(turn)) for turn, length in enumerate(turn_lengths)]
 
     def turn_texts(self, ids: Any, turn_lengths: Sequence[int]) -> list[Any]:
-        """The text of each turn out of the ids of a conversation (a sequence or an array), the inverse of `encode`."""
+        """The text ids of each turn, from the ids of a conversation (a sequence or an array); the inverse of
+        `encode`."""
         texts, begin = [], len(self.start_ids)
         for turn, length in enumerate(turn_lengths):
             before, behind = self.frame(turn)

@@ -11,18 +11,17 @@ from serve.errors import ContextExceeded
 
 
 class DialogueFormat(Protocol):
-    """The part of a dialogue format that is needed here: serve's Dialogue has it, and so has the training side's."""
+    """The part of a dialogue format (`serve.dialogue.Dialogue`) that is needed here."""
 
     def encode(self, turns: list[list[int]]) -> list[int]:
         """The ids of a conversation."""
-        ...
 
 
 @dataclass(frozen=True)
 class FittedPrompt:
-    """What the generator is given: `len(ids) + max_new_tokens <= context`; `dropped` old turns did not fit.
+    """The input of the generator: `len(ids) + max_new_tokens <= context`; `dropped` old turns did not fit.
 
-    `bot_ids` are those of `ids` that the bot said: a reply is penalised for repeating them.
+    `bot_ids` are the ids of the bot's turns in `ids`, for the repetition penalty.
     """
 
     ids: list[int]
@@ -38,11 +37,11 @@ def fit(
     max_new_tokens: int,
     from_bot: Sequence[bool] | None = None,
 ) -> FittedPrompt:
-    """Drop the fewest oldest turns that leave room for the reply; `from_bot` tells of each turn if the bot said it.
+    """Drop as few of the oldest turns as needed for the reply; `from_bot` says which turns are the bot's.
 
-    The reply's room is `max_new_tokens`, but at most half of the context, so that a generous limit does not cost the
-    conversation its memory; what remains of the context may then be used for the reply, up to `max_new_tokens`. The
-    newest turn is always kept. Raises ContextExceeded when it alone leaves no room for one new token.
+    The room for the reply is `max_new_tokens`, but at most half of the context, so that a large limit does not drop the
+    conversation; the reply may then use the rest of the context, up to `max_new_tokens`. The newest turn is always
+    kept. Raises ContextExceeded if it alone leaves no room for one new token.
     """
     room = context - min(max_new_tokens, max(1, context // 2))
     kept = [list(turn) for turn in turns]
@@ -57,7 +56,7 @@ def fit(
 
 
 def ids_of_bot(turns: Sequence[Sequence[int]], from_bot: Sequence[bool]) -> tuple[int, ...]:
-    """The ids of the turns that the bot said, in order."""
+    """The ids of the bot's turns, in order."""
     return tuple(i for turn, by_bot in zip(turns, from_bot, strict=True) if by_bot for i in turn)
 
 
@@ -72,7 +71,7 @@ def check_length(prompt_tokens: int, context: int, what: str, remedy: str) -> No
 
 
 class ChatHistory:
-    """A conversation that goes on for as long as one likes: `ask`, generate, `answer`, and again."""
+    """A conversation of any length: `ask`, generate, `answer`, and again."""
 
     def __init__(self, dialogue: DialogueFormat, context: int) -> None:
         self._dialogue = dialogue
@@ -81,9 +80,9 @@ class ChatHistory:
         self._from_bot: list[bool] = []
 
     def ask(self, turn: Sequence[int], max_new_tokens: int) -> FittedPrompt:
-        """Add a turn and give the prompt for the reply to it. Old turns that do not fit are forgotten for good.
+        """Add a turn and return the prompt for its reply. Old turns that do not fit are dropped.
 
-        Raises ContextExceeded for a turn that is too long; the conversation is then as it was.
+        Raises ContextExceeded for a turn that is too long; the conversation is then unchanged.
         """
         turns = [*self.turns, list(turn)]
         from_bot = [*self._from_bot, False]
@@ -92,11 +91,11 @@ class ChatHistory:
         return prompt
 
     def answer(self, turn: Sequence[int]) -> None:
-        """Add the reply, as ids without an end of turn; a reply that was stopped is added as far as it came."""
+        """Add the reply, whole or stopped, as ids without an end of turn."""
         self.turns.append(list(turn))
         self._from_bot.append(True)
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Drop all turns."""
         self.turns.clear()
         self._from_bot.clear()

@@ -6,7 +6,7 @@ missing or wrong field by its name. Files are not opened here.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from serve.errors import BadBundle
 from serve.geometry import Geometry
@@ -84,42 +84,26 @@ class Manifest:
                 f"{BUNDLE_JSON}: format {record['format']} is {'newer' if newer else 'older'} than this runtime's "
                 f"{FORMAT}; {'upgrade the runtime' if newer else 'export the bundle again'}"
             )
-        values: dict[str, Any] = {}
-        for item in fields(cls):
-            value = record.get(item.name)
-            expected = _TYPES[item.name]
-            if not isinstance(value, expected) or isinstance(value, bool):
-                raise BadBundle(f"{BUNDLE_JSON}: {item.name} is missing or not of its type; export the bundle again")
-            values[item.name] = tuple(value) if isinstance(value, list) else value
+        values = _fields_of(cls, record)
         values["graphs"] = _graphs(values["graphs"])
         values["geometry"] = _geometry(values["geometry"])
         return cls(**values)
 
 
-_TYPES: dict[str, type] = {
-    "graphs": dict,
-    "scheme": str,
-    "geometry": dict,
-    "parameters": int,
-    "dialogue": dict,
-    "sampling": dict,
-    "cpu_features": list,
-    "lineage": list,
-    "parity": dict,
-    "quality": dict,
-    "latency": dict,
-    "files": dict,
-    "format": int,
-}
-
-_GRAPH_TYPES: dict[str, type] = {
-    "file": str,
-    "inputs": list,
-    "outputs": list,
-    "weight_bytes": int,
-    "kv_dtype": str,
-    "needs": list,
-}
+def _fields_of(kind: type, record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of a dataclass from a JSON object, lists as tuples. Raises BadBundle that names the field."""
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for item in fields(kind):
+        hint = get_origin(hints[item.name]) or hints[item.name]
+        expected = {tuple: list, Mapping: dict, Geometry: dict}.get(hint, hint)
+        value = record.get(item.name)
+        if not isinstance(value, expected) or isinstance(value, bool):
+            raise BadBundle(
+                f"{BUNDLE_JSON}: {prefix}{item.name} is missing or not of its type; export the bundle again"
+            )
+        values[item.name] = tuple(value) if isinstance(value, list) else value
+    return values
 
 
 def _graphs(record: Mapping[str, Any]) -> dict[str, Graph]:
@@ -131,18 +115,13 @@ def _graphs(record: Mapping[str, Any]) -> dict[str, Graph]:
     graphs = {}
     for target in sorted(record, key=TARGETS.index):
         entry = record[target] if isinstance(record[target], dict) else {}
-        for name, expected in _GRAPH_TYPES.items():
-            if not isinstance(entry.get(name), expected) or isinstance(entry[name], bool):
-                raise BadBundle(
-                    f"{BUNDLE_JSON}: graphs.{target}.{name} is missing or not of its type; export the bundle again"
-                )
-        values: dict[str, Any] = {name: entry[name] for name in _GRAPH_TYPES}
+        values = _fields_of(Graph, entry, f"graphs.{target}.")
         if values["kv_dtype"] not in KV_DTYPES:
             raise BadBundle(
                 f"{BUNDLE_JSON}: graphs.{target}.kv_dtype {values['kv_dtype']!r} is unknown (known: "
                 f"{', '.join(KV_DTYPES)}); upgrade the runtime"
             )
-        graphs[target] = Graph(**(values | {name: tuple(values[name]) for name in ("inputs", "outputs", "needs")}))
+        graphs[target] = Graph(**values)
     return graphs
 
 

@@ -18,6 +18,7 @@ from serve.dialogue import Dialogue
 from serve.engine import MAX_CHUNK, Engine
 from serve.errors import BadRequest
 from serve.options import SamplingOptions
+from serve.protocols import Model
 from serve.sampler import Sampler, build_sampler
 from serve.session import Logits
 
@@ -42,45 +43,29 @@ class Event:
     error: Exception | None = None
 
 
-class Runner(Protocol):
+class Runner(Model, Protocol):
     """What the server's worker drives: `start` takes a request while `free` is not 0, `step` does a piece of work."""
-
-    @property
-    def context(self) -> int:
-        """The most tokens that a prompt and its reply may have together."""
-        ...
-
-    @property
-    def dialogue(self) -> Any:
-        """The dialogue format (serve.dialogue.Dialogue)."""
-        ...
 
     @property
     def slots(self) -> int:
         """How many requests can run at once."""
-        ...
 
     @property
     def free(self) -> int:
         """How many more requests can be started now."""
-        ...
 
     @property
     def busy(self) -> bool:
         """Whether there is work for `step`."""
-        ...
 
     def start(self, prompt_ids: Sequence[int], options: Any) -> GenerationRequest:
         """Begin a request. Raises BadRequest for a prompt that cannot be run."""
-        ...
 
     def cancel(self, request: GenerationRequest) -> None:
         """Cancel a request; it has no further events. One that has ended is left alone."""
-        ...
 
     def step(self) -> list[Event]:
         """Work for about the time of one token; returns what happened."""
-        ...
 
 
 @dataclass

@@ -1,7 +1,7 @@
-"""A conversation in the terminal, over any generator: the engine of a bundle, or the full-precision one.
+"""A conversation in the terminal with any generator: the engine of a bundle, or the full-precision one.
 
-It reads lines, streams replies and says when it forgets. Everything goes through `read` and `out`, so that a test can
-hold both ends. It does not load models and knows no options of the command line.
+It reads lines, streams replies and reports dropped turns. Input and output are arguments, for tests. It neither loads
+models nor parses options.
 """
 
 import sys
@@ -26,9 +26,9 @@ def run_terminal(
     read: Callable[[str], str] | None = None,
     out: TextIO | None = None,
 ) -> int:
-    """Talk until the user leaves (/quit, end of input, or Ctrl-C at the prompt); give the number of replies.
+    """Talk until the user leaves (/quit, end of input, or Ctrl-C at the prompt); return the number of replies.
 
-    `read(prompt)` gives a line without its newline and raises EOFError at the end; default `input`, with line editing
+    `read(prompt)` returns a line without its newline and raises EOFError at the end; default `input`, with line editing
     where the platform has it. `out` defaults to stdout. With a seed the whole conversation is reproducible: the n-th
     reply is drawn with seed + n.
     """
@@ -60,11 +60,12 @@ def run_terminal(
 
 
 def sample_text(generator: Generator, codec: Codec, options: SamplingOptions, prompt: str | None) -> str:
-    """Draw a text of at most `options.max_new_tokens` tokens: the reply to `prompt`, or a conversation out of nothing.
+    """Sample a text of at most `options.max_new_tokens` tokens: the reply to `prompt`, or an unconditional
+    conversation.
 
-    A conversation is drawn turn after turn, a turn a line, until the tokens or the context are used up; ends of turns
-    count as tokens. Every turn has a seed of its own, from `options.seed`, and a repetition penalty is for what the
-    same one of the two speakers said earlier.
+    A conversation is sampled turn by turn, a turn a line, until the tokens or the context are used up; ends of turns
+    count as tokens. Every turn has its own seed, from `options.seed`, and the repetition penalty is over the earlier
+    turns of the same speaker.
     """
     dialogue = generator.dialogue
     if prompt is not None:
@@ -98,7 +99,7 @@ def _reply(
     options: SamplingOptions,
     out: TextIO,
 ) -> None:
-    """Answer one turn. A turn that cannot be used is explained and left out of the conversation."""
+    """Answer one turn. For an invalid turn the reason is printed, and it is left out of the conversation."""
     try:
         turn = codec.encode(text)
         if not turn:

@@ -47,31 +47,19 @@ class ReplyJob:
 
 
 class ReplyWorker:
-    """Runs jobs in the order of arrival, as many at once as the runner has slots; at most `queue` more wait."""
+    """Runs jobs in the order of arrival, as many at once as the runner has slots; at most `queue` more wait.
+
+    `waiting` and `running` are the jobs of each kind; read only.
+    """
 
     def __init__(self, runner: Runner, queue: int) -> None:
         self._runner = runner
         self._queue = queue
-        self._waiting: deque[ReplyJob] = deque()
-        self._running: dict[ReplyJob, GenerationRequest | None] = {}  # None: about to start
+        self.waiting: deque[ReplyJob] = deque()
+        self.running: dict[ReplyJob, GenerationRequest | None] = {}  # None: about to start
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-
-    @property
-    def waiting(self) -> int:
-        """How many jobs wait."""
-        return len(self._waiting)
-
-    @property
-    def running(self) -> int:
-        """How many jobs the engine works on."""
-        return len(self._running)
-
-    @property
-    def busy(self) -> bool:
-        """Whether the engine works on a job."""
-        return bool(self._running)
 
     @property
     def alive(self) -> bool:
@@ -99,9 +87,9 @@ class ReplyWorker:
         with self._changed:
             if not self.ready:
                 raise Unavailable("the server is stopping or its engine has ended; try another one")
-            if len(self._waiting) + len(self._running) >= self._queue + self._runner.slots:
+            if len(self.waiting) + len(self.running) >= self._queue + self._runner.slots:
                 raise Overloaded(f"the queue is full ({self._queue} requests); try again later")
-            self._waiting.append(job)
+            self.waiting.append(job)
             self._changed.notify_all()
 
     def cancel(self, job: ReplyJob) -> None:
@@ -109,7 +97,7 @@ class ReplyWorker:
         with self._changed:
             job.cancelled = True
             with suppress(ValueError):  # it runs, or is done
-                self._waiting.remove(job)
+                self.waiting.remove(job)
         job.put(None)
 
     def _run(self) -> None:
@@ -118,11 +106,11 @@ class ReplyWorker:
                 self._work()
         finally:
             with self._changed:
-                left = [*self._running, *self._waiting]
-                started = [request for request in self._running.values() if request is not None]
+                left = [*self.running, *self.waiting]
+                started = [request for request in self.running.values() if request is not None]
                 self._stopping = True
-                self._running.clear()
-                self._waiting.clear()
+                self.running.clear()
+                self.waiting.clear()
             for request in started:
                 self._runner.cancel(request)
             for job in left:
@@ -131,30 +119,30 @@ class ReplyWorker:
     def _admit(self) -> bool:
         """Wait until there is work, and start jobs while there is room. False when the worker is to stop."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._waiting or self._runner.busy)
+            self._changed.wait_for(lambda: self._stopping or self.waiting or self._runner.busy)
             if self._stopping:
                 return False
-            gone = [job for job in self._running if job.cancelled]
+            gone = [job for job in self.running if job.cancelled]
             for job in gone:
                 self._give_up(job)
-            new = [self._waiting.popleft() for _ in range(min(self._runner.free, len(self._waiting)))]
-            self._running.update(dict.fromkeys(new))
+            new = [self.waiting.popleft() for _ in range(min(self._runner.free, len(self.waiting)))]
+            self.running.update(dict.fromkeys(new))
         for job in new:
             try:
-                self._running[job] = self._runner.start(job.prompt_ids, job.options)
+                self.running[job] = self._runner.start(job.prompt_ids, job.options)
             except Exception as error:
                 self._end(job, _reported(error))
         return True
 
     def _give_up(self, job: ReplyJob) -> None:
-        request = self._running.pop(job)
+        request = self.running.pop(job)
         if request is not None:
             self._runner.cancel(request)
 
     def _work(self) -> None:
         """Do a step. An error of one request ends its job and no other."""
         events = self._runner.step()
-        jobs = {request: job for job, request in self._running.items()}
+        jobs = {request: job for job, request in self.running.items()}
         for event in events:
             job = jobs[event.request]
             if event.token is not None:
@@ -164,7 +152,7 @@ class ReplyWorker:
 
     def _end(self, job: ReplyJob, error: ServeError | None) -> None:
         with self._changed:
-            del self._running[job]
+            del self.running[job]
         job.put(error)
 
 

@@ -1,4 +1,4 @@
-"""Packed files: the same turns as plain ones, and one line for what is damaged or is something else."""
+"""Compressed files: the same turns as plain ones, and one line for damage or another format."""
 
 import gzip
 import subprocess
@@ -35,8 +35,8 @@ def _refusal(path: Path, content: bytes) -> str:
 
 
 @pytest.mark.parametrize("packing", PACK)
-def test_a_packed_file_gives_the_turns_of_the_plain_one(tmp_path: Path, packing: str) -> None:
-    """Public corpora come packed; an archive of several members lost all but the first."""
+def test_a_compressed_file_gives_the_turns_of_the_plain_one(tmp_path: Path, packing: str) -> None:
+    """Public corpora are compressed; an archive of several members lost all but the first."""
     pack = PACK[packing]
     for content in (pack(LINES), pack(LINES[:320]) + pack(LINES[320:])):
         (tmp_path / f"c.jsonl{packing}").write_bytes(content)
@@ -47,19 +47,19 @@ def test_a_packed_file_gives_the_turns_of_the_plain_one(tmp_path: Path, packing:
 
 @pytest.mark.parametrize("packing", PACK)
 def test_a_damaged_archive_is_one_line(tmp_path: Path, packing: str) -> None:
-    """Each library tells a broken archive by another exception, and some end as if the file did."""
+    """Each library raises another exception for a damaged archive, and some just end."""
     path, whole = tmp_path / f"c.jsonl{packing}", PACK[packing](LINES)
     assert "cut short or damaged" in _refusal(path, whole[: len(whole) // 2])
     assert "cut short or damaged" in _refusal(path, whole[:-3])
     assert "is empty (0 bytes)" in _refusal(path, b"")
     assert "it is a zip archive" in _refusal(path, b"PK\x03\x04" + whole)
-    assert "not packed" in _refusal(path, LINES)
+    assert "not compressed" in _refusal(path, LINES)
     other = next(each for each in PACK if each != packing)
     assert {".gz": "a gzip archive", ".zst": "a zstd archive"}[other] in _refusal(path, PACK[other](LINES))
 
 
-def test_the_zstd_program_writes_what_we_read(tmp_path: Path) -> None:
-    """The library's own frames prove little: files come from the program."""
+def test_files_of_the_zstd_program_are_read(tmp_path: Path) -> None:
+    """Users' files are written by the program, not by the library."""
     (tmp_path / "c.txt").write_text("hi\nthere\n\na\nb\n")
     try:
         subprocess.run(["zstd", "-q", str(tmp_path / "c.txt")], check=True)
@@ -68,7 +68,7 @@ def test_the_zstd_program_writes_what_we_read(tmp_path: Path) -> None:
     assert len(list(open_corpus(str(tmp_path / "c.txt.zst")).conversations(ReadStats()))) == 2
 
 
-def test_the_form_is_the_ending_under_the_packing() -> None:
+def test_the_form_is_the_ending_before_the_compression() -> None:
     """`talk.JSONL.GZ` was a file of unknown ending."""
     assert form_of(Path("talk.JSONL.GZ")) == (".jsonl", ".gz")
     assert form_of(Path("v1.2.csv.zst")) == (".csv", ".zst")

@@ -1,4 +1,4 @@
-"""What is no text in a text: nothing of it is taken in silence, and what people write stays."""
+"""Cleaning: characters that are not text are removed and counted, all others are kept."""
 
 import pytest
 
@@ -24,8 +24,8 @@ from chitchat.text.cleaning import Cleaned, clean, is_blank
         ("ไทย\u200bไทย", "ไทย\u200bไทย", {}),
     ],
 )
-def test_what_is_no_text_is_removed_and_counted(text: str, cleaned: str, counts: dict[str, int]) -> None:
-    """NULs and byte-order marks went into the model; an emoji must not fall apart for it."""
+def test_characters_that_are_not_text_are_removed_and_counted(text: str, cleaned: str, counts: dict[str, int]) -> None:
+    """NULs and byte-order marks went into the model; joined emoji must stay whole."""
     found = Cleaned()
     assert clean(text, found) == cleaned
     assert found == Cleaned(**counts)
@@ -43,15 +43,15 @@ def test_every_character_is_cleaned_as_the_patterns_say() -> None:
         assert (clean(char, Cleaned()) == "") == (not kept or is_blank(char)), hex(code)
 
 
-def test_halves_of_a_pair_that_meet_are_one_character() -> None:
-    """A pair that was spelled as two escapes in two places of a program is an emoji, not damage."""
+def test_a_surrogate_pair_is_one_character() -> None:
+    """A pair that was written as two escapes is an emoji, not damage."""
     found = Cleaned()
     assert clean("\ud83d\ude00", found) == "😀"
     assert found == Cleaned()
 
 
 @pytest.mark.parametrize("text", ["", " ", "\u3000", "\u200b", "\ufeff", "\u2800", "\u3164", "\0", "\xad\u200e"])
-def test_what_nobody_sees_is_blank(text: str) -> None:
-    """A line of Braille blanks parts conversations for the eye, and became a turn."""
+def test_invisible_characters_are_blank(text: str) -> None:
+    """A line of Braille blanks looks empty, and became a turn."""
     assert is_blank(text)
     assert not is_blank(text + "。")

@@ -47,7 +47,7 @@ def test_a_text_file_reads_the_same_with_either_line_end_and_with_a_bom(tmp_path
 
 
 def test_a_rare_unicode_line_end_stays_inside_its_turn(tmp_path: Path) -> None:
-    """`str.splitlines` splits at U+2028 and U+0085, which chat logs contain, and shifts who says what."""
+    """`str.splitlines` splits at U+2028 and U+0085, which chat logs contain, and so changes the speakers."""
     spec = _write(tmp_path / "c.txt", "one\u2028more\x85here\ntwo\n")
     assert _read(spec) == [[("one\u2028more\x85here", False), ("two", True)]]
 
@@ -77,7 +77,7 @@ def test_json_forms_give_the_turns_of_both_sides(tmp_path: Path, ending: str) ->
     assert stats == ReadStats(conversations=2, system_messages=1)
 
 
-def test_successive_messages_of_one_role_are_one_turn_and_empty_ones_are_none(tmp_path: Path) -> None:
+def test_consecutive_messages_of_one_role_are_one_turn_and_empty_ones_are_none(tmp_path: Path) -> None:
     """Two user messages in a row made the second one look like a reply."""
     messages = [("user", "one"), ("user", "two"), ("assistant", " "), ("assistant", "three")]
     spec = _write(
@@ -86,8 +86,8 @@ def test_successive_messages_of_one_role_are_one_turn_and_empty_ones_are_none(tm
     assert _read(spec) == [[("one two", False), ("three", True)]]
 
 
-def test_half_a_surrogate_pair_does_not_reach_the_tokenizer(tmp_path: Path) -> None:
-    """JSON can spell a lone surrogate; encoding it to UTF-8 later is a traceback."""
+def test_a_lone_surrogate_does_not_reach_the_tokenizer(tmp_path: Path) -> None:
+    """JSON can contain a lone surrogate; encoding it to UTF-8 later is a traceback."""
     spec = _write(tmp_path / "c.jsonl", r'["a \ud83d b", "\ud83d\ude00"]')
     assert _read(spec) == [[("a \ufffd b", False), ("😀", True)]]
 
@@ -117,7 +117,7 @@ def test_a_corpus_can_be_iterated_twice(tmp_path: Path) -> None:
 
 
 def test_conversations_of_one_turn_are_left_out_and_counted(tmp_path: Path) -> None:
-    """A lone turn teaches nothing about replies, and leaving it out in silence hides a wrong file form."""
+    """A single turn has no reply, and leaving it out without a count hides a wrong file form."""
     stats = ReadStats()
     corpus = open_corpus(_write(tmp_path / "c.txt", "alone\n\na\nb\n"))
     assert len(list(corpus.conversations(stats))) == 1
@@ -149,8 +149,8 @@ def test_chatterbot_chinese_is_read_and_every_turn_is_text() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("chatterbot_corpus") is None, reason="chatterbot-corpus is not installed")
 @pytest.mark.parametrize("spec", ["chatterbot:klingon", "chatterbot", "chatterbot:", "chatterbot:../data"])
-def test_an_unknown_language_is_answered_with_those_there_are(spec: str) -> None:
-    """A KeyError told nothing of the languages; a name with a path in it left the package."""
+def test_an_error_for_an_unknown_language_lists_the_known_ones(spec: str) -> None:
+    """A KeyError did not list the languages; a name with a path in it left the package."""
     assert "english" in _refusal(spec)
     assert "chinese" in _refusal(spec)
     assert spec in _refusal(spec)
@@ -158,7 +158,7 @@ def test_an_unknown_language_is_answered_with_those_there_are(spec: str) -> None
 
 @pytest.mark.parametrize("spec", ["byu", "chatterbot:english"])
 def test_a_corpus_package_that_is_not_installed_names_the_pip_line(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ImportError names a module that nobody knows how to install."""
+    """An ImportError does not name the package to install."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install 'chitchat-compress[demo]'" in _refusal(spec)
 
@@ -197,7 +197,7 @@ def test_a_file_without_read_permission_is_refused(tmp_path: Path) -> None:
     [("txt", ["a", "b", "{}"]), ("jsonl", ['["a", "b"]'] * 2 + ['["{}", "b"]']), ("json", ["[", "", '["{}", "b"]]'])],
 )
 def test_a_file_that_is_not_utf8_names_file_and_line(tmp_path: Path, ending: str, lines: list[str]) -> None:
-    """A UnicodeDecodeError tells a byte position, which no editor shows."""
+    """A UnicodeDecodeError gives a byte position, which no editor shows."""
     content = "\n".join(lines).encode().replace(b"{}", "你好".encode("gb18030"))
     spec = _write(tmp_path / f"c.{ending}", content)
     assert f"{spec}, line 3: is not UTF-8" in _refusal(spec)
@@ -248,18 +248,18 @@ def test_every_example_in_the_docs_is_read(tmp_path: Path, name: str, columns: s
 
 
 def test_a_folder_of_corpora_is_refused_with_its_files(tmp_path: Path) -> None:
-    """`compress data corpus/` was told to name the files, which it could name itself."""
+    """The error for `compress data corpus/` did not name the files in it."""
     (tmp_path / "talk.jsonl.gz").touch()
     (tmp_path / "README.md").touch()
-    assert f"(there are {tmp_path / 'talk.jsonl.gz'} in it)" in _refusal(str(tmp_path))
+    assert f"(it contains {tmp_path / 'talk.jsonl.gz'})" in _refusal(str(tmp_path))
 
 
-def test_odd_names_and_files_that_are_none_are_one_line(tmp_path: Path) -> None:
-    """A loop of links, a pipe that never ends and a name that is too long were tracebacks, or waited for ever."""
+def test_unusual_names_and_special_files_are_one_line(tmp_path: Path) -> None:
+    """A loop of links, a pipe that never ends and a name that is too long were tracebacks, or never ended."""
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
     assert "is not a regular file" in _refusal(str(tmp_path / "pipe.txt"))
-    assert "is a link to a file that is not there" in _refusal(str(tmp_path / "loop.txt"))
+    assert "is a link to a missing file" in _refusal(str(tmp_path / "loop.txt"))
     assert "is not a regular file" in _refusal("/dev/zero")
     assert "cannot be opened" in _refusal("x" * 5000 + ".txt")
     assert "no such file" in _refusal("a\0b.txt")

@@ -466,10 +466,10 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_a_corpus_with_one_side_only_is_refused(tmp_path: Path) -> None:
     """Lines that are not conversations, or a log of one role, train a model that never answers."""
-    assert "one-sided" in _refusal(tmp_path, "a\n\nb\n\nc\n")
+    assert "fewer than two turns" in _refusal(tmp_path, "a\n\nb\n\nc\n")
     (tmp_path / "c.txt").unlink()
     rows = [{"messages": [{"role": "user", "content": text} for text in "abc"]}] * 3
-    assert "one-sided" in _refusal(tmp_path, "\n".join(map(json.dumps, rows)), "c.jsonl")
+    assert "fewer than two turns" in _refusal(tmp_path, "\n".join(map(json.dumps, rows)), "c.jsonl")
 
 
 def test_a_single_conversation_is_refused(tmp_path: Path) -> None:

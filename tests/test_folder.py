@@ -46,9 +46,9 @@ def test_an_error_keeps_the_older_output(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
-    """`--out ~/Documents` must cost nothing."""
+    """`--out ~/Documents` must be safe."""
     (tmp_path / "letters.txt").write_text("dear")
-    with pytest.raises(BadInput, match=r"--out .*not a checkpoint that compress wrote"):
+    with pytest.raises(BadInput, match=r"--out .*is not a checkpoint that compress wrote"):
         check_output(tmp_path, "checkpoint")
     (tmp_path / "data.json").write_text("{}")
     with pytest.raises(BadInput, match="--out"), staged_folder(tmp_path, "checkpoint"):
@@ -65,8 +65,8 @@ def test_an_output_below_a_file_or_at_a_file_is_refused(tmp_path: Path) -> None:
         check_output(tmp_path / "file" / "below", "data")
 
 
-def test_what_a_killed_stage_left_is_swept_up_by_the_next_one(tmp_path: Path) -> None:
-    """SIGKILL runs no cleanup: the staging folder of a dead process must not pile up."""
+def test_the_next_stage_removes_the_staging_folder_of_a_killed_one(tmp_path: Path) -> None:
+    """SIGKILL runs no cleanup: the staging folders of killed processes must not accumulate."""
     code = (
         "import sys, time; from pathlib import Path; from chitchat.system.folder import staged_folder\n"
         "with staged_folder(Path(sys.argv[1]), 'data') as staging:\n"
@@ -83,8 +83,8 @@ def test_what_a_killed_stage_left_is_swept_up_by_the_next_one(tmp_path: Path) ->
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_live_neighbour_is_not_swept_up(tmp_path: Path) -> None:
-    """Two stages with one output race; the later one must not delete under the earlier one's hands."""
+def test_the_staging_folder_of_a_running_process_is_kept(tmp_path: Path) -> None:
+    """Two stages with one output race; the later one must not remove the folder of the earlier one."""
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as neighbour:
         theirs = tmp_path / f".out.partial-{neighbour.pid}"
         theirs.mkdir()
@@ -105,7 +105,7 @@ def test_a_disk_that_fills_up_gives_one_line_and_leaves_nothing(small_disk: Path
 
 
 def test_a_full_disk_is_recognised_in_words_of_other_libraries(small_disk: Path, tiny_model) -> None:
-    """safetensors tells ENOSPC in a string, not in an errno."""
+    """safetensors reports ENOSPC in the message, not as an errno."""
     with pytest.raises(BadInput, match="the disk is full"), staged_folder(small_disk / "out", "checkpoint") as staging:  # noqa: PT012
         for copy in range(9):
             tiny_model.save_pretrained(staging / str(copy))

@@ -22,7 +22,7 @@ ROWS = [{"messages": [{"role": role, "content": f"{text} {n}"} for role, text in
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data sets in the forms that lie about on disks."""
+    """Local data sets in several forms."""
     datasets.disable_progress_bars()
     folder = tmp_path_factory.mktemp("hub")
     for name, rows in (("train", ROWS), ("test", ROWS[:2])):
@@ -74,7 +74,7 @@ def _refusal(spec: str, columns: str | None = None) -> str:
 def test_a_data_set_on_disk_is_read_by_its_columns(
     place: Path, name: str, columns: str | None, first: list[str], count: int
 ) -> None:
-    """`load_dataset` refuses what `save_to_disk` wrote; whoever has no network has just that."""
+    """`load_dataset` refuses the output of `save_to_disk`, which users without a network have."""
     read = _read(f"hf:{place}/{name}", columns)
     assert read[0] == first
     assert len(read) == count
@@ -93,15 +93,15 @@ def test_a_data_set_on_disk_is_read_by_its_columns(
     ],
 )
 def test_a_data_set_that_cannot_be_read_is_one_line(place: Path, name: str, columns: str | None, what: str) -> None:
-    """`datasets` has an exception of its own for each of these."""
+    """`datasets` raises a different exception for each of these."""
     assert what in _refusal(f"hf:{place}/{name}", columns)
 
 
-def test_names_without_a_folder_need_the_hub_and_say_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_without_a_folder_fails_at_once_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a network `datasets` tries for half a minute and prints a line for each try."""
     assert "HF_HUB_OFFLINE is set" in _refusal("hf:nobody/nothing:train")
     assert "no such folder" in _refusal("hf:./gone")
-    assert "no name of the hub" in _refusal("hf:no such name!")
+    assert "no such folder or name of the hub" in _refusal("hf:no such name!")
     for spec in ("hf:", "hf:a:", "hf:a:b:c:d"):
         assert "write hf:NAME" in _refusal(spec)
 

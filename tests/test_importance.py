@@ -13,7 +13,6 @@ from compress.prune.importance import (
     activation_scores,
     best,
     by_unit,
-    channel_scores,
     flap_scores,
     magnitude_of,
     magnitude_scores,
@@ -161,13 +160,14 @@ def test_every_ranking_is_the_one_of_its_name() -> None:
         "taylor": taylor_scores(model, inputs),
         "magnitude": magnitude_scores(model),
         "random": random_scores(geometry_of(model), 3),
-        "obs": Scores(channel_scores(model, inputs), *unit_scores(model, inputs)),
+        "obs": Scores(*unit_scores(model, inputs)),
     }
     for name, expected in named.items():
         found = score_units(model, inputs, name, seed=3)
         np.testing.assert_array_equal(found.channels, expected.channels)
         np.testing.assert_array_equal(found.neurons, expected.neurons)
         np.testing.assert_array_equal(found.heads, expected.heads)
+    np.testing.assert_allclose(named["obs"].channels, named["activation"].channels, rtol=1e-5)
 
 
 def test_an_unknown_ranking_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Environments of their own: where their interpreters are found, and what they are asked."""
+"""Other virtual environments: where their interpreters are found, and their modules."""
 
 import sys
 from pathlib import Path
@@ -35,8 +35,8 @@ def make(folder: Path) -> str:
     return str(python)
 
 
-def test_an_interpreter_is_asked_what_it_has() -> None:
-    """Stops a row that fails at the import in place of a line that says what is missing."""
+def test_an_interpreter_has_the_modules_or_not() -> None:
+    """Stops a row that fails at the import without naming what is missing."""
     assert has_modules(sys.executable, HERE)
     assert not has_modules(sys.executable, ABSENT)
     assert not has_modules(sys.executable, ("json.no_such_module_x",))
@@ -51,14 +51,14 @@ def test_it_is_found_in_the_current_folder_then_beside_the_project_then_beside_t
     assert find_interpreter(APART, None, ABSENT) is None
 
 
-def test_half_an_environment_is_passed_by(tmp_path: Path) -> None:
+def test_an_incomplete_environment_is_skipped(tmp_path: Path) -> None:
     """A python that cannot start hid the good environment beside the project."""
     Path(make(tmp_path / "current")).write_text("#!/no/such/interpreter\n")
     python = make(tmp_path / "project")
     assert find_interpreter(APART, None, HERE) == python
 
 
-def test_one_that_is_named_is_the_only_one_that_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_interpreter_is_the_only_one_that_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stops a measurement in another environment than the one that was named."""
     make(tmp_path / "current")
     monkeypatch.setenv("APART_PYTHON", str(tmp_path / "variable"))
@@ -70,8 +70,10 @@ def test_one_that_is_named_is_the_only_one_that_is_asked(tmp_path: Path, monkeyp
     assert find_interpreter(APART, sys.executable, HERE) == sys.executable
 
 
-def test_our_packages_do_not_hide_those_of_another_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installed project put its whole site-packages before the other's, and optimum met our transformers."""
+def test_packages_of_this_environment_do_not_hide_those_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An installed project put its site-packages before the other's, and optimum imported the wrong transformers."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setattr(chitchat.system.child, "PROJECT", tmp_path / "checkout")
     assert child_environment()["PYTHONPATH"] == str(tmp_path / "checkout")

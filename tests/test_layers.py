@@ -3,9 +3,9 @@
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from chitchat.architectures.registry import architecture_of
 from compress.calibrate.measure import mean_loss
 from compress.prune.layers import keep_layers, removal_order
+from tests.support.some_layers import only_layers
 
 
 def make_model(tied: bool = True) -> GPT2LMHeadModel:
@@ -47,15 +47,17 @@ def test_the_order_is_that_of_trying_each_in_whole_runs() -> None:
     model, inputs = make_model(), batches(make_model())
     inputs[0]["attention_mask"][4:, 9:] = 0
     inputs[0]["labels"] = inputs[0]["input_ids"].masked_fill(inputs[0]["attention_mask"] == 0, -100)
-    known, left, order = architecture_of(model), [0, 1, 2, 3], []
+    left, order = [0, 1, 2, 3], []
     while len(left) > 1:
         losses = {}
         for tried in left[1:]:
-            with known.only_layers(model, [layer for layer in left if layer != tried]):
+            with only_layers(model, [layer for layer in left if layer != tried]):
                 losses[tried] = mean_loss(model, inputs)
         order.append(min(losses, key=losses.__getitem__))
         left.remove(order[-1])
     assert removal_order(model, inputs, 3) == order
+    assert removal_order(model, inputs, 3, order[:1]) == order
+    assert removal_order(model, inputs, 1, order[:2]) == order[:1]
 
 
 def test_the_first_layer_is_the_last_to_go() -> None:
@@ -87,14 +89,3 @@ def test_the_cache_of_a_shortened_model_works() -> None:
     cached = small.generate(ids, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0, use_cache=True)
     plain = small.generate(ids, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0, use_cache=False)
     assert torch.equal(cached, plain)
-
-
-def test_all_layers_are_back_after_a_trial() -> None:
-    """Stops a teacher left with holes when a trial is interrupted."""
-    model = make_model()
-    try:
-        with architecture_of(model).only_layers(model, [0, 2]):
-            assert len(model.transformer.h) == 2
-            raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        assert len(model.transformer.h) == 4

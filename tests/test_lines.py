@@ -1,4 +1,4 @@
-"""Text files as lines: encodings, line ends, damage; and that every remedy that is printed works as it stands."""
+"""Text files as lines: encodings, line ends, damage; every printed command works."""
 
 import gzip
 import subprocess
@@ -45,7 +45,7 @@ def test_a_file_with_a_byte_order_mark_is_read_in_its_encoding(tmp_path: Path, c
 def test_the_command_for_another_encoding_gives_a_file_that_reads_right(
     tmp_path: Path, codec: str, packed: bool
 ) -> None:
-    """The remedy led astray: the one command there was fitted one encoding, and a packed file not at all."""
+    """The only command was for one encoding, and did not work for a compressed file."""
     text = (
         TALK
         if codec != "big5"
@@ -66,10 +66,10 @@ def test_the_command_for_another_encoding_gives_a_file_that_reads_right(
         ("\n", "\ufeff\n"), ("\n", "\u2060\u200d\n"), ("\n", "\u3000\n"), ("\r\n", "\x0c\r\n"), ("\n", "\0\n"),
     ],
 )  # fmt: skip
-def test_every_kind_of_line_end_and_of_blank_line_parts_turns_and_conversations(
+def test_every_kind_of_line_end_and_blank_line_separates_turns_and_conversations(
     tmp_path: Path, line: str, blank: str
 ) -> None:
-    """A file of old Macs was one turn; a separator of zero width became a turn that nobody sees."""
+    """A file of old Macs was one turn; a zero-width separator became an invisible turn."""
     separator = blank if (line, blank) in (("\u2028", "\u2029"), ("\x0b", "\x0c")) else line + blank
     content = separator.join([line.join(["hi", "there", "you"]), line.join(["a", "b"])]) + line
     assert _turns(_file(tmp_path / "c.txt", content)) == [["hi", "there", "you"], ["a", "b"]]
@@ -77,7 +77,7 @@ def test_every_kind_of_line_end_and_of_blank_line_parts_turns_and_conversations(
 
 @pytest.mark.parametrize("end", ["\r", "\r\n"])
 def test_line_ends_across_pieces_are_one(tmp_path: Path, end: str) -> None:
-    """The pieces that a file is read in end anywhere, between `\\r` and `\\n` too."""
+    """A piece of a file may end between `\\r` and `\\n`."""
     lines = [f"line {number} " + "x" * (number % 90) for number in range(60_000)]
     path = _file(tmp_path / "c.txt", end.join(lines) + end)
     assert path.stat().st_size > 3 << 20
@@ -96,7 +96,7 @@ def test_mixed_line_ends_are_refused_with_a_command_that_works(tmp_path: Path) -
 
 
 def test_damage_in_utf_8_is_not_taken_for_another_encoding(tmp_path: Path) -> None:
-    """One broken line in a Chinese file made the whole file be converted from GB18030."""
+    """For one damaged line in a Chinese file the command converted the whole file from GB18030."""
     path = _file(tmp_path / "c.txt", TALK.encode() + b"\n\xff\xfe bad\nok\n")
     message = _refusal(path)
     assert "line 10: is not UTF-8 (byte 0xff), though the text around it is" in message
@@ -106,15 +106,15 @@ def test_damage_in_utf_8_is_not_taken_for_another_encoding(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("ascii_lines", [5, 9_000, 120_001])
 def test_an_encoding_is_recognised_far_into_a_file(tmp_path: Path, ascii_lines: int) -> None:
-    """The piece that fails begins within a line, within a character even: the sample was no text of any encoding."""
+    """The failing piece begins within a line or a character: the sample was not text in any encoding."""
     talk = "how are you\nfine\n\n" * (ascii_lines // 3)
     path = _file(tmp_path / "c.txt", talk.encode() + (TALK * 5_000).encode("gb18030"))
     message = _refusal(path)
     assert f", line {ascii_lines // 3 * 3 + 1}: is not UTF-8 but GB18030 (GBK, GB2312); convert it" in message
 
 
-def test_a_file_that_is_cut_short_is_told_as_such(tmp_path: Path) -> None:
-    """A download that broke off ends within a character, which is no matter of encodings."""
+def test_the_error_for_a_truncated_file_says_so(tmp_path: Path) -> None:
+    """An incomplete download ends within a character; it has no other encoding."""
     assert "cut short" in _refusal(_file(tmp_path / "c.txt", "你好\n你好".encode()[:-1]))
     assert "line 2: is damaged UTF-16" in _refusal(_file(tmp_path / "c.txt", "hi\nyou\n".encode("utf-16")[:-1]))
 
@@ -129,8 +129,8 @@ def test_a_file_that_is_cut_short_is_told_as_such(tmp_path: Path) -> None:
         (b"\x01\x02\x03abc\x04\x05\x06\n" * 50, "is not text"),
     ],
 )
-def test_a_file_that_is_no_text_is_called_what_it_is(tmp_path: Path, content: bytes, what: str) -> None:
-    """A spreadsheet named .txt was answered with a command of iconv."""
+def test_the_error_for_a_file_that_is_not_text_names_its_kind(tmp_path: Path, content: bytes, what: str) -> None:
+    """The error for a spreadsheet named .txt was an iconv command."""
     assert what in _refusal(_file(tmp_path / "c.txt", content))
 
 

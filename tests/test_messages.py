@@ -1,4 +1,4 @@
-"""The forms in which people write conversations as JSON: who says what, what counts, and what is refused."""
+"""Forms of conversations in JSON: speakers, the loss mask, and errors."""
 
 from typing import Any
 from unittest import mock
@@ -52,18 +52,18 @@ def _plain(value: Any) -> list[tuple[str, bool]]:
     ],
 )  # fmt: skip
 def test_every_common_form_gives_the_turns_of_both_sides(value: Any) -> None:
-    """Each of these forms is what some public data set has, and was `not a conversation`."""
+    """Each of these forms is that of a public data set, and was `not a conversation`."""
     assert _plain(value) == HI_YO
 
 
-def test_alpaca_puts_the_input_under_the_instruction_and_the_history_before() -> None:
-    """The input is half of the question; without it the answer answers nothing."""
+def test_alpacas_input_follows_the_instruction_and_its_history_precedes_it() -> None:
+    """The input is part of the question."""
     value = {"instruction": "Sum up.", "input": "Long text.", "output": "Short.", "history": [["hi", "yo"]]}
     assert _plain(value) == [*HI_YO, ("Sum up.\nLong text.", False), ("Short.", True)]
 
 
 def test_what_is_left_out_of_messages_is_counted() -> None:
-    """Pictures and calls of tools vanished without a word."""
+    """Pictures and tool calls were left out without a count."""
     stats = ReadStats()
     content = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": "data:"}}, "now"]
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": content}]
@@ -76,7 +76,7 @@ def test_what_is_left_out_of_messages_is_counted() -> None:
 
 @pytest.mark.parametrize("weight", [{"weight": 0}, {"train": False}, {"training": 0.0}, {"loss": "false"}])
 def test_a_message_without_weight_is_read_and_does_not_count(weight: dict[str, Any]) -> None:
-    """OpenAI's files mark answers that are not to be learned; they were learned."""
+    """OpenAI's files mark turns that are not in the loss; they were trained on."""
     asked, answered = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
     assert [turn.counts for turn in _read({"messages": [asked, answered | weight, asked, answered]})] == [
         True, False, True, True,
@@ -85,14 +85,14 @@ def test_a_message_without_weight_is_read_and_does_not_count(weight: dict[str, A
 
 
 def test_a_turn_of_several_messages_counts_where_all_of_them_do() -> None:
-    """Half of a turn that is not to be learned would be learned with the other half."""
+    """A message outside the loss would be trained on with the rest of its turn."""
     said = [("user", "a", 1), ("assistant", "b", 1), ("assistant", "c", 0)]
     turns = _read([{"role": role, "content": text, "weight": weight} for role, text, weight in said])
     assert [(turn.text, turn.counts) for turn in turns] == [("a", True), ("b c", False)]
 
 
 def test_two_names_of_one_role_are_two_speakers() -> None:
-    """A group's messages ran together into one turn."""
+    """The messages of a group were joined into one turn."""
     said = [("user", "Ann"), ("assistant", "Bot"), ("assistant", "Bob")]
     assert _plain([{"role": role, "name": name, "content": name} for role, name in said]) == [
         ("Ann", False), ("Bot", True), ("Bob", True),
@@ -123,7 +123,7 @@ def test_two_names_of_one_role_are_two_speakers() -> None:
         ({"prompt": "a", "response": "b", "history": [1]}, "history is not a list of [question, answer]"),
     ],
 )
-def test_what_is_no_conversation_is_refused_by_its_place(value: Any, what: str) -> None:
+def test_the_error_for_another_value_names_its_place(value: Any, what: str) -> None:
     """A KeyError or a wrong turn, for each form that is nearly right."""
     with pytest.raises(BadInput) as error:
         _read(value)
@@ -143,8 +143,8 @@ ODD = st.dictionaries(
 
 
 @given(st.lists(st.one_of(*PLAIN), max_size=5) | st.lists(st.one_of(*PLAIN, ODD), max_size=5))
-def test_the_fast_way_reads_as_the_general_one_does(messages: list[Any]) -> None:
-    """The shortcut for ordinary messages gave other sides, other counts, or let through what is refused."""
+def test_the_fast_path_equals_the_general_one(messages: list[Any]) -> None:
+    """The fast path gave other speakers or counts, or accepted invalid values."""
 
     def read() -> tuple[Any, ReadStats]:
         stats = ReadStats()

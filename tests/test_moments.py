@@ -6,7 +6,7 @@ import torch
 
 from compress.calibrate.moments import Moments, Variance, solve_positive
 
-COLUMNS = 320
+COLUMNS = 600  # more than a block of columns, and no multiple of it
 
 
 def rows(outputs: int = 3, inputs: int = COLUMNS, count: int = 900) -> tuple[np.ndarray, np.ndarray]:
@@ -17,7 +17,7 @@ def rows(outputs: int = 3, inputs: int = COLUMNS, count: int = 900) -> tuple[np.
 
 
 def collected(x: np.ndarray, y: np.ndarray, dtype: torch.dtype = torch.float64) -> Moments:
-    moments = Moments.zeros(x.shape[1], y.shape[1])
+    moments = Moments(x.shape[1], y.shape[1])
     for part in (slice(0, 20), slice(20, 500), slice(500, None)):
         moments.add(torch.tensor(x[part], dtype=dtype), torch.tensor(y[part], dtype=dtype))
     return moments
@@ -61,14 +61,17 @@ def test_ridge_without_a_bias_is_fitted_through_the_origin() -> None:
     )
 
 
-def test_some_targets_are_fitted_as_they_are_alone() -> None:
-    """Stops columns of another projection: query, key and value share inputs and not targets."""
-    x, y = rows(outputs=5)
-    before, bias = torch.zeros(COLUMNS, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    part = collected(x, y).of(slice(2, 4)).ridge(before, bias)
-    alone = collected(x, y[:, 2:4]).ridge(before, bias)
-    for found, wanted in zip(part, alone, strict=True):
-        torch.testing.assert_close(found, wanted)
+@pytest.mark.parametrize("biased", [True, False])
+def test_targets_that_are_linear_in_others_need_no_rows(biased: bool) -> None:
+    """Stops a bias that is added once in place of once a row, or a weight that is applied to the wrong sums."""
+    x, y = rows(outputs=5, inputs=7)
+    random = np.random.default_rng(2)
+    weight, bias = random.standard_normal((5, 4)), random.standard_normal(4) if biased else np.zeros(4)
+    found = collected(x, y).with_targets(torch.tensor(weight), torch.tensor(bias) if biased else None)
+    wanted = collected(x, y @ weight + bias)
+    for name in ("xx", "xy", "x", "y"):
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name))
+    assert found.count == wanted.count == len(x)
 
 
 def test_a_matrix_that_is_not_quite_positive_is_solved_all_the_same() -> None:

@@ -13,8 +13,7 @@ from support.reports import full_report
 
 from bench.report.charts import curves, distribution, tradeoff
 from bench.report.page import as_html
-from bench.report.pareto import front
-from bench.report.plots import LOSS, SIZE
+from bench.report.plots import LOSS, SIZE, front
 from bench.report.row import FIGURES, MAIN_COLUMNS, SCENARIO_COLUMNS, ReportRow, read_rows
 from bench.report.tables import main_table
 

@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.in_process import bench_in_process
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import chitchat.system.interpreters
 from bench.models.kind import find_kind
 from bench.models.open import open_model
 from bench.peers import registry
-from bench.peers.builder import CannotPrepare, PeerBuilder, PeerHandle, find_python
-from bench.peers.registry import PEERS, PeerRequest, read_peers
+from bench.peers.builder import CannotPrepare, PeerBuilder, find_python
+from bench.peers.descriptor import PeerRequest
+from bench.peers.registry import PEERS, read_peers
 from bench.report.notes import notes
+from bench.run.controller import BenchEntry
+from bench.run.entries import PlannedRow
 from bench.run.options import BenchOptions
 from bench.run.stage import bench
 from chitchat.architectures.registry import architecture_of
@@ -92,8 +96,9 @@ def test_the_size_of_a_peer_is_that_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "weights").write_bytes(b"x" * 1000)
     base: Any = SimpleNamespace(file_bytes=7, parameters=3)
-    assert PeerHandle(PeerRequest(PEERS["openvino"], "int4"), base, tmp_path).file_bytes == 1000
-    assert PeerHandle(PeerRequest(PEERS["torch-int8"], "int8"), base, tmp_path).file_bytes == 7
+    for name, form, size in (("openvino", "int4", 1000), ("torch-int8", "int8", 7)):
+        entry = BenchEntry(name, str(tmp_path), PEERS[name], 2)
+        assert PlannedRow(entry, base, PeerRequest(PEERS[name], form)).file_bytes == size
 
 
 def test_a_peer_is_given_a_foreign_checkpoint_in_the_form_that_others_read(
@@ -107,12 +112,12 @@ def test_a_peer_is_given_a_foreign_checkpoint_in_the_form_that_others_read(
     torch.save({f"module.{n}": t for n, t in tiny_model.state_dict().items()}, tmp_path / "published" / "small_ft.pkl")
     model = open_model(str(tmp_path / "published"), tokenizer=str(tiny_checkpoint))
     builder = PeerBuilder(model, tmp_path / "peers", 1, None)
-    found = builder.model(PeerRequest(PEERS["torch-no-cache"], "fp32"), sys.executable).folder
+    found = builder.prepare(PeerRequest(PEERS["torch-no-cache"], "fp32"), sys.executable)
     theirs = GPT2LMHeadModel.from_pretrained(found)
     assert torch.equal(theirs.transformer.wte.weight, tiny_model.transformer.wte.weight)
     assert load_tokenizer(found).get_vocab() == load_tokenizer(tiny_checkpoint).get_vocab()
     ours = PeerBuilder(open_model(str(tiny_checkpoint)), tmp_path / "other", 1, None)
-    assert ours.model(PeerRequest(PEERS["torch-no-cache"], "fp32"), sys.executable).folder == tiny_checkpoint
+    assert ours.prepare(PeerRequest(PEERS["torch-no-cache"], "fp32"), sys.executable) == tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +163,8 @@ def test_a_peer_gets_its_rows_from_one_descriptor(
     from support.made_up_peer import KINDS
 
     monkeypatch.setattr(registry, "PEERS", dict(PEERS))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for the conversion, in a process of its own
+    bench_in_process(monkeypatch)
     (peer,) = KINDS
     registry.register(peer)
     report = bench([str(tiny_checkpoint)], tmp_path / "out", tiny_data, replace(SMALL, peers="next-id"))
@@ -204,7 +210,7 @@ def test_a_peer_whose_export_needs_optimum_says_so_in_its_row(
     """OpenVINO's file is made from the portable bundle: without optimum the whole bench ended."""
     builder = PeerBuilder(open_model(str(tiny_checkpoint)), tmp_path, 1, tiny_data, portable_python=sys.executable)
     with pytest.raises(CannotPrepare, match=r"could not be prepared: .*has no optimum; make one .*make portable"):
-        builder.model(PeerRequest(PEERS["openvino"], "int8"), sys.executable)
+        builder.prepare(PeerRequest(PEERS["openvino"], "int8"), sys.executable)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -237,7 +243,7 @@ from serve.dialogue import Dialogue
 from serve.options import SamplingOptions
 convert(Path(sys.argv[1]), Path(sys.argv[2]), "float32", 1)
 model = CTranslate2Model(sys.argv[2], 1, "cpu")
-model.logits = None  # what would compute the whole text again
+model.run = None  # what would compute the whole text again
 greedy = SamplingOptions(top_k=1, repetition_penalty=1.0, max_new_tokens=10, seed=0)
 dialogue = Dialogue.from_json(json.loads(sys.argv[3]))
 print(json.dumps(list(model.reply(json.loads(sys.argv[4]), greedy, dialogue))))
@@ -263,10 +269,18 @@ def test_ctranslate2_replies_by_its_own_loop(tiny_checkpoint: Path, tmp_path: Pa
 _TOKENIZE = """
 import json, sys
 from pathlib import Path
+import llama_cpp
 from bench.peers.llama_cpp import LlamaCppModel, convert
 convert(Path(sys.argv[1]), Path(sys.argv[2]), "F32", 1)
-model = LlamaCppModel(sys.argv[2], 1, "cpu")
-print(json.dumps([model.tokenize(text) for text in json.loads(sys.argv[3])]))
+vocabulary = llama_cpp.llama_model_get_vocab(LlamaCppModel(sys.argv[2], 1, "cpu")._model)
+
+def tokenize(text):
+    data = text.encode()
+    ids = (llama_cpp.llama_token * (len(data) + 16))()
+    count = llama_cpp.llama_tokenize(vocabulary, data, len(data), ids, len(ids), False, False)
+    return list(ids[:count]) if count >= 0 else None
+
+print(json.dumps([tokenize(text) for text in json.loads(sys.argv[3])]))
 """
 
 

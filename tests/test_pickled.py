@@ -1,4 +1,4 @@
-"""GPT2-chitchat's train.pkl: ids that survive unchanged, and a file that can do nothing but hold them."""
+"""GPT2-chitchat's train.pkl: ids are unchanged, and the file can run nothing."""
 
 import gzip
 import os
@@ -88,8 +88,8 @@ def test_the_ids_are_stored_as_they_are(tmp_path: Path, vocabulary: Path) -> Non
         assert all(size > 0 for size in row["turn_bytes"])
 
 
-def test_a_repeated_list_object_is_a_repetition(tmp_path: Path, vocabulary: Path) -> None:
-    """The pickler writes a list that it has met as a reference, which would have to be kept for the whole file."""
+def test_a_repeated_list_object_is_a_duplicate(tmp_path: Path, vocabulary: Path) -> None:
+    """The pickler writes a repeated list as a reference; keeping all lists would need memory for the whole file."""
     talk, stats = [CLS, 5, SEP, 6, SEP], ReadStats()
     read = _read(tmp_path / "c.pkl", pickle.dumps([talk, talk, [CLS, 7, SEP, 6, SEP]]), vocabulary, stats)
     assert len(read) == 2
@@ -97,7 +97,7 @@ def test_a_repeated_list_object_is_a_repetition(tmp_path: Path, vocabulary: Path
 
 
 def test_what_is_left_out_of_a_conversation_is_counted(tmp_path: Path, vocabulary: Path) -> None:
-    """A turn that was cut at a length has no end, and would be taught to end there."""
+    """The model would learn to end a turn where it was truncated."""
     stats = ReadStats()
     [read] = _read(tmp_path / "c.pkl", pickle.dumps([[CLS, 5, 0, SEP, SEP, 6, 4, SEP, 7]]), vocabulary, stats)
     assert [turn.ids for turn in read] == [(5,), (6,)]
@@ -168,7 +168,7 @@ def test_a_pickle_of_anything_else_is_refused_and_runs_nothing(
     ],
 )  # fmt: skip
 def test_a_damaged_pickle_is_one_line(tmp_path: Path, vocabulary: Path, content: bytes) -> None:
-    """pickletools tells damage by five exceptions; some operations ask for memory by the gigabyte."""
+    """pickletools raises five exceptions for damage; some opcodes request gigabytes of memory."""
     _refusal(tmp_path / "c.pkl", content, vocabulary)
 
 

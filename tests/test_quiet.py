@@ -12,7 +12,10 @@ import pytest
 from support.source_tree import FILES, ROOT
 from support.traced import Trace, need_no_network, need_strace, trace
 
-from serve.quiet import ABSENT, LOUD, SWITCHES
+from serve.quiet import ABSENT, SWITCHES
+
+# Packages with telemetry, or that import one.
+LOUD = ("onnxruntime", "onnxruntime_genai", "openvino", "nncf", "optimum")
 
 COMPRESS = (sys.executable, "-m", "chitchat_compress")
 # matplotlib keeps its list of the machine's fonts, which takes seconds to make.

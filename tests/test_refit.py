@@ -11,7 +11,7 @@ from chitchat.architectures.registry import architecture_of, geometry_of
 from compress.calibrate.measure import divergence
 from compress.prune.importance import score_units
 from compress.prune.layers import keep_layers
-from compress.prune.refit import refit
+from compress.prune.refit import Sliced, refit
 from compress.prune.slicing import Kept, slice_model
 from serve.geometry import Geometry
 
@@ -29,7 +29,7 @@ def test_a_model_that_lost_nothing_stays_what_it_was() -> None:
     """Stops a fit towards the wrong target, or of the wrong layer: here the best change is none."""
     teacher = make_model()
     student = keep_layers(teacher, [0, 1, 2])
-    refit(student, teacher, [0, 1, 2], everything(teacher), batches())
+    refit([Sliced(student, [0, 1, 2], everything(teacher))], teacher, batches())
     for name, value in student.state_dict().items():
         torch.testing.assert_close(value, teacher.state_dict()[name], atol=2e-4, rtol=2e-3)
 
@@ -49,7 +49,7 @@ def test_every_projection_is_the_ridge_solution(layers: list[int], kept: Kept) -
     teacher, inputs, damping = make_model(), batches(12), 0.02
     kept = Kept(sorted(kept.channels), [sorted(one) for one in kept.heads], [sorted(one) for one in kept.neurons])
     sliced, student = (slice_model(keep_layers(teacher, layers), kept) for _ in range(2))
-    refit(student, teacher, layers, kept, inputs, damping)
+    refit([Sliced(student, layers, kept)], teacher, inputs, damping)
     in_projs_too = len(layers) < 3 or len(kept.channels) < 32
     known, theirs, ours = architecture_of(teacher), flows(teacher, inputs), flows(student, inputs)
     for index, (before, after) in enumerate(
@@ -83,7 +83,7 @@ def test_neurons_that_others_can_speak_for_are_replaced_exactly() -> None:
     kept = Kept(range(32), [range(4)] * 3, [range(0, 64, 2)] * 3)
     student = slice_model(teacher, kept)
     sliced = divergence(teacher, student, batches(4, seed=2)).kl
-    refit(student, teacher, [0, 1, 2], kept, batches(), damping=1e-6)
+    refit([Sliced(student, [0, 1, 2], kept)], teacher, batches(), damping=1e-6)
     assert divergence(teacher, student, batches(4, seed=2)).kl < 1e-6 < 1e-3 * sliced
 
 
@@ -104,10 +104,30 @@ def test_every_kind_of_cut_is_repaired(shape: dict[str, int]) -> None:
     fresh = batches(6, seed=5)
     before = divergence(teacher, student, fresh).kl
     untouched = {name: value.clone() for name, value in teacher.state_dict().items()}
-    refit(student, teacher, layers, kept, batches(48))
+    refit([Sliced(student, layers, kept)], teacher, batches(48))
     assert divergence(teacher, student, fresh).kl < 0.8 * before
     assert all(torch.equal(value, untouched[name]) for name, value in teacher.state_dict().items())
     assert student.lm_head.weight is student.transformer.wte.weight
+
+
+def test_several_students_are_fitted_as_each_alone() -> None:
+    """Stops a student that is fitted to the teacher's stream before or behind the sublayer that it came of."""
+    teacher = make_model()
+    cuts = [
+        ([0, 1, 2], Kept(range(32), [range(4)] * 3, [range(24)] * 3)),
+        ([0, 2], Kept([31, *range(1, 24)], [range(3)] * 2, [range(9, 40)] * 2)),
+        ([0, 1], Kept(range(32), [range(4)] * 2, [range(64)] * 2)),
+    ]
+
+    def sliced() -> list[Sliced]:
+        return [Sliced(slice_model(keep_layers(teacher, layers), kept), layers, kept) for layers, kept in cuts]
+
+    together, alone = sliced(), sliced()
+    refit(together, teacher, batches())
+    for one, other in zip(alone, together, strict=True):
+        refit([one], teacher, batches())
+        for name, value in one.student.state_dict().items():
+            torch.testing.assert_close(value, other.student.state_dict()[name], rtol=0, atol=0)
 
 
 def test_padding_is_not_fitted() -> None:
@@ -120,6 +140,6 @@ def test_padding_is_not_fitted() -> None:
         for batch in ours:
             batch["input_ids"][batch["attention_mask"] == 0] = pad
         students.append(slice_model(teacher, kept))
-        refit(students[-1], teacher, [0, 1, 2], kept, ours)
+        refit([Sliced(students[-1], [0, 1, 2], kept)], teacher, ours)
     for name, value in students[0].state_dict().items():
         torch.testing.assert_close(value, students[1].state_dict()[name], atol=1e-5, rtol=1e-4)

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from support.cuda import why_not_cuda
 from support.families import tiny_family
+from support.in_process import bench_in_process
 
 from bench.models.torch import CHECKPOINT, CheckpointModel
-from bench.peers.torch_fp16 import HalfModel
-from bench.report.candidates import pruning_candidates
+from bench.peers.torch import HalfModel
 from bench.report.document import as_markdown, print_table
 from bench.report.notes import notes
-from bench.report.rows import build_rows
+from bench.report.rows import build_rows, pruning_candidates
 from bench.run.controller import BenchEntry, Measurement
-from bench.run.entries import unique_names
+from bench.run.entries import PlannedRow, unique_names
 from bench.run.options import BenchOptions
 from bench.run.prompts import make_prompts
 from bench.run.rounds import BenchResult
@@ -36,6 +36,7 @@ FIGURES = {
     *("load_s", "bits_per_byte", "perplexity", "token_accuracy", "parameters", "ratio"),
 }
 
+WORK = BenchOptions(prompt_tokens=20, new_tokens=10, repetitions=2, threads=1)
 SMALL = {"prompt_tokens": 8, "new_tokens": 4, "repetitions": 2, "threads": 1}
 
 
@@ -48,8 +49,9 @@ def family(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny
 def made(tmp_path_factory: pytest.TempPathFactory, family: dict[str, Path], tiny_data: Path) -> tuple[Path, Any]:
     """A report of all forms of the tiny model, and its folder."""
     out = tmp_path_factory.mktemp("report") / "out"
-    models = [str(path) for path in family.values()]
-    report = bench(models, out, tiny_data, BenchOptions(prompt_tokens=20, new_tokens=10, repetitions=2, threads=1))
+    with pytest.MonkeyPatch.context() as patch:
+        bench_in_process(patch)
+        report = bench([str(path) for path in family.values()], out, tiny_data, WORK)
     return out, report
 
 
@@ -98,6 +100,22 @@ def test_a_row_holds_all_figures_and_all_forms_of_one_model_give_the_same_ids(ma
     assert integer_ids == ids["bundle-w8"]
     assert all(len(sample) == 10 and 2 not in sample for sample in float_ids), "all do the same work, to its end"
     assert len({row["eval_tokens"] for row in report["rows"]}) == 1
+
+
+@pytest.mark.slow
+def test_in_a_process_of_its_own_each_form_says_the_same(
+    made: tuple[Path, Any], family: dict[str, Path], tiny_data: Path, tmp_path: Path
+) -> None:
+    """A process that knows less than the bench's own, and the memory of one for all."""
+    report = bench([str(path) for path in family.values()], tmp_path / "out", tiny_data, WORK)
+    for row, expected in zip(report["rows"], made[1]["rows"], strict=True):
+        assert row["error"] is None
+        assert (row["name"], row["kl"], row["perplexity"]) == tuple(expected[n] for n in ("name", "kl", "perplexity"))
+    ids = [
+        {name: [each["ids"] for each in samples] for name, samples in one["samples"].items()}
+        for one in (report, made[1])
+    ]
+    assert ids[0] == ids[1]
     assert report["rows"][3]["peak_rss_mb"] < report["rows"][0]["peak_rss_mb"], "the engine's process holds no torch"
 
 
@@ -155,8 +173,8 @@ def test_shapes_that_were_tried_stand_in_the_report_once(made: tuple[Path, Any])
     stages = [{"stage": "train", "metrics": {}}, {"stage": "prune", "metrics": {"candidates": tried}}]
     untried = {**tried[0], "kl": None, "perplexity_ratio": None}  # the only one of a search
     none = [{"stage": "prune", "metrics": {"before": {}}}, {"stage": "prune", "metrics": {"candidates": [untried]}}]
-    models = [model(name, lineage=lambda stages=stages: stages) for name in ("pruned", "bundle")]
-    found = pruning_candidates(["teacher", "pruned", "bundle"], [model("teacher", lineage=lambda: none), *models])
+    models = {name: model(name, lineage=lambda stages=stages: stages) for name in ("pruned", "bundle")}
+    found = pruning_candidates({"teacher": model("teacher", lineage=lambda: none)} | models)
     assert found == {"pruned": tried}
     page = as_markdown({**made[1], "candidates": found})
     assert "## Shapes that were tried for pruned" in page
@@ -198,9 +216,8 @@ def test_the_table_is_not_broken_to_eighty_columns_in_a_pipe(made: tuple[Path, A
 
 def test_a_lost_row_has_its_last_words_and_no_figures() -> None:
     """The row of a crashed model vanished, or kept half of its figures."""
-    models = [model("a"), model("b"), model("c")]
     measured = [measurement("a", 4.0), measurement("b", 1.0, error="was killed by SIGKILL"), measurement("c", 2.0)]
-    rows = build_rows(["a", "b", "c"], models, BenchResult(measured))
+    rows = build_rows([PlannedRow(row.entry, model()) for row in measured], BenchResult(measured))
     assert (rows[1].tokens_per_s, rows[1].peak_rss_mb, rows[1].ratio) == (None, None, None)
     assert rows[1].error == "was killed by SIGKILL"
     assert rows[2].ratio == 2.0
@@ -215,7 +232,7 @@ def test_a_lost_row_has_its_last_words_and_no_figures() -> None:
 def test_without_the_yardstick_there_is_no_ratio() -> None:
     """When the first model was lost the second one became the yardstick, unsaid."""
     measured = BenchResult([measurement("a", 1, error="x"), measurement("b", 1)])
-    rows = build_rows(["a", "b"], [model("a"), model("b")], measured)
+    rows = build_rows([PlannedRow(row.entry, model()) for row in measured.rows], measured)
     assert rows[1].ratio is None
     assert rows[1].tokens_per_s == 1000
 
@@ -328,15 +345,16 @@ def test_ctrl_c_leaves_a_report_of_what_is_done(family: dict[str, Path], tmp_pat
 
 
 def test_a_gpu_that_is_not_there_is_a_row_beside_the_cpus(family: dict[str, Path], tmp_path: Path) -> None:
-    """The row was missing, and nobody knew whether it had been asked for."""
+    """The row was missing, and nobody knew whether it had been asked for; one memory for all processes."""
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA GPU here")
     work = BenchOptions(**SMALL, device="cpu,cuda", peers="torch-fp16")
-    report = bench([str(family["checkpoint"])], tmp_path / "out", options=work)
-    on_cpu, on_gpu, peer = report["rows"]
+    report = bench([str(family["checkpoint"]), str(family["bundle-fp32"])], tmp_path / "out", options=work)
+    on_cpu, on_gpu, bundle, _, peer = report["rows"]
     assert (on_cpu["device"], on_cpu["error"]) == ("cpu", None)
+    assert bundle["peak_rss_mb"] < on_cpu["peak_rss_mb"], "the engine's process holds no torch"
     assert on_gpu["name"] == "teacher on cuda"
     assert on_gpu["device"] == "cuda"
     assert on_gpu["error"] == "skipped: torch finds no CUDA GPU on this machine"

@@ -20,7 +20,7 @@ from compress.calibrate.measure import divergence, mean_loss
 from compress.calibrate.ranges import calibrate_kv, input_ranges
 from compress.prune.importance import IMPORTANCES, score_units
 from compress.prune.layers import keep_layers, removal_order
-from compress.prune.refit import refit
+from compress.prune.refit import Sliced, refit
 from compress.prune.shape import candidate_shapes, explicit_shape, smallest_shape
 from compress.prune.slicing import Kept, slice_model
 from compress.prune.vocabulary import trim_positions, trim_vocabulary
@@ -157,7 +157,7 @@ def test_what_was_cut_is_repaired_by_least_squares() -> None:
     kept = Kept(range(48), [range(4)] * 2, [range(0, 40, 2)] * 2)
     student = slice_model(keep_layers(model, [0, 2]), kept)
     before = divergence(model, student, batches(model)).kl
-    refit(student, model, [0, 2], kept, batches(model))
+    refit([Sliced(student, [0, 2], kept)], model, batches(model))
     assert divergence(model, student, batches(model)).kl < 0.7 * before
     assert all(projection.bias is None for projection in architecture_of(student).projections(student))
 

@@ -10,6 +10,7 @@ from support.small_gpt2 import batches, make_model
 from transformers import GPT2LMHeadModel
 
 from chitchat.architectures.registry import ARCHITECTURES, architecture_of, geometry_of
+from chitchat.architectures.states import last_hidden
 from compress.calibrate.measure import divergence
 from compress.quantize.blockwise import dequantize_blocks, quantize_blocks
 from compress.quantize.methods import quantize_matrix, quantize_matrix_or_search
@@ -41,6 +42,29 @@ def untied(seed: int = 3) -> GPT2LMHeadModel:
     return changed
 
 
+@torch.no_grad()
+def of_head(model, windows) -> torch.Tensor:
+    """The mean of x x^T over what the head reads."""
+    rows = torch.cat([last_hidden(model, batch["input_ids"])[batch["attention_mask"].bool()] for batch in windows])
+    return rows.double().T @ rows.double() / len(rows)
+
+
+def test_the_table_is_decided_for_what_the_head_reads() -> None:
+    """Stops states before the last norm, padding among them, and a table that is decided without them."""
+    model, given = make_model(), dict[str, np.ndarray | None]()
+
+    def decide(name: str, weight: np.ndarray, _grid: object, _method: str, covariance: np.ndarray | None) -> object:
+        given[name] = covariance
+        return quantize_blocks(weight, 4, 16)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("compress.quantize.model.quantize_matrix_or_search", decide)
+        calibrate_model(model, four_bits(model), "gptq", CALIBRATION, [])
+    found, wanted = given["transformer.wte"], of_head(model, CALIBRATION).numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
+    assert given["transformer.wpe"] is None
+
+
 @pytest.mark.parametrize("make", [make_model, untied])
 def test_every_matrix_is_decided_once_and_put_back(make) -> None:
     """Stops a matrix that stays float in the model, and integers that are not what the model computes with."""
@@ -55,7 +79,7 @@ def test_every_matrix_is_decided_once_and_put_back(make) -> None:
             assert np.linalg.eigvalsh(covariance).min() > -1e-6
         return quantize_blocks(weight, 4, 16)
 
-    matrices = quantize_in_turn(model, original, CALIBRATION, settle)
+    matrices = quantize_in_turn(model, original, CALIBRATION, of_head(original, CALIBRATION), settle)
     assert sorted(names) == sorted(shapes_of(original))
     for name, tensor in matrices.items():
         weight = model.get_submodule(name).weight.detach().numpy()
@@ -80,7 +104,7 @@ def test_every_matrix_is_fitted_before_it_is_decided_and_its_bias_after(make, mo
         seen[name] = weight.copy(), covariance
         return quantize_blocks(weight, 4, 16)
 
-    matrices = quantize_in_turn(model, original, windows, settle)
+    matrices = quantize_in_turn(model, original, windows, of_head(original, windows), settle)
 
     def check(projection, before, x: np.ndarray, y: np.ndarray) -> None:
         weight, covariance = seen[projection.name]
@@ -136,7 +160,7 @@ def test_rounding_that_loses_nothing_changes_nothing() -> None:
     before = module.dequantize
     try:
         module.dequantize = lambda tensor: kept[id(tensor)]  # type: ignore[assignment]
-        quantize_in_turn(model, original, CALIBRATION, settle)  # type: ignore[arg-type]
+        quantize_in_turn(model, original, CALIBRATION, of_head(original, CALIBRATION), settle)  # type: ignore[arg-type]
     finally:
         module.dequantize = before
     for name, value in model.named_parameters():
@@ -162,7 +186,7 @@ def test_later_layers_make_up_for_earlier_ones() -> None:
     chosen = four_bits(model)
     gptq = partial(_settle, chosen)
     whole = make_model()
-    quantize_in_turn(whole, model, CALIBRATION, gptq)
+    quantize_in_turn(whole, model, CALIBRATION, of_head(model, CALIBRATION), gptq)
     alone = make_model()
     for index in range(model.config.n_layer):  # each layer as if all others were exact
         only = make_model()
@@ -172,7 +196,7 @@ def test_later_layers_make_up_for_earlier_ones() -> None:
                 return gptq(name, weight, covariance)
             return quantize_blocks(weight, 8, 16)
 
-        quantize_in_turn(only, model, CALIBRATION, settle)
+        quantize_in_turn(only, model, CALIBRATION, of_head(model, CALIBRATION), settle)
         alone.transformer.h[index].load_state_dict(only.transformer.h[index].state_dict())
     assert divergence(model, whole, HELD_OUT).kl < divergence(model, alone, HELD_OUT).kl
 
@@ -204,12 +228,11 @@ def test_the_model_that_is_quantized_stays_as_it_is() -> None:
         torch.testing.assert_close(value, same.get_parameter(name), rtol=0, atol=0)
 
 
-def test_inputs_that_are_all_alike_fall_back_and_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_inputs_that_are_all_alike_fall_back_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
     """Stops a crash, or NaN, after minutes; the line names the layer and the remedy."""
     weight = np.random.default_rng(0).standard_normal((8, 32)).astype(np.float32)
     found = quantize_matrix_or_search("transformer.h.1.mlp.c_fc", weight, Grid(4, 16), "gptq", np.zeros((32, 32)))
     expected = quantize_matrix(weight, Grid(4, 16), "mse")
     np.testing.assert_array_equal(found.q, expected.q)
-    said = capsys.readouterr().out
-    assert "transformer.h.1.mlp.c_fc" in said
-    assert "--data" in said
+    assert "transformer.h.1.mlp.c_fc" in caplog.text
+    assert "--data" in caplog.text

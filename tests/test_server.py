@@ -162,7 +162,7 @@ def test_malformed_bodies_are_refused_in_one_line_and_a_good_request_works_after
                 assert error["type"] == "invalid_request_error", what
                 assert len(error["message"]) < 200, what
                 assert "\n" not in error["message"], what
-            assert not worker_of(app).busy
+            assert not worker_of(app).running
             assert (await ask(client)).status_code == 200
 
     run(scenario)
@@ -278,9 +278,9 @@ def test_a_full_queue_answers_429_at_once_and_the_others_are_served() -> None:
         async with running(app) as client:
             generator.gate.clear()
             first = asyncio.create_task(ask(client))
-            await until(lambda: worker.busy)
+            await until(lambda: worker.running)
             others = [asyncio.create_task(ask(client, stream=place == 0)) for place in range(2)]
-            await until(lambda: worker.waiting == 2)
+            await until(lambda: len(worker.waiting) == 2)
             refused = [await asyncio.wait_for(ask(client, stream=place == 0), 20) for place in range(2)]
             for response in refused:
                 assert response.status_code == 429
@@ -344,7 +344,7 @@ def test_a_client_that_leaves_frees_the_engine_within_one_step(stream: bool) -> 
             sent = await talk
             before = generator.steps
             generator.gate.set()
-            await until(lambda: not worker.busy)
+            await until(lambda: not worker.running)
             assert generator.steps - before <= 2  # the one that was under way, and one more
             assert bool(sent) == stream
             assert (await ask(client, max_tokens=2)).status_code == 200
@@ -362,13 +362,13 @@ def test_a_queued_client_that_leaves_frees_its_place_and_disturbs_nobody() -> No
         async with running(app) as client:
             generator.gate.clear()
             first = asyncio.create_task(ask(client))
-            await until(lambda: worker.busy)
+            await until(lambda: worker.running)
             leave = asyncio.Event()
             queued = asyncio.create_task(raw(app, {**TALK, "max_tokens": 60}, leave))
-            await until(lambda: worker.waiting == 1)
+            await until(lambda: len(worker.waiting) == 1)
             leave.set()
             assert await queued == []
-            assert worker.waiting == 0
+            assert len(worker.waiting) == 0
             generator.gate.set()
             assert (await first).json()["choices"][0]["finish_reason"] == "stop"
             assert len(generator.prompts) == 1
@@ -435,7 +435,7 @@ def test_stopping_ends_running_and_waiting_requests_with_503() -> None:
             assert (await client.get("/readyz")).status_code == 503, "ready before the engine runs"
             async with app.router.lifespan_context(app):
                 talks = [asyncio.create_task(ask(client, max_tokens=50_000)) for _ in range(3)]
-                await until(lambda: worker.busy and worker.waiting == 2)
+                await until(lambda: worker.running and len(worker.waiting) == 2)
             assert [response.status_code for response in await asyncio.gather(*talks)] == [503] * 3
             assert not worker.alive
 
@@ -484,9 +484,9 @@ def test_over_a_socket_a_closed_connection_frees_the_engine(stream: bool) -> Non
         async with httpx.AsyncClient(base_url=address, trust_env=False) as client:
             talk = asyncio.create_task(ask(client, stream=stream, max_tokens=90_000))
             await until(lambda: generator.steps >= 3)
-            assert worker.busy
+            assert worker.running
             talk.cancel()
-            await until(lambda: not worker.busy)
+            await until(lambda: not worker.running)
             assert generator.steps < 90_000
             response = await ask(client, max_tokens=3, stream=True)
             assert joined(events(response.text)) == CODEC.decode([generator.reply[0]] * 3)
@@ -579,9 +579,9 @@ def test_every_slot_serves_a_job_and_the_others_wait(bundle: Bundle) -> None:
             jobs = [job(seed) for seed in range(12)]
             for one in jobs:
                 worker.submit(one)
-            await until(lambda: worker.running == 3)
+            await until(lambda: len(worker.running) == 3)
             assert await asyncio.gather(*map(ids_of, jobs)) == alone
-            await until(lambda: not worker.busy)
+            await until(lambda: not worker.running)
 
     run(scenario)
 
@@ -598,8 +598,8 @@ def test_more_than_slots_and_queue_are_turned_away(bundle: Bundle) -> None:
                 worker.submit(job(9))
             for one in jobs:
                 worker.cancel(one)
-            assert worker.waiting == 0
-            await until(lambda: not worker.busy)
+            assert len(worker.waiting) == 0
+            await until(lambda: not worker.running)
             worker.submit(one := job(9, 4))
             assert len(await ids_of(one)) == 4
 
@@ -628,13 +628,13 @@ def test_a_cancelled_job_frees_its_slot_within_one_step(bundle: Bundle) -> None:
                 before = len(entered)
                 allowed.release()
                 await until(lambda before=before: len(entered) > before)
-            assert (worker.running, worker.waiting) == (2, 1)
+            assert (len(worker.running), len(worker.waiting)) == (2, 1)
             before = len(entered)
             worker.cancel(jobs[0])
             allowed.release()  # the step that was under way
             await until(lambda: len(entered) > before)
-            assert (worker.running, worker.waiting) == (2, 0)
-            assert jobs[2] in worker._running
+            assert (len(worker.running), len(worker.waiting)) == (2, 0)
+            assert jobs[2] in worker.running
             worker.cancel(jobs[1])
             allowed.release(1000)
             assert len(await ids_of(jobs[2])) == 200
@@ -651,7 +651,7 @@ def test_a_request_that_cannot_run_is_its_own_error(bundle: Bundle) -> None:
                 worker.submit(bad := ReplyJob(ids, SamplingOptions()))
                 with pytest.raises(ServeError):
                     await ids_of(bad)
-            assert not worker.busy
+            assert not worker.running
             worker.submit(one := job(1, 4))
             assert len(await ids_of(one)) == 4
 

@@ -35,7 +35,7 @@ def test_values_that_heads_share_are_folded_together(monkeypatch: pytest.MonkeyP
     windows = batches(4)
     for batch in windows:
         batch["input_ids"] %= model.config.vocab_size
-    left = smooth(changed, windows, channel_product)
+    left = smooth(changed, windows, channel_product).left
     assert {name.split(".", 3)[3] for name in left} == {
         "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj"
     }  # fmt: skip
@@ -50,7 +50,7 @@ def test_values_that_heads_share_are_folded_together(monkeypatch: pytest.MonkeyP
 def test_outliers_are_folded_away() -> None:
     """Stops a per-tensor grid from spending its levels on three channels."""
     changed = with_outliers(make_model())
-    left = smooth(changed, batches(4), channel_product)
+    left = smooth(changed, batches(4), channel_product).left
     in_projs = [share for name, share in left.items() if not name.endswith("c_proj")]
     assert max(in_projs) < 0.01
     assert set(left) == {f"transformer.h.{i}.{m}" for i in range(3) for m in ("attn.c_attn", "attn.c_proj", "mlp.c_fc")}
@@ -62,7 +62,7 @@ def test_outliers_are_folded_away() -> None:
 def test_nothing_is_folded_that_does_not_pay() -> None:
     """A search that takes the last exponent, or the first, makes a product worse."""
     model = make_model()
-    for share in smooth(model, batches(4), BLOCKS).values():
+    for share in smooth(model, batches(4), BLOCKS).left.values():
         assert share <= 1
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.cost.speedup import Speedup, measure_speedup, take_turns
+from bench.cost.probe import take_turns
+from bench.cost.speedup import Speedup, measure_speedup
 from bench.models.loaded import TimedReply
 from compress.quantize.options import QuantizeOptions
 from compress.quantize.stage import quantize
@@ -38,20 +39,20 @@ def test_what_is_slower_than_float32_is_said_in_one_line(
 
 @dataclass
 class Recorder:
-    """A backend that writes down whose turn it was."""
+    """A reply that writes down whose turn it was."""
 
     name: str
     turns: list[str] = field(default_factory=list)
 
-    def generate(self, prompt: list[int], new_tokens: int, end: int) -> TimedReply:
+    def __call__(self) -> TimedReply:
         self.turns.append(self.name)
-        return TimedReply(ids=[1] * new_tokens, ttft_ms=float(len(self.turns)), token_ms=[1.0] * (new_tokens - 1))
+        return TimedReply(ids=[1, 1], ttft_ms=float(len(self.turns)), token_ms=[1.0])
 
 
-def test_backends_take_turns_and_the_first_round_is_not_counted() -> None:
+def test_replies_take_turns_and_the_first_round_is_not_counted() -> None:
     """All of one and then all of the other measures how busy the machine was when."""
     turns: list[str] = []
-    samples = take_turns([Recorder("a", turns), Recorder("b", turns)], [1, 2], new_tokens=3, rounds=2)
+    samples = take_turns([Recorder("a", turns), Recorder("b", turns)], rounds=2)
     assert turns == ["a", "b", "a", "b", "a", "b"]
     assert [[sample.ttft_ms for sample in each] for each in samples] == [[3.0, 5.0], [4.0, 6.0]]
 

@@ -1,4 +1,4 @@
-"""Tables: which columns are the conversation, in the dialects that programs write, and what is refused."""
+"""Tables: the columns of the conversation, CSV dialects, and errors."""
 
 import json
 from pathlib import Path
@@ -43,11 +43,11 @@ def _refusal(path: Path, content: str, columns: str | None) -> str:
     ],
 )
 def test_a_row_is_a_conversation_in_every_dialect(tmp_path: Path, name: str, content: str, columns: str) -> None:
-    """Excel writes semicolons and a BOM in half of the world; a comma in a text then made a third turn."""
+    """Excel writes semicolons and a BOM in many countries; a comma in a text then made a third turn."""
     assert _texts(tmp_path / name, content, columns) == [["hi", "yo"], ["a, b", "c\nd"]]
 
 
-def test_the_side_of_a_turn_is_that_of_its_column(tmp_path: Path) -> None:
+def test_the_speaker_of_a_turn_is_that_of_its_column(tmp_path: Path) -> None:
     """An empty cell made the user's next turn a reply; a shorter conversation ends in empty cells."""
     read = _read(tmp_path / "t.csv", "u1,b1,u2,b2\nhi,yo,,\nhi,,there,yo\n", "u1,b1,u2,b2")
     assert [[(turn.text, turn.reply) for turn in each] for each in read] == [
@@ -57,7 +57,7 @@ def test_the_side_of_a_turn_is_that_of_its_column(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_turns_are_grouped_by_their_conversation(tmp_path: Path) -> None:
-    """Who speaks is a role or a name; the weights of a column are the mask of the loss."""
+    """A speaker is a role or a name; the weight column is the loss mask."""
     content = "c,s,t,w\n1,Ann,hi,1\n1,Bob,yo,0\n1,Bob,yes,1\n2,system,s,1\n2,assistant,a,\n2,user,b,1\n"
     stats = ReadStats()
     read = _read(tmp_path / "t.csv", content, "conversation=c,speaker=s,text=t,weight=w", stats)
@@ -67,17 +67,17 @@ def test_rows_that_are_turns_are_grouped_by_their_conversation(tmp_path: Path) -
     assert _texts(tmp_path / "t.csv", "1,a\n1,b\n2,c\n2,d\n", "conversation=1,text=2") == [["a", "b"], ["c", "d"]]
 
 
-def test_rows_of_one_conversation_that_lie_apart_are_refused(tmp_path: Path) -> None:
-    """A table sorted by time cuts every conversation into pieces of one turn, in silence."""
+def test_rows_of_a_conversation_that_are_not_consecutive_are_refused(tmp_path: Path) -> None:
+    """A table sorted by time would split every conversation into single turns."""
     message = _refusal(tmp_path / "t.csv", "c,t\n1,a\n1,b\n2,c\n2,d\n1,e\n1,f\n", "conversation=c,text=t")
     assert message == (
-        f"{tmp_path / 't.csv'}, row 5: goes on with a conversation whose rows ended before (and so do 0 others); "
+        f"{tmp_path / 't.csv'}, row 5: continues a conversation that other rows interrupt (as do 0 other rows); "
         "sort the table by column c"
     )
 
 
-def test_quotes_in_a_tsv_are_quotes_only_where_all_rows_say_so(tmp_path: Path) -> None:
-    """Chat in a .tsv begins with a quote mark now and then, and swallowed the rows to the next one."""
+def test_quotes_in_a_tsv_are_read_as_such_only_if_all_rows_fit(tmp_path: Path) -> None:
+    """A text in a .tsv that begins with a quote mark swallowed the rows up to the next one."""
     assert _texts(tmp_path / "t.tsv", 'q\ta\n"Hi" he said\tok\nx\ty\n', "q,a") == [['"Hi" he said', "ok"], ["x", "y"]]
     assert _texts(tmp_path / "t.tsv", 'q\ta\n"a\tb"\tok\nx\ty\n', "q,a") == [["a\tb", "ok"], ["x", "y"]]
 
@@ -95,17 +95,17 @@ def test_encodings_and_line_ends_are_those_of_every_text_file(tmp_path: Path) ->
         ("q,a\nhi,yo,ho\n", "q,a", ", line 2: has 3 columns, the first row has 2"),
         ("q,a\nhi,yo\nhi\n", "q,a", ", line 3: has 1 columns, the first row has 2"),
         ("q,a\nhi,yo\n", "q,b", "--columns b: "),
-        ("q,a\nhi,yo\n", "1,3", "it has numbers to 2"),
+        ("q,a\nhi,yo\n", "1,3", "it has numbers 1 to 2"),
         ("q,q,a\nhi,yo,x\n", "q,a", "several columns of that name"),
-        ('q,a\nx,y\n"hi,yo\nx,y\n', "q,a", ", line 3: is no row of a table"),
-        ('q,a\n"hi"you,yo\n', "q,a", ", line 2: is no row of a table"),
+        ('q,a\nx,y\n"hi,yo\nx,y\n', "q,a", ", line 3: is not a row of a table"),
+        ('q,a\n"hi"you,yo\n', "q,a", ", line 2: is not a row of a table"),
         ("q,a\n" + "x" * 200_000 + ",y\n", "q,a", "field larger than field limit"),
-        ("q,m\n1,hello\n", "m", "column m is no conversation in JSON"),
+        ("q,m\n1,hello\n", "m", "column m is not a conversation in JSON"),
         ("c,t,w\n1,a,2\n1,b,1\n", "conversation=c,text=t,weight=w", "weight '2' is neither 0"),
     ],
 )
 def test_a_bad_table_names_line_column_and_remedy(tmp_path: Path, content: str, columns: str | None, what: str) -> None:
-    """A row that is too long lost its last words in silence, others were a KeyError."""
+    """A row with too many columns lost its last words, others were a KeyError."""
     message = _refusal(tmp_path / "t.csv", content, columns)
     assert what in message
     assert str(tmp_path / "t.csv") in message
@@ -136,7 +136,7 @@ def test_columns_for_corpora_without_any_are_refused(tmp_path: Path) -> None:
 
 
 def test_dialogpts_weights_are_the_mask_of_the_loss(tmp_path: Path) -> None:
-    """The weights became words of the turns, and what was masked was learned."""
+    """The weights became words of the turns, and masked turns were trained on."""
     content = "0.0 hello  there EOS 1.0 hi EOS 0.0 you ?\t1.0 fine .\n1.0 a\t0.0 b\n"
     assert _read(tmp_path / "t.tsv", content, None) == [
         [Turn("hello there", False, False), Turn("hi", True), Turn("you ?", False, False), Turn("fine .", True)],

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench.models.text_pipeline import TextPipelineSpec
+from bench.models.text_pipeline import TextPipeline
 from bench.models.torch import CheckpointModel
-from bench.peers.torch_no_cache import NoCacheModel
+from bench.peers.torch import NoCacheModel
 from chitchat.checkpoint import load_tokenizer
 from chitchat.dialogue import dialogue_of
 
@@ -18,18 +18,18 @@ TEXTS = ["hello there", "how are you", "fine"]
 
 
 @pytest.fixture
-def speech(tiny_checkpoint: Path) -> TextPipelineSpec:
+def speech(tiny_checkpoint: Path) -> dict[str, Any]:
     dialogue = dialogue_of(load_tokenizer(tiny_checkpoint))
-    return TextPipelineSpec(str(tiny_checkpoint / "tokenizer.json"), dialogue.as_json())
+    return {"tokenizer": str(tiny_checkpoint / "tokenizer.json"), "dialogue": dialogue.as_json()}
 
 
-def replies(model: Any, speech: TextPipelineSpec) -> list[dict[str, Any]]:
-    speaker = speech.open(model)
+def replies(model: Any, speech: dict[str, Any]) -> list[dict[str, Any]]:
+    speaker = TextPipeline(model, **speech)
     return [speaker.reply(text, seed, 12) for seed, text in enumerate(TEXTS)]
 
 
 def test_the_loop_without_a_cache_has_none_in_its_replies(
-    tiny_checkpoint: Path, speech: TextPipelineSpec, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, speech: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its replies were drawn over a cache and came as fast as those of the generator that has one."""
     expected = replies(CheckpointModel.open(str(tiny_checkpoint), 1, "cpu"), speech)
@@ -50,7 +50,7 @@ def test_the_loop_without_a_cache_has_none_in_its_replies(
     assert lengths[1] == lengths[0] + 1, "the whole text again"
 
 
-def test_a_loop_of_the_runtimes_own_is_on_the_clock(tiny_checkpoint: Path, speech: TextPipelineSpec) -> None:
+def test_a_loop_of_the_runtimes_own_is_on_the_clock(tiny_checkpoint: Path, speech: dict[str, Any]) -> None:
     """Stops a reply that is made before the clock starts, and our loop around a runtime that has its own."""
 
     class Slow(CheckpointModel):
@@ -66,7 +66,7 @@ def test_a_loop_of_the_runtimes_own_is_on_the_clock(tiny_checkpoint: Path, speec
         assert 20 <= reply["first_ms"] <= reply["ms"] - 20
 
 
-def test_replies_follow_the_seed(tiny_checkpoint: Path, speech: TextPipelineSpec) -> None:
+def test_replies_follow_the_seed(tiny_checkpoint: Path, speech: dict[str, Any]) -> None:
     """Stops a seed that is dropped on the way, and two models that are asked for different words."""
     torch.manual_seed(1)
     model = CheckpointModel.open(str(tiny_checkpoint), 1, "cpu")

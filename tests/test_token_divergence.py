@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from chitchat import divergence as module
-from chitchat.divergence import compare_logits, compare_states, kl_divergence, score_states
+from chitchat.divergence import compare_logits, compare_states, kl_divergence, nll_of_states, score_states
 
 VOCAB, WIDTH = 37, 8
 # Logits of a chunk: less than a row, one row, some rows and a part of one, all rows but one, all rows, more.
@@ -93,6 +93,7 @@ def test_states_are_compared_and_scored_as_their_logits_say(
     assert (nll.dtype, hit.dtype) == (torch.float64, torch.bool)
     assert nll.tolist() == pytest.approx(nlls[1], rel=1e-5)
     assert hit.tolist() == [top == target for top, target in zip(tops[1], targets, strict=True)]
+    assert torch.equal(nll_of_states(heads[1], states[1], targets), nll)
 
 
 @pytest.mark.parametrize("vocab", [2**20 - 1, 2**20, 2**20 + 1])

@@ -166,7 +166,7 @@ def test_a_path_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     ("content", "what"),
     [
         (b"hello\nthere\n", "no [PAD], [UNK], [CLS], [SEP]"),
-        ("\n".join([*SPECIALS, "a", "b", "a"]).encode(), "'a' stands in it twice"),
+        ("\n".join([*SPECIALS, "a", "b", "a"]).encode(), "the token 'a' twice"),
         ("\n".join([*SPECIALS, "你"]).encode("gb18030"), "line 6: is not UTF-8"),
         (b"", "no [PAD]"),
     ],

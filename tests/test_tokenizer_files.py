@@ -158,7 +158,7 @@ def test_saving_what_was_loaded_gives_the_same_bytes_and_opens_in_transformers(f
         ({"tokenizer.model": "x"}, "SentencePiece"),
         ({"vocab_small.txt": "x"}, r"but vocab_small\.txt\); give --tokenizer"),
         ({"vocab.json": "[]", "merges.txt": ""}, r"vocab\.json: holds a list"),
-        ({"vocab.json": '{"a": 0}', "merges.txt": ""}, "no byte-level vocabulary"),
+        ({"vocab.json": '{"a": 0}', "merges.txt": ""}, "not a byte-level vocabulary"),
         ({"vocab.txt": "a\nb\n"}, r"not a BERT vocabulary \(no \[PAD\]"),
     ],
 )

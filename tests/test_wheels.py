@@ -5,7 +5,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from bench.gpu.wheels import ROOT, first_requirements, needed, pins, requirements_of
+from bench.gpu.machine import ROOT
+from bench.gpu.wheels import first_requirements, needed, pins, requirements_of
 
 
 def test_the_first_ones_are_those_of_the_extra_gpu_and_torch_is_not_fetched() -> None:

@@ -7,18 +7,19 @@ not its work.
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from bench.cost.random_bundle import END_OF_TURN_ID, bundle_bytes, write_random_bundle
+from bench.cost.random_bundle import END_OF_TURN_ID, bundle_bytes, random_weights, write_weights
 from bench.models.engine import EngineModel
 from bench.models.loaded import TimedReply
 from chitchat.errors import BadInput
 from compress.quantize.schemes import SCHEMES
+from export.weights import GraphWeights
 from serve.cpu import physical_cores
 from serve.geometry import Geometry
 
@@ -53,7 +54,7 @@ class CostProbe:
             raise BadInput(f"--scheme {scheme}: there is no such scheme; choose fp32, {', '.join(SCHEMES)}")
         self.scheme = scheme
         self._tokenizer_bytes = tokenizer_bytes
-        self._threads = threads or physical_cores()
+        self._threads = threads
         self._prompt_tokens, self._new_tokens = prompt_tokens, new_tokens
         self._known: dict[Geometry, float] = {}
 
@@ -109,28 +110,46 @@ class CostProbe:
 
     def _replies(self, shapes: Sequence[Geometry], rounds: int) -> list[list[float]]:
         """Times in ms between the tokens of all replies of each shape."""
-        times: list[list[float]] = [[] for _ in shapes]
-        backends: list[Any] = []
-        with tqdm(total=len(shapes) * (rounds + 1), desc="timing shapes", unit=" replies", disable=None) as progress:
-            for shape in shapes:
-                backends.append(self._open(shape))
-                self._reply(backends[-1], shape)  # warms up: memory is mapped, threads are started
+        work = [prompt_and_length(shape, self._prompt_tokens, self._new_tokens) for shape in shapes]
+        with tqdm(total=len(shapes) * (rounds + 2), desc="timing shapes", unit=" replies", disable=None) as progress:
+            replies = []
+            for shape, (prompt, length) in zip(shapes, work, strict=True):
+                random = np.random.default_rng(0)
+                engine = open_engine(shape, self.scheme, random_weights(shape, self.scheme, random), self._threads)
+                replies.append(partial(engine.generate, prompt, length, END_OF_TURN_ID))
                 progress.update()
-            for _ in range(rounds):
-                for index, shape in enumerate(shapes):
-                    times[index] += self._reply(backends[index], shape).token_ms
-                    progress.update()
-        return times
+            samples = take_turns(replies, rounds, progress.update)
+        return [[step for sample in of for step in sample.token_ms] for of in samples]
 
-    def _open(self, shape: Geometry) -> EngineModel:
-        with tempfile.TemporaryDirectory() as folder:
-            write_random_bundle(shape, self.scheme, Path(folder))
-            return EngineModel.open(folder, self._threads, "cpu")  # a mapped file lives on after its folder
 
-    def _reply(self, backend: EngineModel, shape: Geometry) -> TimedReply:
-        new_tokens = min(self._new_tokens, shape.context // 2)
-        if new_tokens < 2:
-            raise BadInput(f"--context {shape.context}: too small to time a reply; give at least 4")
-        prompt = np.arange(min(self._prompt_tokens, shape.context - new_tokens)) % shape.vocab
-        time.sleep(_SETTLE_S)
-        return backend.generate(prompt.tolist(), new_tokens, END_OF_TURN_ID)
+def prompt_and_length(shape: Geometry, prompt_tokens: int, new_tokens: int) -> tuple[list[int], int]:
+    """A prompt, and how many new tokens are timed after it: as much as the context has room for.
+
+    Raises `BadInput` for a context without room for two new tokens.
+    """
+    length = min(new_tokens, shape.context // 2)
+    if length < 2:
+        raise BadInput(f"--context {shape.context}: too small to time a reply; give at least 4")
+    return (np.arange(min(prompt_tokens, shape.context - length)) % shape.vocab).tolist(), length
+
+
+def open_engine(shape: Geometry, scheme: str, weights: GraphWeights, threads: int | None = None) -> EngineModel:
+    """The engine that ships over a bundle of `weights`; `threads` None takes the physical cores."""
+    with tempfile.TemporaryDirectory() as folder:  # a mapped file lives on after its folder
+        write_weights(shape, scheme, weights, Path(folder))
+        return EngineModel.open(folder, threads or physical_cores(), "cpu")
+
+
+def take_turns(
+    replies: Sequence[Callable[[], TimedReply]], rounds: int, progress: Callable[[], object] = lambda: None
+) -> list[list[TimedReply]]:
+    """`rounds` of each of `replies`, A B A B …, after one of each that warms up: maps memory, starts threads."""
+    samples: list[list[TimedReply]] = [[] for _ in replies]
+    for number in range(rounds + 1):
+        for of, reply in zip(samples, replies, strict=True):
+            time.sleep(_SETTLE_S)
+            sample = reply()
+            progress()
+            if number:
+                of.append(sample)
+    return samples

@@ -7,7 +7,7 @@ calibration and no proof. What such a bundle says is noise.
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -33,25 +33,6 @@ from serve.options import SamplingOptions
 END_OF_TURN_ID = 0
 _SPREAD = 0.02  # GPT-2's initial weights
 MANIFEST_BYTES = 6_000  # bundle.json of a model that was trained, pruned, quantized and exported
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """How a weight matrix is stored. `bits` 32: float32; `block_size` 0: a scale a row, with w8a8."""
-
-    matrix: Matrix
-    bits: int
-    block_size: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the graph: numbers, scales, padding to whole blocks, and the scalars of w8a8."""
-        rows, columns = self.matrix.rows, self.matrix.columns
-        if self.bits == 32:
-            return 4 * rows * columns
-        if not self.block_size:
-            return rows * columns + 4 * rows + 5
-        return rows * -(-columns // self.block_size) * (self.block_size * self.bits // 8 + 4)
 
 
 def bundle_bytes(shape: Geometry, scheme: str, tokenizer_bytes: int) -> int:
@@ -96,12 +77,21 @@ def _config(shape: Geometry) -> PretrainedConfig:
     return architecture_of(shape).new_config(shape, bos_token_id=END_OF_TURN_ID, eos_token_id=END_OF_TURN_ID)
 
 
-def _matrices(shape: Geometry, scheme: str) -> Iterator[_Stored]:
-    """Every weight matrix and table, as `compress quantize` would store it."""
+def _matrices(shape: Geometry, scheme: str) -> Iterator[tuple[Matrix, Grid | None]]:
+    """Every weight matrix and table, and how `compress quantize` would store it; None: in float32."""
     chosen = grids(shape, scheme) if scheme in SCHEMES else {}
     for matrix in architecture_of(shape).matrices(shape):
-        grid = chosen.get(matrix.module, Grid(32, 0))
-        yield _Stored(matrix, grid.bits, 0 if grid.static_inputs else grid.block_size)
+        yield matrix, chosen.get(matrix.module)
+
+
+def _stored_bytes(matrix: Matrix, grid: Grid | None) -> int:
+    """Bytes in the graph: numbers, scales, padding to whole blocks, and the scalars of w8a8."""
+    rows, columns = matrix.rows, matrix.columns
+    if grid is None:
+        return 4 * rows * columns
+    if grid.static_inputs:  # a scale a row
+        return rows * columns + 4 * rows + 5
+    return rows * -(-columns // grid.block_size) * (grid.block_size * grid.bits // 8 + 4)
 
 
 def _weight_bytes(shape: Geometry, scheme: str) -> int:
@@ -112,7 +102,7 @@ def _weight_bytes(shape: Geometry, scheme: str) -> int:
 
 @cache
 def _counted(shape: Geometry, scheme: str) -> int:
-    matrices = sum(stored.nbytes for stored in _matrices(shape, scheme))
+    matrices = sum(_stored_bytes(*stored) for stored in _matrices(shape, scheme))
     return matrices + 4 * sum(length for _, length in architecture_of(shape).vectors(shape))
 
 
@@ -133,27 +123,26 @@ def random_weights(shape: Geometry, scheme: str, random: np.random.Generator) ->
         name: np.full(length, 1.0 if name.endswith("weight") else 0.0, dtype=np.float32)
         for name, length in architecture_of(shape).vectors(shape)
     }
-    for stored in _matrices(shape, scheme):
-        matrix = stored.matrix
-        if stored.bits == 32:
+    for matrix, grid in _matrices(shape, scheme):
+        if grid is None:
             size = (matrix.columns, matrix.rows) if matrix.transposed else (matrix.rows, matrix.columns)
             floats[f"{matrix.module}.weight"] = random.standard_normal(size, dtype=np.float32) * np.float32(_SPREAD)
         else:
-            quantized[matrix.module] = _random_tensor(stored, random)
+            quantized[matrix.module] = _random_tensor(matrix, grid, random)
     return quantized_weights(quantized, floats, tied=shape.tied)
 
 
-def _random_tensor(stored: _Stored, random: np.random.Generator) -> QuantizedTensor:
-    rows, columns = stored.matrix.rows, stored.matrix.columns
-    if not stored.block_size:
+def _random_tensor(matrix: Matrix, grid: Grid, random: np.random.Generator) -> QuantizedTensor:
+    rows, columns = matrix.rows, matrix.columns
+    if grid.static_inputs:
         q = _random_bytes((columns, rows), random)
         scales = np.full(rows, _SPREAD / 74, dtype=np.float32)  # 74: the spread of random bytes
         return ChannelTensor(q, scales, np.asarray(0.05, dtype=np.float32), np.asarray(128, dtype=np.uint8))
-    blocks = -(-columns // stored.block_size)
-    q = _random_bytes((rows, blocks, stored.block_size * stored.bits // 8), random)
-    spread = 2**stored.bits / 12**0.5
+    blocks = -(-columns // grid.block_size)
+    q = _random_bytes((rows, blocks, grid.block_size * grid.bits // 8), random)
+    spread = 2**grid.bits / 12**0.5
     scales = np.full((rows, blocks), _SPREAD / spread, dtype=np.float32)
-    return BlockTensor(q, scales, columns, stored.bits, stored.block_size)
+    return BlockTensor(q, scales, columns, grid.bits, grid.block_size)
 
 
 def _random_bytes(size: tuple[int, ...], random: np.random.Generator) -> NDArray[np.uint8]:

@@ -5,27 +5,21 @@ this machine, with the real integers in the engine that ships, and say what they
 float32 is never handed over in silence. The float32 weights are drawn, since time does not hang on them.
 """
 
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bench.cost.random_bundle import END_OF_TURN_ID, random_weights, write_weights
-from bench.models.engine import EngineModel
-from bench.models.loaded import TimedReply
+from bench.cost.probe import PROMPT_TOKENS, open_engine, prompt_and_length, take_turns
+from bench.cost.random_bundle import END_OF_TURN_ID, random_weights
 from chitchat.architectures.registry import geometry_of
 from compress.quantize.checkpoint import load_quantized
 from export.weights import quantized_weights
-from serve.cpu import physical_cores
 
-PROMPT_TOKENS = 64
 NEW_TOKENS = 24
 ROUNDS = 7
-_SETTLE_S = 0.1  # the engine before goes on spinning for up to 70 ms
 _NOISE = 0.97  # a ratio below this counts as slower
 
 
@@ -65,15 +59,11 @@ def measure_speedup(checkpoint: str | Path, threads: int | None = None, rounds: 
     shape = geometry_of(stored.config)
     weights = quantized_weights(stored.matrices, stored.floats, tied=shape.tied)
     scheme = str(stored.config["quantization_config"]["scheme"])
-    new_tokens = max(2, min(NEW_TOKENS, shape.context // 2))
-    prompt = (np.arange(max(1, min(PROMPT_TOKENS, shape.context - new_tokens))) % shape.vocab).tolist()
-    backends = []
-    for name, arrays in ((scheme, weights), ("fp32", random_weights(shape, "fp32", np.random.default_rng(0)))):
-        with tempfile.TemporaryDirectory() as folder:
-            write_weights(shape, name, arrays, Path(folder))
-            # Mapped files outlive their folder.
-            backends.append(EngineModel.open(folder, threads or physical_cores(), "cpu"))
-    ours, floats = take_turns(backends, prompt, new_tokens, rounds)
+    prompt, new_tokens = prompt_and_length(shape, PROMPT_TOKENS, NEW_TOKENS)
+    both = {scheme: weights, "fp32": random_weights(shape, "fp32", np.random.default_rng(0))}
+    engines = [open_engine(shape, name, arrays, threads) for name, arrays in both.items()]
+    replies = [partial(engine.generate, prompt, new_tokens, END_OF_TURN_ID) for engine in engines]
+    ours, floats = take_turns(replies, rounds)
     return Speedup(
         scheme=scheme,
         prompt_tokens=len(prompt),
@@ -82,18 +72,6 @@ def measure_speedup(checkpoint: str | Path, threads: int | None = None, rounds: 
         ttft_speed=_ratio([sample.ttft_ms for sample in floats], [sample.ttft_ms for sample in ours]),
         tpot_speed=_ratio(*([float(np.median(sample.token_ms)) for sample in replies] for replies in (floats, ours))),
     )
-
-
-def take_turns(backends: Sequence[Any], prompt: Sequence[int], new_tokens: int, rounds: int) -> list[list[TimedReply]]:
-    """`rounds` replies of each backend, A B A B …, after one of each that warms up."""
-    samples: list[list[TimedReply]] = [[] for _ in backends]
-    for number in range(rounds + 1):
-        for index, backend in enumerate(backends):
-            time.sleep(_SETTLE_S)
-            sample = backend.generate(prompt, new_tokens, END_OF_TURN_ID)
-            if number:
-                samples[index].append(sample)
-    return samples
 
 
 def _ratio(above: Sequence[float], below: Sequence[float]) -> float:

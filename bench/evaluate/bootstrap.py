@@ -54,6 +54,16 @@ def ratio_interval(above: npt.ArrayLike, below: npt.ArrayLike) -> Interval | Non
         return percentiles(sums[0] / sums[1])
 
 
+def share(part: npt.ArrayLike, whole: npt.ArrayLike) -> float:
+    """sum(part) / sum(whole), 0 of nothing."""
+    return float(np.sum(part) / max(1, np.sum(whole)))
+
+
+def with_interval(name: str, above: npt.ArrayLike, below: npt.ArrayLike) -> dict[str, Any]:
+    """`name`: sum(above) / sum(below) over conversations, and `name_interval`: its interval."""
+    return {name: share(above, below), f"{name}_interval": ratio_interval(above, below)}
+
+
 def jackknife_interval(figure: float, left_out: npt.ArrayLike) -> Interval | None:
     """The interval of a positive figure from those without one conversation each, [conversations].
 

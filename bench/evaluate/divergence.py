@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.evaluate.bootstrap import ratio_interval
+from bench.evaluate.bootstrap import with_interval
 from bench.models.loaded import Floats, LoadedModel
 from chitchat.divergence import compare_logits
 
@@ -40,15 +40,8 @@ class Divergence:
 
     def figures(self) -> dict[str, Any]:
         """Means with their intervals: `kl` (nats per token), `kl_p99`, `top1` (share), `kl_tokens`."""
-        tokens = sum(self.tokens)
-        return {
-            "kl": sum(self.kl) / tokens,
-            "kl_interval": ratio_interval(self.kl, self.tokens),
-            "kl_p99": self.kl_p99,
-            "top1": sum(self.same) / tokens,
-            "top1_interval": ratio_interval(self.same, self.tokens),
-            "kl_tokens": tokens,
-        }
+        kl, top1 = with_interval("kl", self.kl, self.tokens), with_interval("top1", self.same, self.tokens)
+        return {**kl, "kl_p99": self.kl_p99, **top1, "kl_tokens": sum(self.tokens)}
 
 
 def measure_divergence(

@@ -97,21 +97,21 @@ def evaluate(
 ) -> dict[str, Any]:
     """Quality and size of one model, for `compress eval`.
 
-    `context` (tokens) is the window, by default the model's own (with a teacher, the smaller one of both);
-    `options.max_tokens` ends the scoring early. With `options.teacher` come `kl`, `kl_p99`, `top1`, the teacher's own
-    main figures and the ratios. Raises `BadInput` when the data set was made with another
-    tokenizer than the model's, for a teacher of another vocabulary, and for more samples than there are prompts.
+    `context` (tokens) is the window, by default the model's own (with a teacher, the smaller one of both). With
+    `options.teacher` come `kl`, `kl_p99`, `top1`, the teacher's own main figures and the ratios. Raises `BadInput` when
+    the data set was made with another tokenizer than the model's, for a teacher of another vocabulary, and for more
+    samples than there are prompts.
     """
     options = options or EvalOptions()
     model = open_model(spec, tokenizer=options.tokenizer)
     held_out = open_held_out(data)
     check_vocabulary(model, held_out)
-    compared = None if options.teacher is None else open_teacher(options.teacher, model, options.tokenizer)
-    contexts = [opened.context for opened in (model, compared) if opened is not None]
+    teacher = None if options.teacher is None else open_teacher(options.teacher, model, options.tokenizer)
+    contexts = [opened.context for opened in (model, teacher) if opened is not None]
     task = EvalTask(min(contexts if context is None else [context, *contexts]), options.max_tokens, options.samples)
     check_samples(held_out, task)
     loaded = model.load(options.threads)
-    loaded_teacher = None if compared is None else compared.load(options.threads)
+    loaded_teacher = None if teacher is None else teacher.load(options.threads)
     reference = None if loaded_teacher is None else measure_quality(loaded_teacher, held_out, task)
     quality = measure_quality(loaded, held_out, task, loaded_teacher)
     return {

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.evaluate.bootstrap import Floats, Interval, jackknife_interval, percentiles, ratio_interval, resampled
+from bench.evaluate.bootstrap import Floats, Interval, jackknife_interval, percentiles, resampled, share, with_interval
 
 # Han with its extensions, kana, bopomofo, the signs and full-width forms written among them; Thai, Lao, Tibetan,
 # Burmese, Khmer. Hangul is written with spaces.
@@ -68,22 +68,17 @@ class ReplyStats:
         """Shares, `reply_tokens` (mean ids of a reply), each with its interval; None where there is no word at all."""
         one, two = self.distinct(1), self.distinct(2)
         empty = self._per_conversation([not reply.text.strip() for reply in self.replies])
-        cut = self._per_conversation([not reply.ended for reply in self.replies])
         tokens = self._per_conversation([reply.tokens for reply in self.replies])
         count = self._per_conversation([1] * len(self.replies))
-        repeated, grams = self.repeated
         return {
             "distinct_1": one.figure,
             "distinct_1_interval": one.interval,
             "distinct_2": two.figure,
             "distinct_2_interval": two.interval,
-            "repetition_4": _share(repeated, grams),
-            "repetition_4_interval": ratio_interval(repeated, grams),
-            "empty_replies": _share(empty, count),
-            "empty_replies_interval": ratio_interval(empty, count),
-            "unfinished_replies": _share(cut, count),
-            "reply_tokens": _share(tokens, count),
-            "reply_tokens_interval": ratio_interval(tokens, count),
+            **with_interval("repetition_4", *self.repeated),
+            **with_interval("empty_replies", empty, count),
+            "unfinished_replies": share([not reply.ended for reply in self.replies], count),
+            **with_interval("reply_tokens", tokens, count),
             "replies": len(self.replies),
         }
 
@@ -101,7 +96,7 @@ class ReplyStats:
         return {
             "distinct_2_ratio": ratio,
             "distinct_2_ratio_interval": interval,
-            "repetition_4_difference": _share(*self.repeated) - _share(*teacher.repeated),
+            "repetition_4_difference": share(*self.repeated) - share(*teacher.repeated),
             "repetition_4_difference_interval": self._repetition_interval(teacher),
         }
 
@@ -148,8 +143,3 @@ class Distinct:
         """The interval of the figure, which is at most 1."""
         found = None if self.figure is None else jackknife_interval(self.figure, self.left_out)
         return None if found is None else [found[0], min(found[1], 1.0)]
-
-
-def _share(part: Counts, whole: Counts) -> float:
-    """sum(part) / sum(whole), 0 of nothing."""
-    return float(part.sum() / max(1, whole.sum()))

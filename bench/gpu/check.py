@@ -34,21 +34,13 @@ from serve.digest import sha256
 GRACE_S = 20.0  # for a step that was told to end: the bench writes what it has
 PACKAGES = ("chitchat", "compress", "serve", "export", "bench", "chitchat_compress")
 PEERS = "torch-fp16"
-MODELS = ("checkpoint", "whole", "whole-w4")  # as `bench.gpu.models` names them, which needs what is not installed yet
+MODELS = ("checkpoint", "fp32", "w4")  # of `bench.run.standard.ROWS`, whose module needs what is not installed yet
 RUNTIMES = (
     "import sys; from serve.quiet import load; ort = load('onnxruntime'); import torch, transformers, datasets, onnx; "
     "from serve.graph_selection import find_providers; found = find_providers(); print('onnxruntime', ort.__version__, "
     "*found, 'torch', torch.__version__, 'transformers', transformers.__version__); "
     "sys.exit('CUDAExecutionProvider' not in found and '--rehearse' not in sys.argv)"
 )
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step: its name, and the command."""
-
-    name: str
-    command: tuple[str, ...]
 
 
 @dataclass
@@ -67,14 +59,14 @@ class Check:
         self.out, self._variables, self._ends = out, variables, ends
         self.results: list[Result] = []
 
-    def run(self, step: Step) -> Result:
-        """Run one step; what it says goes to the screen and into log.txt."""
+    def run(self, name: str, *command: str) -> Result:
+        """Run one step, a command; what it says goes to the screen and into log.txt."""
         started = time.monotonic()
-        print(f"== {step.name}", flush=True)
+        print(f"== {name}", flush=True)
         with (self.out / "log.txt").open("ab") as log:
-            log.write(f"== {step.name}: {' '.join(step.command)}\n".encode())
-            trouble = self._run(step.command, log)
-        result = Result(step.name, round(time.monotonic() - started, 1), trouble)
+            log.write(f"== {name}: {' '.join(command)}\n".encode())
+            trouble = self._run(command, log)
+        result = Result(name, round(time.monotonic() - started, 1), trouble)
         self.results.append(result)
         return result
 
@@ -126,9 +118,9 @@ def run(store: Store, out: Path, minutes: float, *, rehearse: bool) -> int:
     install(wheels, site)
     check = Check(out, environment(site, torch), ends)
     python, extra = sys.executable, ("--rehearse",) if rehearse else ()
-    check.run(Step("runtimes", (python, "-c", RUNTIMES, *extra)))
+    check.run("runtimes", python, "-c", RUNTIMES, *extra)
     tested = _tests(check, store.folder / "tests.xml", rehearse=rehearse)
-    check.run(Step("export", (python, "-m", "bench.gpu.models", str(models))))
+    check.run("export", python, "-m", "bench.run.standard", str(models), *MODELS, "--target", "cpu+cuda")
     rows = _bench(check, models, rehearse=rehearse)
     summary = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -154,7 +146,7 @@ def _tests(check: Check, report: Path, *, rehearse: bool) -> dict[str, int]:
     files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.cuda" in path.read_text("utf-8")]
     report.unlink(missing_ok=True)
     options = ("-m", "cuda", "-W", "default", "-p", "no:cacheprovider", "--junitxml", str(report))
-    result = check.run(Step("tests", (sys.executable, "-m", "pytest", *options, *map(str, files))))
+    result = check.run("tests", sys.executable, "-m", "pytest", *options, *map(str, files))
     if not report.is_file():
         return {}
     suite = ElementTree.parse(report).getroot().find("testsuite")
@@ -172,7 +164,7 @@ def _bench(check: Check, models: Path, *, rehearse: bool) -> list[dict[str, Any]
     if rehearse:
         work += ["--repetitions", "2"]
     names = [str(models / name) for name in MODELS]
-    result = check.run(Step("bench", (sys.executable, "-m", "chitchat_compress", "bench", *names, *work)))
+    result = check.run("bench", sys.executable, "-m", "chitchat_compress", "bench", *names, *work)
     if not (report / "report.json").is_file():
         return []
     found = json.loads((report / "report.json").read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from typing import Any
 from chitchat.errors import WorkFailed
 
 ROOT = Path(__file__).resolve().parents[2]
+PIP = (sys.executable, "-m", "pip")
 CUDA = "13"  # what onnxruntime-gpu of constraints.txt is built for
 _ASK_TORCH = (
     "import json, torch; there = torch.cuda.is_available(); print(json.dumps({'torch': torch.__version__, "
@@ -25,11 +26,15 @@ _ASK_TORCH = (
 
 def ask_torch() -> dict[str, Any]:
     """`torch`, `cuda` (None: built without), `gpu` (None: none can be used), and torch's `file`; or `error`."""
-    done = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        return {"error": lines[-1] if lines else f"exit code {done.returncode}"}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    code, told, words = ask(sys.executable, "-c", _ASK_TORCH)
+    return {"error": words} if code else dict(json.loads(told.splitlines()[-1]))
+
+
+def ask(*command: str) -> tuple[int, str, str]:
+    """Run a command: its exit code, what it said, and its last line on stderr that is no warning."""
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+    return done.returncode, done.stdout, lines[-1] if lines else "no word why"
 
 
 def lacking(python: str, torch: dict[str, Any], *, gpu: bool = True) -> list[str]:
@@ -38,7 +43,7 @@ def lacking(python: str, torch: dict[str, Any], *, gpu: bool = True) -> list[str
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if here != python:
         found.append(f"Python {python}: this is {here}, and the wheels are for {python}; name that one in GPU_PYTHON")
-    if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode:
+    if ask(*PIP, "--version")[0]:
         found.append(f"pip: {sys.executable} has none; install python3-pip")
     if "error" in torch:
         found.append(f"torch: {sys.executable} cannot import it ({torch['error']}); it is not among the wheels")
@@ -56,12 +61,10 @@ def install(wheels: Sequence[Path], site: Path) -> None:
         return
     partial = site.with_name(f"{site.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-    command += ["--disable-pip-version-check", "--no-cache-dir", "--target", str(partial), *map(str, wheels)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-        raise WorkFailed(f"pip could not install the wheels: {lines[-1] if lines else 'no word why'}")
+    options = ("--quiet", "--no-index", "--no-deps", "--no-compile", "--disable-pip-version-check", "--no-cache-dir")
+    code, _, words = ask(*PIP, "install", *options, "--target", str(partial), *map(str, wheels))
+    if code:
+        raise WorkFailed(f"pip could not install the wheels: {words}")
     partial.rename(site)
 
 

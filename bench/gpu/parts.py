@@ -79,8 +79,10 @@ def cut(wheels: Sequence[Path], out: Path, python: str, limit: int = PART_BYTES)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.partial-") as name:
         staging = Path(name) / out.name
         staging.mkdir()
-        cutter = _Cutter(staging, limit)
-        manifest = Manifest(python, tuple(cutter.cut(wheel) for wheel in sorted(wheels)))
+        found: list[Wheel] = []
+        for wheel in sorted(wheels):
+            found.append(_cut_one(wheel, staging, limit, sum(before.bytes for before in found)))
+        manifest = Manifest(python, tuple(found))
         manifest.write(staging)
         if out.exists():
             shutil.rmtree(out)
@@ -88,29 +90,19 @@ def cut(wheels: Sequence[Path], out: Path, python: str, limit: int = PART_BYTES)
     return manifest
 
 
-class _Cutter:
-    """Fills one folder after the other."""
-
-    def __init__(self, out: Path, limit: int) -> None:
-        self._out, self._limit = out, limit
-        self._number, self._room = 0, 0
-
-    def cut(self, wheel: Path) -> Wheel:
-        """The next wheel, into what is left of a folder and into further ones."""
-        whole, parts = hashlib.sha256(), list[Part]()
-        size = left = wheel.stat().st_size
-        with wheel.open("rb") as source:
-            while left:
-                if not self._room:
-                    self._number, self._room = self._number + 1, self._limit
-                    (self._out / f"{self._number:02}").mkdir()
-                data = source.read(min(left, self._room))
-                whole.update(data)
-                path = f"{self._number:02}/{wheel.name}.{len(parts):03}"
-                (self._out / path).write_bytes(data)
-                parts.append(Part(path, len(data), hashlib.sha256(data).hexdigest()))
-                left, self._room = left - len(data), self._room - len(data)
-        return Wheel(wheel.name, size, whole.hexdigest(), tuple(parts))
+def _cut_one(wheel: Path, out: Path, limit: int, filled: int) -> Wheel:
+    """Cut one wheel, where `filled` bytes of the stream are in the folders of `out` already."""
+    whole, parts = hashlib.sha256(), list[Part]()
+    with wheel.open("rb") as source:
+        while data := source.read(limit - filled % limit):
+            folder = f"{filled // limit + 1:02}"
+            (out / folder).mkdir(exist_ok=True)
+            whole.update(data)
+            path = f"{folder}/{wheel.name}.{len(parts):03}"
+            (out / path).write_bytes(data)
+            parts.append(Part(path, len(data), hashlib.sha256(data).hexdigest()))
+            filled += len(data)
+    return Wheel(wheel.name, wheel.stat().st_size, whole.hexdigest(), tuple(parts))
 
 
 class Store:

@@ -7,7 +7,6 @@ torch to learn what it needs.
 
 import argparse
 import email
-import subprocess
 import sys
 import tempfile
 import tomllib
@@ -18,10 +17,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from bench.gpu.machine import PIP, ROOT, ask
 from bench.gpu.parts import PART_BYTES, cut, megabytes
 from chitchat.errors import BadInput, ChitchatError, WorkFailed
 
-ROOT = Path(__file__).resolve().parents[2]
 THERE = ("torch",)  # on the machine already, with all that it needs
 TESTS = ("pytest",)
 GLIBC = range(5, 36)  # pip takes a platform tag literally, so all that a glibc of 2.35 runs are named
@@ -100,13 +99,11 @@ def fetch(python: str, folder: Path) -> list[Path]:
 def _download(lines: Sequence[str], python: str, folder: Path) -> None:
     tags = ["manylinux1_x86_64", "manylinux2010_x86_64", "manylinux2014_x86_64"]
     tags += [f"manylinux_2_{minor}_x86_64" for minor in GLIBC]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--implementation", "cp", "--python-version", python, "--dest", str(folder)]
-    command += [word for tag in tags for word in ("--platform", tag)]
-    done = subprocess.run([*command, *lines], capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        words = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-        raise WorkFailed(f"pip could not fetch wheels for Python {python}: {words[-1] if words else 'no word why'}")
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", python]
+    options += [word for tag in tags for word in ("--platform", tag)]
+    code, _, words = ask(*PIP, "download", *options, "--dest", str(folder), *lines)
+    if code:
+        raise WorkFailed(f"pip could not fetch wheels for Python {python}: {words}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from bench.models.kind import RuntimeKind
-from bench.models.loaded import Floats, LoadedModel, TimedReply, as_timed_reply
+from bench.models.loaded import Floats, Ids, LoadedModel, TimedReply, as_timed_reply, time_tokens
 
 if TYPE_CHECKING:
     from chitchat.score import TokenScorer
@@ -25,29 +25,17 @@ class EngineModel(LoadedModel):
 
     @classmethod
     def open(cls, spec: str, threads: int, device: str, slots: int = 1) -> Self:
-        """See `LoadedModel.open`."""
         from serve.bundle import Bundle
         from serve.engine import Engine
 
         return cls(Engine(Bundle.open(spec), threads=threads, slots=slots, device=device))
 
-    def generate(
-        self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
-    ) -> TimedReply:
-        """See `LoadedModel.generate`."""
-        times: list[float] = []
-        ids: list[int] = []
+    def generate(self, prompt: Ids, new_tokens: int, end_of_turn_id: int, *, reuse: bool = False) -> TimedReply:
         if not reuse:
             self._engine.reset()
-        started = time.perf_counter()
-        for token in self._engine.stream(list(prompt), _greedy(new_tokens)):
-            times.append(time.perf_counter())
-            ids.append(int(token))
-        return as_timed_reply(started, times, ids, new_tokens)
+        return time_tokens(lambda: self._engine.stream(list(prompt), _greedy(new_tokens)), new_tokens)
 
-    def generate_concurrent(
-        self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
-    ) -> list[TimedReply]:
+    def generate_concurrent(self, prompts: Sequence[Ids], new_tokens: int, end_of_turn_id: int) -> list[TimedReply]:
         """See `LoadedModel.generate_concurrent`. The server's own scheduler decides who runs when."""
         from serve.scheduler import Scheduler
 
@@ -67,24 +55,20 @@ class EngineModel(LoadedModel):
         return [as_timed_reply(started, times[id(request)], request.reply, new_tokens) for request in requests]
 
     def scorer(self) -> "TokenScorer":
-        """See `LoadedModel.scorer`."""
         return self._engine.scorer()
 
-    def logits(self, ids: Sequence[int]) -> Floats:
-        """See `LoadedModel.logits`."""
+    def logits(self, ids: Ids) -> Floats:
         return self._engine.logits(ids)
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> Floats:
-        """See `LoadedModel.start`."""
+    def start(self, prompts: Sequence[Ids]) -> Floats:
         (prompt,) = prompts
         return self._engine.prefill(prompt)[None]
 
-    def step(self, rows: Sequence[int], tokens: Sequence[int]) -> Floats:
-        """See `LoadedModel.step`."""
+    def step(self, rows: Sequence[int], tokens: Ids) -> Floats:
         (token,) = tokens
         return self._engine.step(token)[None]
 
-    def reply(self, prompt: Sequence[int], options: "SamplingOptions", dialogue: "Dialogue") -> Iterator[int]:
+    def reply(self, prompt: Ids, options: "SamplingOptions", dialogue: "Dialogue") -> Iterator[int]:
         """See `LoadedModel.reply`: the loop that ships, with the bundle's own dialogue."""
         return self._engine.stream(prompt, options)
 

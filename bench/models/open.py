@@ -4,13 +4,14 @@
 loaded only by `load()` and `generator()`, which for a bundle is the runtime that ships. Nothing is timed here.
 """
 
+import struct
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.models.files import payload_bytes, shipped_bytes
 from bench.models.handle import ModelHandle
 from bench.models.torch import CHECKPOINT, QUANTIZED, CheckpointModel
+from chitchat.architectures.registry import count_parameters, geometry_of
 from chitchat.errors import BadInput
 
 if TYPE_CHECKING:
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     from chitchat.generate import TorchGenerator
     from serve.dialogue import Dialogue
     from serve.geometry import Geometry
+
+# What another machine needs of a checkpoint folder; notes, curves and corpora that lie beside it do not count.
+_SHIPPED = (
+    *("config.json", "generation_config.json", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
+)
 
 
 def open_model(spec: str, dialogue: str | None = None, tokenizer: str | None = None) -> ModelHandle:
@@ -78,8 +86,6 @@ class CheckpointHandle(ModelHandle):
     @cached_property
     def geometry(self) -> "Geometry":
         """That in config.json; the weights must fit it, whatever they tie."""
-        from chitchat.architectures.registry import geometry_of
-
         return geometry_of(self.config)
 
     @cached_property
@@ -89,23 +95,19 @@ class CheckpointHandle(ModelHandle):
         Of a checkpoint from elsewhere the weights are read for it: its config.json may tie what is not. Raises
         `BadInput` for weights that are not there, damaged, or do not fit.
         """
-        from chitchat.architectures.registry import geometry_of
-
         return self.geometry if self.lineage() else geometry_of(self.torch_model())
 
     @property
     def parameters(self) -> int:
-        from chitchat.architectures.registry import count_parameters
-
         return count_parameters(self.stored_geometry)
 
     @property
     def weight_bytes(self) -> int:
-        return sum(payload_bytes(path) for path in self.weight_files)
+        return sum(_payload_bytes(path) for path in self.weight_files)
 
     @property
     def file_bytes(self) -> int:
-        return shipped_bytes(self.folder) + sum(path.stat().st_size for path in self.weight_files)
+        return _shipped_bytes(self.folder) + sum(path.stat().st_size for path in self.weight_files)
 
     @property
     def weight_files(self) -> list[Path]:
@@ -133,7 +135,6 @@ class CheckpointHandle(ModelHandle):
 
     def torch_model(self) -> "PreTrainedModel":
         """The model in float32, with its weights."""
-        from chitchat.architectures.registry import geometry_of
         from chitchat.checkpoint import load_model
 
         model = load_model(self.path)
@@ -185,3 +186,18 @@ def torch_device(device: str | None) -> str:
         if not torch.cuda.is_available():
             raise BadInput("--device cuda: torch finds no CUDA GPU on this machine; use --device cpu")
     return device or "cpu"
+
+
+def _shipped_bytes(folder: Path) -> int:
+    """Bytes of the files beside the weights that another machine needs: configuration and tokenizer."""
+    return sum((folder / name).stat().st_size for name in _SHIPPED if (folder / name).is_file())
+
+
+def _payload_bytes(path: Path) -> int:
+    """Bytes of the tensors in a weight file: a safetensors file less its header."""
+    size = path.stat().st_size
+    if path.suffix != ".safetensors":
+        return size
+    with path.open("rb") as file:
+        (header,) = struct.unpack("<Q", file.read(8))
+    return size - 8 - int(header)

@@ -7,7 +7,6 @@ cache anew overrides `LoadedModel.reply` with its own loop and sampler, with the
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,12 @@ from serve.options import SamplingOptions
 from serve.text import TextCodec
 
 
-@dataclass(frozen=True)
-class TextPipelineSpec:
-    """What a runtime needs to answer text: the path of a tokenizer.json, and the dialogue as bundles say it."""
-
-    tokenizer: str
-    dialogue: Mapping[str, Any]
-
-    def open(self, model: LoadedModel) -> "TextPipeline":
-        """Read the tokenizer, once for all replies of `model`."""
-        return TextPipeline(TextCodec.open(Path(self.tokenizer)), Dialogue.from_json(self.dialogue), model)
-
-
 class TextPipeline:
-    """Answers texts with a loaded model."""
+    """Answers texts with a loaded model: `tokenizer` is the path of a tokenizer.json, `dialogue` as bundles say it."""
 
-    def __init__(self, codec: TextCodec, dialogue: Dialogue, model: LoadedModel) -> None:
-        self._codec, self._dialogue, self._model = codec, dialogue, model
+    def __init__(self, model: LoadedModel, tokenizer: str, dialogue: Mapping[str, Any]) -> None:
+        self._model = model
+        self._codec, self._dialogue = TextCodec.open(Path(tokenizer)), Dialogue.from_json(dialogue)
 
     def reply(self, text: str, seed: int, new_tokens: int) -> dict[str, Any]:
         """`ms` from text to the last piece of text, `first_ms` to the first token, `tokens`, and the reply's `text`.

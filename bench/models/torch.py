@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bench.models.kind import RuntimeKind
-from bench.models.loaded import Floats, LoadedModel, TimedReply, as_timed_reply
+from bench.models.loaded import Floats, Ids, LoadedModel, TimedReply, as_timed_reply
 from chitchat.architectures.registry import geometry_of
 
 if TYPE_CHECKING:
@@ -45,14 +45,12 @@ class TransformersModel(LoadedModel):
 
     _model: Any
 
-    def generate(
-        self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
-    ) -> TimedReply:
+    def generate(self, prompt: Ids, new_tokens: int, end_of_turn_id: int, *, reuse: bool = False) -> TimedReply:
         """See `LoadedModel.generate`; `generate` starts anew with every call."""
         (reply,) = self._generate([prompt], new_tokens, end_of_turn_id)
         return reply
 
-    def _generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int) -> list[TimedReply]:
+    def _generate(self, prompts: Sequence[Ids], new_tokens: int, end_of_turn_id: int) -> list[TimedReply]:
         """One batch of prompts of one length."""
         import torch
         from transformers import GenerationConfig
@@ -86,7 +84,6 @@ class TorchModel(TransformersModel):
 
     @classmethod
     def open(cls, spec: str, threads: int, device: str, slots: int = 1) -> Self:
-        """See `LoadedModel.open`."""
         import torch
 
         torch.set_num_threads(threads)
@@ -104,13 +101,11 @@ class TorchModel(TransformersModel):
         return PaddedRows(self._model)
 
     def scorer(self) -> "TokenScorer":
-        """See `LoadedModel.scorer`."""
         from chitchat.score import torch_scorer
 
         return torch_scorer(self._model)
 
-    def logits(self, ids: Sequence[int]) -> Floats:
-        """See `LoadedModel.logits`."""
+    def logits(self, ids: Ids) -> Floats:
         import torch
 
         with torch.inference_mode():
@@ -121,12 +116,10 @@ class TorchModel(TransformersModel):
         """See `LoadedModel.batch_size`."""
         return max(1, _BATCH_TOKENS // tokens)
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> Floats:
-        """See `LoadedModel.start`."""
+    def start(self, prompts: Sequence[Ids]) -> Floats:
         return as_float32(self._rows.start(prompts))
 
-    def step(self, rows: Sequence[int], tokens: Sequence[int]) -> Floats:
-        """See `LoadedModel.step`."""
+    def step(self, rows: Sequence[int], tokens: Ids) -> Floats:
         if len(rows) < len(self._rows):
             self._rows.keep(rows)
         return as_float32(self._rows.step(tokens))
@@ -145,14 +138,11 @@ class CheckpointModel(TorchModel):
 
     @classmethod
     def read(cls, spec: str) -> "PreTrainedModel":
-        """See `TorchModel.read`."""
         from chitchat.checkpoint import load_model
 
         return load_model(spec)
 
-    def generate_concurrent(
-        self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
-    ) -> list[TimedReply]:
+    def generate_concurrent(self, prompts: Sequence[Ids], new_tokens: int, end_of_turn_id: int) -> list[TimedReply]:
         """See `LoadedModel.generate_concurrent`: one batch, whose prompts are of one length."""
         return self._generate(prompts, new_tokens, end_of_turn_id)
 
@@ -162,7 +152,6 @@ class DequantizedModel(TorchModel):
 
     @classmethod
     def read(cls, spec: str) -> "PreTrainedModel":
-        """See `TorchModel.read`."""
         from compress.quantize.checkpoint import load_quantized
 
         return load_quantized(spec).dequantized_model()

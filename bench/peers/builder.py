@@ -1,29 +1,25 @@
 """How the first model of a bench gets into a peer's hands: its interpreter, and the files that it loads.
 
 A peer's heavy packages live in an environment of their own (`make peers`; optimum's is that of the portable export,
-`make portable`), whose interpreter converts the model (`bench.peers.convert`) and runs it.
+`make portable`), whose interpreter converts the model and runs it, both as a `bench.run.worker`.
 """
 
 import importlib.util
-import subprocess
 import sys
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
-from bench.models.handle import ModelHandle
 from bench.models.open import CheckpointHandle
-from bench.peers.descriptor import Peer, Source
-from bench.peers.registry import PeerRequest
+from bench.peers.descriptor import Peer, PeerRequest, Source
+from bench.run.process import WORKER, WorkerProcess
 from chitchat.errors import ChitchatError
 from chitchat.lineage import Stage, read_lineage
-from chitchat.system.child import child_environment
 from chitchat.system.folder import staged_folder
 from chitchat.system.interpreters import PORTABLE, find_interpreter
-from serve.geometry import Geometry
 
-if TYPE_CHECKING:
-    from serve.dialogue import Dialogue
+_CONVERSION_S = 24 * 3600.0  # as long as it takes; Ctrl-C ends it
 
 
 class CannotPrepare(Exception):
@@ -37,63 +33,10 @@ def find_python(peer: Peer, peers_python: str | None, portable_python: str | Non
     is needed and cannot be run.
     """
     if peer.environment is PORTABLE:  # even where this interpreter has optimum: it does not work with our transformers
-        return find_interpreter(PORTABLE, portable_python, (peer.import_name,))
-    if _is_installed_here(peer.import_name):
+        return find_interpreter(PORTABLE, portable_python, (peer.package,))
+    if importlib.util.find_spec(peer.package.partition(".")[0]) is not None:
         return sys.executable
-    return find_interpreter(peer.environment, peers_python, (peer.import_name,))
-
-
-def _is_installed_here(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-class PeerHandle(ModelHandle):
-    """The first model of a bench in a peer's hands. `folder` is what the peer loads; facts are the first model's."""
-
-    def __init__(self, request: PeerRequest, base: ModelHandle, folder: Path) -> None:
-        super().__init__(f"{request.peer.name}:{request.weight_format}", folder)
-        self.peer = request.peer
-        self.runtime_kind = request.peer
-        self.name = request.name
-        self._base = base
-
-    @property
-    def runtime(self) -> str:
-        return self.peer.name
-
-    @property
-    def geometry(self) -> Geometry:
-        return self._base.geometry
-
-    @property
-    def parameters(self) -> int:
-        return self._base.parameters
-
-    @property
-    def weight_bytes(self) -> int:
-        return self.file_bytes
-
-    @property
-    def file_bytes(self) -> int:
-        if self.peer.source is Source.CHECKPOINT and self.peer.convert is None:
-            return self._base.file_bytes
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-
-    @property
-    def dialogue(self) -> "Dialogue":
-        return self._base.dialogue
-
-    def tokenizer_json(self) -> str:
-        return self._base.tokenizer_json()
-
-    def load(self, threads: int | None = None) -> NoReturn:
-        raise NotImplementedError("a peer is loaded in its own process")
-
-    def generator(self, threads: int | None = None, device: str | None = None) -> NoReturn:
-        raise NotImplementedError("a peer does not chat")
+    return find_interpreter(peer.environment, peers_python, (peer.package,))
 
 
 class PeerBuilder:
@@ -110,10 +53,13 @@ class PeerBuilder:
         self._checkpoint, self._folder, self._threads, self._data = checkpoint, folder, threads, data
         self._portable_python = portable_python
 
-    def model(self, request: PeerRequest, python: str) -> PeerHandle:
-        """The model of a row. Raises `CannotPrepare` with what an export says, or the last words of the converter."""
+    def prepare(self, request: PeerRequest, python: str) -> Path:
+        """What a row's peer loads; `python` has the peer.
+
+        Raises `CannotPrepare` with what an export says, or the last words of the converter.
+        """
         try:
-            return PeerHandle(request, self._checkpoint, self._prepared(request, python))
+            return self._prepared(request, python)
         except ChitchatError as error:
             raise CannotPrepare(f"could not be prepared: {error}") from error
 
@@ -123,12 +69,10 @@ class PeerBuilder:
             return source
         out = self._folder / request.name.replace(" ", "-")
         if not out.is_dir():
-            command = [python, "-P", "-m", "bench.peers.convert", request.peer.address, request.weight_format]
-            command += [str(source), str(out), str(self._threads)]
-            done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, errors="replace")
-            if done.returncode:
-                lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-                raise CannotPrepare(f"could not be prepared: {lines[-1][-300:] if lines else 'no word why'}")
+            paths = {"source": str(source), "out": str(out), "threads": self._threads}
+            work = {"op": "convert", "kind": request.peer.address, "weight_format": request.weight_format, **paths}
+            with closing(WorkerProcess((python, *WORKER), self._threads, _CONVERSION_S)) as worker:
+                worker.ask(work)
         return out
 
     def _source(self, request: PeerRequest) -> Path:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bench.models.loaded import Floats, TimedReply, as_timed_reply
+from bench.models.loaded import Floats, Ids, TimedReply, as_timed_reply
 from bench.models.stepping import SteppingModel
-from bench.peers.descriptor import Peer, Source
+from bench.peers.descriptor import Peer
 from chitchat.architectures.registry import geometry_of
 
 if TYPE_CHECKING:
@@ -54,26 +54,12 @@ class CTranslate2Model(SteppingModel):
         self._held: list[int] = []
         self.context = int((Path(spec) / "context.txt").read_text(encoding="utf-8"))
 
-    def generate(
-        self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
-    ) -> TimedReply:
-        """See `LoadedModel.generate`."""
-        times: list[float] = []
-        ids: list[int] = []
-        started = time.perf_counter()
-        for step in self._generator.generate_tokens(
-            self._strings(prompt),
-            max_length=new_tokens,
-            sampling_topk=1,
-            **self._without_end(new_tokens, end_of_turn_id),
-        ):
-            times.append(time.perf_counter())
-            ids.append(int(step.token_id))
-        return as_timed_reply(started, times, ids, new_tokens)
+    def greedy(self, prompt: Ids, new_tokens: int, end_of_turn_id: int, *, reuse: bool) -> Iterator[int]:
+        options = self._exactly(new_tokens, end_of_turn_id)
+        for step in self._generator.generate_tokens(self._strings(prompt), **options):
+            yield step.token_id
 
-    def generate_concurrent(
-        self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
-    ) -> list[TimedReply]:
+    def generate_concurrent(self, prompts: Sequence[Ids], new_tokens: int, end_of_turn_id: int) -> list[TimedReply]:
         """See `LoadedModel.generate_concurrent`: `generate_batch`, whose callback says each token as it comes."""
         times: list[list[float]] = [[] for _ in prompts]
         ids: list[list[int]] = [[] for _ in prompts]
@@ -86,16 +72,14 @@ class CTranslate2Model(SteppingModel):
         started = time.perf_counter()
         self._generator.generate_batch(
             [self._strings(prompt) for prompt in prompts],
-            max_length=new_tokens,
-            sampling_topk=1,
             include_prompt_in_result=False,
             callback=note,
-            **self._without_end(new_tokens, end_of_turn_id),
+            **self._exactly(new_tokens, end_of_turn_id),
         )
         return [as_timed_reply(started, stamps, reply, new_tokens) for stamps, reply in zip(times, ids, strict=True)]
 
-    def reply(self, prompt: Sequence[int], options: "SamplingOptions", dialogue: "Dialogue") -> Iterator[int]:
-        """See `LoadedModel.reply`: its own loop and sampler, which keep the cache that `feed` cannot."""
+    def reply(self, prompt: Ids, options: "SamplingOptions", dialogue: "Dialogue") -> Iterator[int]:
+        """See `LoadedModel.reply`: its own loop and sampler, which keep the cache that `run` cannot."""
         import ctranslate2
 
         ctranslate2.set_random_seed(options.seed)
@@ -114,22 +98,19 @@ class CTranslate2Model(SteppingModel):
                 return
             yield int(step.token_id)
 
-    def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
-        """See `SteppingModel.feed`: CTranslate2 takes no cache from outside, so the whole text is computed."""
+    def run(self, ids: Ids, *, fresh: bool) -> Floats:
+        """See `SteppingModel.run`: CTranslate2 takes no cache from outside, so the whole text is computed."""
         self._held = [*([] if fresh else self._held), *ids]
-        return self.logits(self._held)[-1]
+        return np.array(self._generator.forward_batch([self._strings(self._held)]))[0, -len(ids) :]
 
-    def logits(self, ids: Sequence[int]) -> Floats:
-        """See `LoadedModel.logits`."""
-        return np.array(self._generator.forward_batch([self._strings(ids)]))[0]
-
-    def _strings(self, ids: Sequence[int]) -> list[str]:
+    def _strings(self, ids: Ids) -> list[str]:
         return [self._tokens[token] for token in ids]
 
-    def _without_end(self, new_tokens: int, end_of_turn_id: int) -> dict[str, Any]:
-        """Options that keep the end of turn out, so that every reply has `new_tokens`."""
+    def _exactly(self, new_tokens: int, end_of_turn_id: int) -> dict[str, Any]:
+        """Options of a greedy reply of `new_tokens`: the end of turn is kept out."""
         end = self._tokens[end_of_turn_id]
-        return {"min_length": new_tokens, "end_token": [end], "suppress_sequences": [[end]]}
+        length = {"max_length": new_tokens, "min_length": new_tokens, "sampling_topk": 1}
+        return {**length, "end_token": [end], "suppress_sequences": [[end]]}
 
 
 KINDS = (
@@ -139,9 +120,6 @@ KINDS = (
         modules=("ctranslate2",),
         weight_formats=("float32", "int8"),
         full_precision="float32",
-        source=Source.CHECKPOINT,
-        install="ctranslate2",
-        import_name="ctranslate2",
         convert=convert,
     ),
 )

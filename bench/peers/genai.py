@@ -1,14 +1,13 @@
 """onnxruntime-genai: our own bundle (`compress export --genai`) in its generator; only the loop around it differs."""
 
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.models.loaded import Floats, TimedReply, as_timed_reply
+from bench.models.loaded import Floats, Ids
 from bench.models.stepping import SteppingModel
 from bench.peers.descriptor import Peer, Source
 from serve.quiet import load
@@ -26,29 +25,21 @@ class GenaiModel(SteppingModel):
         self.context = int(known["model"]["context_length"])
         self._generator: Any = None
 
-    def generate(
-        self, prompt: Sequence[int], new_tokens: int, end_of_turn_id: int, *, reuse: bool = False
-    ) -> TimedReply:
-        """See `LoadedModel.generate`; the end of turn is kept out by genai's own `min_length`."""
-        times: list[float] = []
-        ids: list[int] = []
-        started = time.perf_counter()
+    def greedy(self, prompt: Ids, new_tokens: int, end_of_turn_id: int, *, reuse: bool) -> Iterator[int]:
+        """See `SteppingModel.greedy`; the end of turn is kept out by genai's own `min_length`."""
         generator = self._open(len(prompt) + new_tokens, least=len(prompt) + new_tokens)
         generator.append_tokens(list(prompt))
-        while len(ids) < new_tokens:
+        for _ in range(new_tokens):
             generator.generate_next_token()
-            ids.append(int(generator.get_next_tokens()[0]))
-            times.append(time.perf_counter())
-        return as_timed_reply(started, times, ids, new_tokens)
+            yield int(generator.get_next_tokens()[0])
 
-    def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
-        """See `SteppingModel.feed`."""
+    def run(self, ids: Ids, *, fresh: bool) -> Floats:
         if fresh:
             self._generator = self._open(self.context)
         self._generator.append_tokens(list(ids))
-        return np.array(self._generator.get_logits(), dtype=np.float32).reshape(-1)
+        return np.array(self._generator.get_logits(), dtype=np.float32).reshape(1, -1)
 
-    def logits(self, ids: Sequence[int]) -> Floats:
+    def logits(self, ids: Ids) -> Floats:
         """See `LoadedModel.logits`. genai gives those of the last id only, so the ids go in one by one."""
         return np.stack([self.feed([token], fresh=index == 0) for index, token in enumerate(ids)])
 
@@ -67,6 +58,5 @@ KINDS = (
         full_precision="fp32",
         source=Source.GENAI,
         install="onnxruntime-genai",
-        import_name="onnxruntime_genai",
     ),
 )

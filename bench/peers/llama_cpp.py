@@ -13,21 +13,31 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bench.models.loaded import Floats, TimedReply, as_timed_reply
+from bench.models.loaded import Floats, Ids, TimedReply, as_timed_reply
 from bench.models.stepping import SteppingModel
-from bench.peers.descriptor import Peer, Source
+from bench.peers.descriptor import Peer
 from chitchat.architectures.registry import architecture_of, geometry_of
 
 _FTYPES = {"Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "Q4_K": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
 
 
 def convert(checkpoint: Path, out: Path, weight_format: str, threads: int) -> None:
-    """Write a checkpoint as the folder `out` with one GGUF file: F32, or what llama.cpp makes of it."""
+    """Write a checkpoint as the folder `out` with one GGUF file: F32, or what llama.cpp makes of it.
+
+    Raises RuntimeError when llama.cpp does not quantize it.
+    """
+    import llama_cpp
+
     out.mkdir(parents=True)
     full_precision = out / "F32.gguf"
     write_gguf(checkpoint, full_precision)
     if weight_format != "F32":
-        quantize_gguf(full_precision, out / f"{weight_format}.gguf", weight_format, threads)
+        options = llama_cpp.llama_model_quantize_default_params()
+        options.ftype = getattr(llama_cpp, _FTYPES[weight_format])
+        options.nthread = threads
+        paths = (str(path).encode() for path in (full_precision, out / f"{weight_format}.gguf"))
+        if llama_cpp.llama_model_quantize(*paths, options):
+            raise RuntimeError(f"llama.cpp could not quantize {full_precision.name} to {weight_format}")
         full_precision.unlink()
 
 
@@ -102,17 +112,6 @@ def _add_tokenizer(writer: Any, checkpoint: Path, size: int) -> None:
     writer.add_add_eos_token(False)
 
 
-def quantize_gguf(source: Path, path: Path, kind: str, threads: int) -> None:
-    """Let llama.cpp quantize a float32 file to `kind` (of `_FTYPES`). Raises RuntimeError when it does not."""
-    import llama_cpp
-
-    options = llama_cpp.llama_model_quantize_default_params()
-    options.ftype = getattr(llama_cpp, _FTYPES[kind])
-    options.nthread = threads
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), options):
-        raise RuntimeError(f"llama.cpp could not quantize {source.name} to {kind}")
-
-
 class LlamaCppModel(SteppingModel):
     """A GGUF file in llama.cpp, driven through `llama_decode`: no sampler, text or copies of logits in between."""
 
@@ -140,11 +139,10 @@ class LlamaCppModel(SteppingModel):
         if file.stem == "F32":  # full precision throughout; else the cache is float16, which is its default
             settings.type_k = settings.type_v = llama_cpp.GGML_TYPE_F32
         self._context = llama_cpp.llama_new_context_with_model(self._model, settings)
-        self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
-        self._size = llama_cpp.llama_vocab_n_tokens(self._vocabulary)
+        self._size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self._held: list[int] = []
 
-    def begin(self, prompt: Sequence[int], *, reuse: bool) -> Floats:
+    def begin(self, prompt: Ids, *, reuse: bool) -> Floats:
         """With `reuse`, what the cache holds of the prompt's beginning stays, as llama.cpp's server has it."""
         if not reuse:
             return self.feed(prompt, fresh=True)
@@ -154,25 +152,21 @@ class LlamaCppModel(SteppingModel):
         del self._held[same:]
         return self.feed(prompt[same:], fresh=False)
 
-    def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
-        """See `SteppingModel.feed`."""
+    def run(self, ids: Ids, *, fresh: bool) -> Floats:
         if fresh:
             self._forget()
         array = (self._llama.llama_token * len(ids))(*ids)
         self._decode(self._llama.llama_batch_get_one(array, len(ids)))
         self._held += ids
-        return self._row(-1)
+        return self._row(-1)[None]
 
-    def logits(self, ids: Sequence[int]) -> Floats:
-        """See `LoadedModel.logits`."""
+    def logits(self, ids: Ids) -> Floats:
         self._forget()
         self._run([(token, index, 0, True) for index, token in enumerate(ids)])
         logits = self._llama.llama_get_logits(self._context)
         return np.ctypeslib.as_array(logits, (len(ids), self._size)).copy()
 
-    def generate_concurrent(
-        self, prompts: Sequence[Sequence[int]], new_tokens: int, end_of_turn_id: int
-    ) -> list[TimedReply]:
+    def generate_concurrent(self, prompts: Sequence[Ids], new_tokens: int, end_of_turn_id: int) -> list[TimedReply]:
         """See `LoadedModel.generate_concurrent`: one batch of all prompts, then one of a token each."""
         self._forget()
         times: list[float] = []
@@ -195,16 +189,6 @@ class LlamaCppModel(SteppingModel):
             if len(times) == new_tokens:
                 return [as_timed_reply(started, times, reply, new_tokens) for reply in replies]
             entries = [(reply[-1], ends[row] + len(reply), row, True) for row, reply in enumerate(replies)]
-
-    def tokenize(self, text: str) -> list[int]:
-        """The ids of a text by the tokenizer in the file."""
-        data = text.encode()
-        capacity = len(data) + 16
-        array = (self._llama.llama_token * capacity)()
-        count = self._llama.llama_tokenize(self._vocabulary, data, len(data), array, capacity, False, False)
-        if count < 0:
-            raise RuntimeError("llama.cpp could not tokenize a text")
-        return list(array[:count])
 
     def _run(self, entries: Sequence[tuple[int, int, int, bool]]) -> None:
         """Decode a batch of (token, position, conversation, whether its logits are wanted)."""
@@ -258,9 +242,7 @@ KINDS = (
         modules=("llama_cpp",),
         weight_formats=("F32", *_FTYPES),
         full_precision="F32",
-        source=Source.CHECKPOINT,
         install="llama-cpp-python gguf",
-        import_name="llama_cpp",
         convert=convert,
     ),
 )

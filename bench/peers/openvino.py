@@ -5,12 +5,11 @@ pull another transformers in.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from bench.models.loaded import Floats
+from bench.models.loaded import Floats, Ids
 from bench.models.stepping import SteppingModel
 from bench.peers.descriptor import Peer, Source
 from chitchat.architectures.registry import geometry_of
@@ -63,16 +62,7 @@ class OpenVinoModel(SteppingModel):
         self._seen = 0
         self.context = geometry_of(config).context
 
-    def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
-        """See `SteppingModel.feed`."""
-        return self._run(ids, fresh=fresh)[-1]
-
-    def logits(self, ids: Sequence[int]) -> Floats:
-        """See `LoadedModel.logits`."""
-        return self._run(ids, fresh=True).copy()
-
-    def _run(self, ids: Sequence[int], *, fresh: bool) -> Floats:
-        """Logits [n, vocab] of further ids; they hold until the next call."""
+    def run(self, ids: Ids, *, fresh: bool) -> Floats:
         if fresh:
             self._request.reset_state()
             self._seen = 0
@@ -97,7 +87,6 @@ KINDS = (
         full_precision="fp32",
         source=Source.PORTABLE,
         install="openvino nncf",
-        import_name="openvino",
         convert=convert,
     ),
 )

@@ -1,9 +1,8 @@
 """optimum's ORTModelForCausalLM over the portable bundle: standard ONNX, a growing cache, transformers' `generate`."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from bench.models.loaded import Floats
+from bench.models.loaded import Floats, Ids
 from bench.models.stepping import SteppingModel
 from bench.models.torch import TORCH_MODULES, TransformersModel
 from bench.peers.descriptor import Peer, Source
@@ -28,16 +27,7 @@ class OptimumModel(TransformersModel, SteppingModel):
         self._seen = 0
         self.context = geometry_of(self._model.config).context
 
-    def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
-        """See `SteppingModel.feed`."""
-        return self._run(ids, fresh=fresh)[-1]
-
-    def logits(self, ids: Sequence[int]) -> Floats:
-        """See `LoadedModel.logits`."""
-        return self._run(ids, fresh=True)
-
-    def _run(self, ids: Sequence[int], *, fresh: bool) -> Floats:
-        """Logits [n, vocab] of further ids."""
+    def run(self, ids: Ids, *, fresh: bool) -> Floats:
         import torch
 
         if fresh:

@@ -11,12 +11,23 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from bench.report.pareto import front
-from bench.report.plots import COLOURS, INK, MARKERS, PEER, QUALITY, Axis, Panel, Point, tidy
+from bench.report.plots import (
+    COLOURS,
+    INK,
+    MARKERS,
+    PEER,
+    QUALITY,
+    Axis,
+    Panel,
+    Point,
+    colours,
+    front,
+    new_figure,
+    tidy,
+)
 from bench.report.row import ReportRow
 
 _STYLES = ("-", "--", ":", "-.")  # where the colours are used up
@@ -32,9 +43,6 @@ def tradeoff(rows: Sequence[ReportRow], x: Axis, y: Axis = QUALITY) -> str | Non
     panel = Panel(axes, x, y, rows)
     panel.draw(shown)
     points = list(panel.points.values())
-    for row, point, line in zip(shown, points, axes.lines, strict=True):
-        figures = (f"{axis.title.split('  ')[0]} {value:.4g}" for axis, value in zip((x, y), point, strict=True))
-        line.set_gid(f"tip:{row.name}: {', '.join(figures)}")
     best = [points[index] for index in front(points, higher_x=x.higher, higher_y=y.higher)]
     axes.plot(*zip(*best, strict=True), color="#999999", linewidth=1.2, linestyle="--", zorder=1, label="Pareto front")
     axes.legend(handles=axes.lines[-1:], frameon=False, fontsize=8.5)
@@ -52,11 +60,11 @@ def distribution(rows: Sequence[ReportRow], samples: Mapping[str, Sequence[Mappi
     for height, row in enumerate(shown):
         times = sorted(step for sample in samples[row.name] for step in sample["token_ms"])
         few = times[:: max(1, len(times) // _SHOWN)]
-        axes.plot(few, [height] * len(few), "|", color=_colour(rows, row), alpha=0.35, markersize=11)
+        axes.plot(few, [height] * len(few), "|", color=colours(rows)[row.name], alpha=0.35, markersize=11)
         for name, marker in (("tpot_ms_p50", "o"), ("tpot_ms_p95", "D"), ("tpot_ms_p99", "s")):
             if value := getattr(row, name):
-                axes.plot(value, height, marker, color=INK, markersize=4.5, zorder=3)
-                axes.lines[-1].set_gid(f"tip:{row.name}: {name[-3:]} {value:.3g} ms")
+                tip = f"tip:{row.name}: {name[-3:]} {value:.3g} ms"
+                axes.plot(value, height, marker, color=INK, markersize=4.5, zorder=3, gid=tip)
     axes.set_yticks(range(len(shown)), [row.name for row in shown])
     axes.set_xscale("log")
     for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
@@ -69,19 +77,18 @@ def distribution(rows: Sequence[ReportRow], samples: Mapping[str, Sequence[Mappi
 
 def curves(rows: Sequence[ReportRow], points: Mapping[str, Sequence[Point]], across: str, up: str) -> str | None:
     """A line a row over what a sweep varied; `points` are (x, y) by row."""
-    shown = [row for row in rows if len(points.get(row.name, ())) > 1]
+    shown = {index: row for index, row in enumerate(rows) if len(points.get(row.name, ())) > 1}
     if not shown:
         return None
     many = len(shown) > len(COLOURS)
     figure, axes = _canvas(7.4 if many else 6.4, max(3.8, 0.24 * len(shown)))
-    for row in shown:
-        style = _STYLES[_index(rows, row) // len(COLOURS) % len(_STYLES)]
-        marker = MARKERS.get(row.kind, PEER)[0]
+    for index, row in shown.items():
         line = zip(*sorted(points[row.name]), strict=True)
-        axes.plot(*line, style, marker=marker, color=_colour(rows, row), label=row.name, markersize=6)
+        look = {"marker": MARKERS.get(row.kind, PEER)[0], "color": colours(rows)[row.name], "markersize": 6}
+        axes.plot(*line, _STYLES[index // len(COLOURS) % len(_STYLES)], label=row.name, **look)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    ticks = sorted({x for row in shown for x, _ in points[row.name]})
+    ticks = sorted({x for row in shown.values() for x, _ in points[row.name]})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel(across)
@@ -94,19 +101,10 @@ def curves(rows: Sequence[ReportRow], points: Mapping[str, Sequence[Point]], acr
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)  # measures text; what is written is SVG
+    figure = new_figure(width, height)
     axes = figure.add_subplot()
     tidy(axes)
     return figure, axes
-
-
-def _index(rows: Sequence[ReportRow], row: ReportRow) -> int:
-    return [other.name for other in rows].index(row.name)
-
-
-def _colour(rows: Sequence[ReportRow], row: ReportRow) -> str:
-    return COLOURS[_index(rows, row) % len(COLOURS)]
 
 
 def _svg(figure: Figure) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from bench.evaluate.bootstrap import percentiles
 from bench.evaluate.measure import Quality
 from bench.report.document import FORMAT
-from bench.run.timing import Floats, medians, percentiles, round_ratios, total_ms
+from bench.run.timing import Floats, medians, round_ratios, total_ms
 from chitchat.errors import BadInput
 
 SIZE_COUNTS, MEMORY_COUNTS = 0.01, 0.05
@@ -101,11 +102,13 @@ def _speed(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Ch
         return [Change(name, "speed", *plain, beyond_noise=False)]
     against = [round_ratios(report["samples"][yardstick], run) for report, run in zip((old, new), samples, strict=True)]
     ratio, interval = _between(*against)
-    counts = interval is not None and not interval[0] <= 1 <= interval[1]
-    return [
-        Change(name, "speed", *plain, beyond_noise=False),
-        Change(name, f"speed against {yardstick}", ratio, interval, beyond_noise=counts),
-    ]
+    counted = Change(name, f"speed against {yardstick}", ratio, interval, _beyond_noise(interval))
+    return [Change(name, "speed", *plain, beyond_noise=False), counted]
+
+
+def _beyond_noise(interval: Sequence[float] | None) -> bool:
+    """Whether the interval of a ratio leaves "no change" out."""
+    return interval is not None and not interval[0] <= 1 <= interval[1]
 
 
 def _between(before: Floats, after: Floats) -> tuple[float, list[float] | None]:
@@ -139,8 +142,8 @@ def _quality(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
     for key in _QUALITY:
         interval = figures.get(f"{key}_interval")
         if figures.get(key) is not None:
-            counts = interval is not None and not interval[0] <= 1 <= interval[1]
-            found.append(Change(name, key.removesuffix("_ratio").replace("_", "-"), figures[key], interval, counts))
+            figure = key.removesuffix("_ratio").replace("_", "-")
+            found.append(Change(name, figure, figures[key], interval, _beyond_noise(interval)))
     return found
 
 

@@ -5,7 +5,7 @@
     format       2
     partial      whether the run was stopped before its end; complete rounds are kept
     rows         one object a model, in the order given; the first is the yardstick. Its fields, with units and meaning,
-                 are those of `bench.report.row.ReportRow`; `bench.report.row.row_schema` gives them as JSON schema
+                 are those of `bench.report.row.ReportRow`
     samples      {name: [{ttft_ms, token_ms, ids, cpu_s}]}: every timed sample, by round
     scenarios    {name: {scenario: raw samples}}: see bench/run/scenarios.py
     bandwidth_gb_per_s   [round]: what all threads read from memory together
@@ -20,16 +20,16 @@ MB are 10^6 bytes. Nothing is measured and nothing plotted here.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.report.candidates import candidate_table, table_line
 from bench.report.notes import SCENARIO_NOTES, notes
 from bench.report.row import FIGURES, ReportRow, read_rows
-from bench.report.tables import TEXT, Table, main_table, print_tables, scenario_table
+from bench.report.tables import main_table, print_tables, scenario_table
 
 FORMAT = 2
+WORDS = {"model", "runtime", "shape", ""}  # heads of columns of words, not of figures
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
@@ -47,31 +47,29 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
 def as_markdown(report: dict[str, Any]) -> str:
     """The report as a Markdown page: table, what was lost, settings, machine."""
     rows = read_rows(report["rows"])
-    lines = ["# Bench", "", *_as_markdown(main_table(rows))]
+    main, scenarios = main_table(rows), scenario_table(rows)
+    lines = ["# Bench", "", *_table(main.heads, main.lines)]
     lines += ["", *[f"- {line}" for line in notes(report)], "", "![quality against size and speed](report.png)", ""]
     lines += _against_first(rows)
-    if scenarios := scenario_table(rows):
-        lines += ["## Scenarios", "", *_as_markdown(scenarios), "", *[f"- {line}" for line in SCENARIO_NOTES], ""]
+    if scenarios:
+        table = _table(scenarios.heads, scenarios.lines)
+        lines += ["## Scenarios", "", *table, "", *[f"- {line}" for line in SCENARIO_NOTES], ""]
     for name, tried in (report.get("candidates") or {}).items():
-        lines += [f"## Shapes that were tried for {name}", "", *candidate_table(tried), ""]
+        lines += [f"## Shapes that were tried for {name}", "", *_candidates(tried), ""]
     return "\n".join(lines)
 
 
-def _as_markdown(table: Table) -> list[str]:
-    rule = ["---" if key in TEXT else "---:" for key in table.columns]
-    return [table_line(table.heads), table_line(rule), *map(table_line, table.lines)]
+def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table; columns of words stand on the left."""
+    rule = ["---" if head in WORDS else "---:" for head in heads]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (heads, rule, *lines)]
 
 
 def _against_first(rows: Sequence[ReportRow]) -> list[str]:
     """A table of what each row costs against the first one, paired by conversation; none without quality."""
-    compared = [row for row in rows[1:] if row.perplexity_ratio is not None]
-    if not compared:
-        return []
-    first = rows[0]
-    head = ["model", "parameters", "perplexity", "KL", "distinct-2", "repeated 4-grams"]
-    lines = [f"## Against {first.name}", "", table_line(head), table_line(["---", *["---:"] * 5])]
-    for row in compared:
-        cells = [
+    first, *others = rows
+    lines = [
+        [
             row.name,
             f"{(row.parameters or 0) / (first.parameters or 1):.3f}",
             _with_interval(row, "perplexity_ratio", "x {:.3f}", "{:.3f}"),
@@ -79,8 +77,31 @@ def _against_first(rows: Sequence[ReportRow]) -> list[str]:
             _with_interval(row, "distinct_2_ratio", "x {:.3f}", "{:.3f}"),
             _with_interval(row, "repetition_4_difference", "{:+.2%}", "{:+.2%}"),
         ]
-        lines.append(table_line(cells))
-    return [*lines, "", "In brackets: 95 % intervals over conversations.", ""]
+        for row in others
+        if row.perplexity_ratio is not None
+    ]
+    if not lines:
+        return []
+    table = _table(["model", "parameters", "perplexity", "KL", "distinct-2", "repeated 4-grams"], lines)
+    return [f"## Against {first.name}", "", *table, "", "In brackets: 95 % intervals over conversations.", ""]
+
+
+def _candidates(tried: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of shapes, the largest first; figures are those of the choice, before the chosen one was healed in full,
+    and perplexity is that against the uncut model."""
+    lines = [
+        [
+            str(candidate["shape"]),
+            f"{candidate['parameters'] / 1e6:.2f} M",
+            f"x {candidate['perplexity_ratio']:.3f}",
+            f"{candidate['kl']:.3f}",
+            "-" if candidate.get("ms_per_token") is None else f"{candidate['ms_per_token']:.2f}",
+            str(candidate["steps"]),
+            "chosen" if candidate["chosen"] else "",
+        ]
+        for candidate in sorted(tried, key=lambda candidate: -candidate["parameters"])
+    ]
+    return _table(["shape", "parameters", "perplexity", "KL", "ms/token", "healing steps", ""], lines)
 
 
 def _with_interval(row: ReportRow, key: str, form: str, end: str) -> str:
@@ -94,7 +115,4 @@ def _with_interval(row: ReportRow, key: str, form: str, end: str) -> str:
 def print_table(report: dict[str, Any]) -> None:
     """Print the tables and what must be known to read them to stdout."""
     rows = read_rows(report["rows"])
-    tables = [main_table(rows)]
-    if scenarios := scenario_table(rows):
-        tables.append(scenarios)
-    print_tables(tables, notes(report))
+    print_tables([table for table in (main_table(rows), scenario_table(rows)) if table], notes(report))

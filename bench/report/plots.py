@@ -1,9 +1,9 @@
-"""The picture of a bench run: quality against size and against speed, a labelled point a model.
+"""Rows as labelled points, quality against size and speed: the panels of report.png, and of report.html's pictures.
 
-Size is megabytes and parameters; speed is tokens per second in all and milliseconds per further token. The panels of
-parameters and milliseconds also hold a small point for each shape that was tried when a model was pruned. Without
-quality there is one panel, speed against size. Colours are Okabe and Ito's, which colour-blind readers can tell apart;
-a marker's shape says the runtime as well. Labels are moved until none lies on another, on a point or on a line.
+report.png has size (megabytes and parameters) and speed (tokens per second in all, milliseconds per further token). The
+panels of parameters and milliseconds also hold a small point for each shape that was tried when a model was pruned.
+Without quality there is one panel, speed against size. Colours are Okabe and Ito's, which colour-blind readers can tell
+apart; a marker's shape says the runtime as well. Labels are moved until none lies on another, on a point or on a line.
 """
 
 from collections.abc import Mapping, Sequence
@@ -90,22 +90,28 @@ def build_figure(rows: Sequence[ReportRow], candidates: Candidates | None = None
     """The picture of `rows`; those that were lost are left out. `candidates` are shapes by the row they led to."""
     alive = [row for row in rows if row.error is None]
     scored = [row for row in alive if row.bits_per_byte is not None]
-    panels = [(SIZE, RATE)]
+    axes = [(SIZE, RATE)]
     if scored:  # perplexity where there are shapes that were tried, since that is what they were chosen by
-        panels = [(SIZE, QUALITY), (SPEED, QUALITY), (PARAMETERS, PERPLEXITY), (STEP, PERPLEXITY)]
-    across, down = min(2, len(panels)), max(1, len(panels) // 2)
-    figure = Figure(figsize=(6.2 * across, 5.0 * down), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    drawn = []
-    for index, (x, y) in enumerate(panels):
+        axes = [(SIZE, QUALITY), (SPEED, QUALITY), (PARAMETERS, PERPLEXITY), (STEP, PERPLEXITY)]
+    across, down = min(2, len(axes)), max(1, len(axes) // 2)
+    figure = new_figure(6.2 * across, 5.0 * down, dpi=150)
+    panels = []
+    for index, (x, y) in enumerate(axes):
         panel = Panel(figure.add_subplot(down, across, index + 1), x, y, rows)
         tried = _tried(candidates or {}, x, scored[0].perplexity or 0.0) if y is PERPLEXITY else []
         panel.draw([row for row in scored or alive if x.has(row) and y.has(row)], tried)
-        drawn.append(panel)
+        panels.append(panel)
     _explain_markers(figure, alive, bool(scored and candidates))
     figure.canvas.draw()  # the layout is known only after a first drawing
-    for panel in drawn:
+    for panel in panels:
         panel.label()
+    return figure
+
+
+def new_figure(width: float, height: float, **options: Any) -> Figure:
+    """An empty figure, inches, whose texts can be measured."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white", **options)
+    FigureCanvasAgg(figure)
     return figure
 
 
@@ -140,7 +146,7 @@ class Panel:
 
     def __init__(self, axes: Axes, x: Axis, y: Axis, all_rows: Sequence[ReportRow]) -> None:
         self.axes, self.x, self.y = axes, x, y
-        self.colours = {row.name: COLOURS[index % len(COLOURS)] for index, row in enumerate(all_rows)}
+        self.colours = colours(all_rows)
         self.points: dict[str, Point] = {}
         tidy(axes)
         axes.set_xlabel(x.title, color=INK)
@@ -151,8 +157,10 @@ class Panel:
         for name, point, chosen in tried:
             self._mark(name, point, ".", 8, INK if chosen else "none", zorder=2, alpha=0.6)
         for row in rows:
-            self.points[row.name] = (self.x.of(row), self.y.of(row))
-            self._mark(row.name, self.points[row.name], MARKERS.get(row.kind, PEER)[0], 9, "white", zorder=3)
+            self.points[row.name] = point = (self.x.of(row), self.y.of(row))
+            told = [f"{axis.title.split('  ')[0]} {at:.4g}" for axis, at in zip((self.x, self.y), point, strict=True)]
+            tip = f"tip:{row.name}: {', '.join(told)}"
+            self._mark(row.name, point, MARKERS.get(row.kind, PEER)[0], 9, "white", zorder=3, gid=tip)
         everything = [*self.points.values(), *(point for _, point, _ in tried)]
         _scale(self.axes, "x", self.x, [x for x, _ in everything])
         _scale(self.axes, "y", self.y, [y for _, y in everything])
@@ -188,6 +196,25 @@ class Panel:
 
 def _area(box: Bbox | None) -> float:
     return 0.0 if box is None else float(box.width * box.height)
+
+
+def colours(rows: Sequence[ReportRow]) -> dict[str, str]:
+    """The colour of each row, by its place."""
+    return {row.name: COLOURS[index % len(COLOURS)] for index, row in enumerate(rows)}
+
+
+def front(points: Sequence[Point], higher_x: bool = False, higher_y: bool = False) -> list[int]:
+    """The Pareto front: numbers of the points that no other equals or beats in both and beats in one, best x first.
+
+    Lower is better unless `higher_x` or `higher_y` says otherwise; of equal points all stand on the front.
+    """
+    turned = [(-x if higher_x else x, -y if higher_y else y) for x, y in points]
+    kept: list[int] = []
+    for number in sorted(range(len(points)), key=lambda number: turned[number]):
+        x, y = turned[number]
+        if not kept or y < turned[kept[-1]][1] or (x, y) == turned[kept[-1]]:
+            kept.append(number)
+    return kept
 
 
 def tidy(axes: Axes) -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -49,29 +49,22 @@ def print_tables(tables: Sequence[Table], lines: Sequence[str]) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 400
     console = Console(width=width, highlight=False)
     for table in tables:
-        drawn = _wide(table)
+        words = [key in TEXT for key in table.columns]
+        drawn = _draw(table.heads, table.lines, words)
         if console.measure(drawn, options=console.options.update(width=1000)).maximum > width:
-            drawn = _narrow(table)
+            heads, *turned = zip(table.heads, *table.lines, strict=True)
+            drawn = _draw(heads, turned, [True, *[False] * len(table.lines)], fold=True)
         console.print(drawn)
     for line in lines:
         console.print(line, markup=False, style="dim")
 
 
-def _wide(table: Table) -> Drawn:
+def _draw(heads: Sequence[str], lines: Iterable[Sequence[str]], words: Sequence[bool], fold: bool = False) -> Drawn:
+    """A table whose columns of `words` stand on the left; with `fold` all but the first one may be too narrow."""
     drawn = Drawn(box=None, pad_edge=False, header_style="bold")
-    for title, key in zip(table.heads, table.columns, strict=True):
-        drawn.add_column(title, justify="left" if key in TEXT else "right", no_wrap=True)
-    for line in table.lines:
+    for index, (head, left) in enumerate(zip(heads, words, strict=True)):
+        no_wrap = not fold or index == 0
+        drawn.add_column(head, justify="left" if left else "right", no_wrap=no_wrap, overflow="fold")
+    for line in lines:
         drawn.add_row(*line)
-    return drawn
-
-
-def _narrow(table: Table) -> Drawn:
-    title, *titles = table.heads
-    drawn = Drawn(box=None, pad_edge=False, header_style="bold")
-    drawn.add_column(title, no_wrap=True)
-    for name, *_ in table.lines:
-        drawn.add_column(name, justify="right", overflow="fold")
-    for index, figure in enumerate(titles, start=1):
-        drawn.add_row(figure, *(line[index] for line in table.lines))
     return drawn

@@ -8,7 +8,8 @@ ids lie within `TIE` of their standard deviation. Anything else is a wrong answe
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.run.controller import Controller, Measurement, ask_sample, load
+from bench.models.loaded import Ids
+from bench.run.controller import Controller, Measurement, ask_sample
 from bench.run.process import WorkerLost, WorkerProcess
 
 PROMPTS = 3
@@ -29,31 +30,30 @@ def check_agreement(controller: Controller) -> None:
     prompts = [[int(token) for token in prompt] for prompt in [*plan.prompts, *plan.warmups][:PROMPTS]]
     found: dict[tuple[str, str], dict[str, Any]] = {}
     with controller.worker(first) as reference:
-        controller.attempt(reference, first, load(plan))
+        controller.attempt(reference, first, controller.load)
         if first.error is not None:
             return
-        expected = [_ids(reference, first, prompt, plan.new_tokens) for prompt in prompts]
+        replies = [(prompt, _ids(reference, first, prompt, plan.new_tokens)) for prompt in prompts]
         for row in compared_rows:
             key = row.entry.kind.address, str(row.entry.full_precision)
             if key not in found:
-                found[key] = _compare(controller, reference, row, prompts, expected)
+                found[key] = _compare(controller, reference, row, replies)
             row.agreement = found[key]
 
 
 def _compare(
-    controller: Controller,
-    reference: WorkerProcess,
-    row: Measurement,
-    prompts: Sequence[Sequence[int]],
-    expected: Sequence[Sequence[int]],
+    controller: Controller, reference: WorkerProcess, row: Measurement, replies: Sequence[tuple[Ids, Ids]]
 ) -> dict[str, Any]:
-    """`agrees` (None where it cannot be run), the ids that were `compared`, `ties`, and `why` not."""
+    """`agrees` (None where it cannot be run), the ids that were `compared`, `ties`, and `why` not.
+
+    `replies` are prompts with what the reference says to them.
+    """
     compared = ties = 0
     plan = controller.plan
     with controller.worker(row) as worker:
         try:
-            load(plan, spec=row.entry.full_precision, device="cpu")(worker, row)
-            for prompt, ids in zip(prompts, expected, strict=True):
+            controller.load(worker, row, spec=row.entry.full_precision, device="cpu")
+            for prompt, ids in replies:
                 found = _ids(worker, row, prompt, plan.new_tokens)
                 same = next((index for index, token in enumerate(ids) if found[index] != token), len(ids))
                 compared += same
@@ -74,5 +74,5 @@ def is_tie(answer: Mapping[str, float]) -> bool:
     return abs(answer["margin"]) <= TIE * answer["spread"]
 
 
-def _ids(worker: WorkerProcess, row: Measurement, prompt: Sequence[int], new_tokens: int) -> list[int]:
+def _ids(worker: WorkerProcess, row: Measurement, prompt: Ids, new_tokens: int) -> list[int]:
     return list(ask_sample(worker, row, prompt, min(TOKENS, new_tokens))["ids"])

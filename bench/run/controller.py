@@ -1,14 +1,15 @@
 """Who takes part in a bench, and whose turn it is: rows, their worker processes, and what all of them are asked.
 
-A `Step` is one request to one row's worker. The controller goes A B C A B C …, so that a slow minute of the machine
+A `Step` is what one row's worker is asked. The controller goes A B C A B C …, so that a slow minute of the machine
 falls on all models alike; a worker that fails or hangs loses its row, with its last words, and the others go on.
 """
 
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class BenchEntry:
     are its own where its ids are others than the first entry's; `data` is its own data set. An entry with an `error` is
     not measured: its row says why. `full_precision` is the same runtime's model at full precision, whose greedy ids
     must be those of the first entry (`bench.run.agreement`). `text_pipeline` is what it needs for texts
-    (`bench.models.text_pipeline.TextPipelineSpec` as JSON).
+    (`bench.models.text_pipeline.TextPipeline`).
     """
 
     name: str
@@ -90,7 +91,7 @@ class Measurement:
     error: str | None = None
 
 
-Step = Callable[[WorkerProcess, Measurement], None]
+Step = Callable[[WorkerProcess, Measurement], object]
 
 
 class Controller:
@@ -115,14 +116,18 @@ class Controller:
             yield [stack.enter_context(self.worker(row, threads)) for row in self.rows]
 
     @contextmanager
+    def loaded(self, threads: int | None = None) -> Iterator[list[WorkerProcess]]:
+        """A fresh process for each row, with its model."""
+        with self.workers(threads) as workers:
+            self.turn(workers, partial(self.load, threads=threads or self.plan.threads), settle_first=False)
+            yield workers
+
+    @contextmanager
     def worker(self, row: Measurement, threads: int | None = None) -> Iterator[WorkerProcess]:
         """A fresh process for one row."""
         command = self._command or (row.entry.python, *WORKER)
-        worker = WorkerProcess(command, threads or self.plan.threads, self.plan.timeout_s)
-        try:
+        with closing(WorkerProcess(command, threads or self.plan.threads, self.plan.timeout_s)) as worker:
             yield worker
-        finally:
-            worker.close()
 
     def turn(self, workers: Sequence[WorkerProcess], step: Step, *, settle_first: bool = True) -> None:
         """One step with every worker whose row is not lost; losing it ends its row only."""
@@ -146,19 +151,24 @@ class Controller:
         """Steps that are asked of nobody."""
         self._progress.update(steps)
 
+    def load(self, worker: WorkerProcess, row: Measurement, **options: Any) -> dict[str, Any]:
+        """The step that loads a row's model; `options` (threads, spec, slots) go before what plan and entry say."""
+        entry = row.entry
+        request = {"op": "load", "spec": entry.spec, "kind": entry.kind.address, "device": entry.device}
+        return worker.ask(request | {"threads": self.plan.threads} | options)
 
-def load(plan: BenchPlan, **options: Any) -> Step:
-    """The step that loads a row's model; `options` go before what plan and entry say (threads, spec, slots)."""
+    def first_token(self, worker: WorkerProcess, row: Measurement) -> None:
+        """The step that loads a row's model and has it say one token: with a fresh worker, a cold start."""
+        answer = self.load(worker, row)
+        if row.load_s is None:
+            row.load_s, row.version = answer["load_s"], answer.get("version")
+        ask_sample(worker, row, self.prompts_of(row)[0], 1)
+        row.extra.setdefault("cold-start", []).append(worker.age_s)
 
-    def step(worker: WorkerProcess, row: Measurement) -> None:
-        _ask_load(worker, row, plan, **options)
-
-    return step
-
-
-def _ask_load(worker: WorkerProcess, row: Measurement, plan: BenchPlan, **options: Any) -> dict[str, Any]:
-    request = {"op": "load", "spec": row.entry.spec, "kind": row.entry.kind.address, "device": row.entry.device}
-    return worker.ask(request | {"threads": plan.threads} | options)
+    def prompts_of(self, row: Measurement) -> Sequence[Sequence[int]]:
+        """The timed prompts, in the row's own ids."""
+        own = row.entry.prompts
+        return self.plan.prompts if own is None else own[len(self.plan.warmups) :]
 
 
 def ask_sample(
@@ -167,25 +177,6 @@ def ask_sample(
     """One reply of a row's model."""
     request = {"op": "sample", "prompt": [int(token) for token in prompt], "new_tokens": new_tokens}
     return worker.ask(request | {"end_of_turn_id": row.entry.end_of_turn_id} | options)
-
-
-def first_token(plan: BenchPlan) -> Step:
-    """The step that loads a row's model and has it say one token: with a fresh worker, a cold start."""
-
-    def step(worker: WorkerProcess, row: Measurement) -> None:
-        answer = _ask_load(worker, row, plan)
-        if row.load_s is None:
-            row.load_s, row.version = answer["load_s"], answer.get("version")
-        ask_sample(worker, row, prompts_of(row, plan)[0], 1)
-        row.extra.setdefault("cold-start", []).append(worker.age_s)
-
-    return step
-
-
-def prompts_of(row: Measurement, plan: BenchPlan) -> Sequence[Sequence[int]]:
-    """The timed prompts, in the row's own ids."""
-    own = row.entry.prompts
-    return plan.prompts if own is None else own[len(plan.warmups) :]
 
 
 def wait_for_idle_threads() -> None:

@@ -3,17 +3,16 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.evaluate.measure import open_held_out
 from bench.evaluate.other_tokenizer import retokenized
 from bench.models.handle import ModelHandle
 from bench.models.open import CheckpointHandle
-from bench.models.text_pipeline import TextPipelineSpec
-from bench.peers.builder import CannotPrepare, PeerBuilder, PeerHandle, find_python
-from bench.peers.registry import PeerRequest
+from bench.peers.builder import CannotPrepare, PeerBuilder, find_python
+from bench.peers.descriptor import PeerRequest, Source
 from bench.run.controller import BenchEntry
 from bench.run.options import BenchOptions
 from bench.run.prompts import WARMUPS, make_prompts
@@ -25,30 +24,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """A row to be: the model, where it runs, its peer's model at full precision, and why it cannot be measured."""
+    """What is measured, and the model whose facts its row tells: with a `peer` the first one, in the peer's hands."""
 
-    name: str
+    entry: BenchEntry
     model: ModelHandle
-    device: str = "cpu"
-    python: str = sys.executable
-    full_precision: Path | None = None
-    error: str | None = None
+    peer: PeerRequest | None = None
+
+    @property
+    def spec(self) -> str:
+        """What was named: the model, or the peer and its weight format."""
+        return self.model.spec if self.peer is None else f"{self.peer.peer.name}:{self.peer.weight_format}"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights as they are stored; of a peer those of all its files."""
+        return self.model.weight_bytes if self.peer is None else self.file_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all files that must be copied to run it elsewhere; those of the model where it is loaded itself."""
+        if self.peer is None or (self.peer.peer.source is Source.CHECKPOINT and self.peer.peer.convert is None):
+            return self.model.file_bytes
+        return sum(path.stat().st_size for path in Path(self.entry.spec).rglob("*") if path.is_file())
 
 
 def model_rows(models: Sequence[ModelHandle], devices: Sequence[str]) -> list[PlannedRow]:
     """A row a model and device; those of a GPU that is not there say so."""
-    missing = None if "cuda" not in devices else why_no_cuda()
-    names = unique_names(models)
-    return [
-        PlannedRow(
-            name if device == "cpu" else f"{name} on {device}",
-            model,
-            device,
-            error=f"skipped: {missing}" if device == "cuda" and missing else None,
-        )
-        for name, model in zip(names, models, strict=True)
-        for device in devices
-    ]
+    missing = why_no_cuda() if "cuda" in devices else None
+    rows = []
+    for name, model in zip(unique_names(models), models, strict=True):
+        entry = BenchEntry(name, model.spec, model.runtime_kind, model.dialogue.end_of_turn_id)
+        for device in devices:
+            if device == "cuda":
+                error = f"skipped: {missing}" if missing else None
+                entry = replace(entry, name=f"{name} on {device}", device=device, error=error)
+            rows.append(PlannedRow(entry, model))
+    return rows
 
 
 def peer_rows(
@@ -58,53 +69,47 @@ def peer_rows(
     options: BenchOptions,
     data: Path | None,
 ) -> list[PlannedRow]:
-    """A row a peer and weight format, converted and ready; a peer that is not installed says how it would be."""
+    """A row a peer and weight format, converted and ready, or with why it is not."""
     builder = PeerBuilder(checkpoint, folder / "peers", options.threads or 1, data, options.portable_python)
-    rows = []
+    end, rows = checkpoint.dialogue.end_of_turn_id, []
     for request in requests:
-        unprepared = PeerHandle(request, checkpoint, checkpoint.folder)
-        row = PlannedRow(request.name, unprepared, request.peer.device)
-        if row.device == "cuda" and (why := why_no_cuda()):
-            rows.append(replace(row, error=f"skipped: {why}"))
-            continue
-        interpreter = find_python(request.peer, options.peers_python, options.portable_python)
-        if interpreter is None:
-            rows.append(replace(row, error=request.peer.missing))
-            continue
-        print(f"preparing {request.name}", file=sys.stderr, flush=True)
+        entry = BenchEntry(request.name, str(checkpoint.folder), request.peer, end, device=request.peer.device)
         try:
-            precise = request.at_full_precision()
-            full_precision = None if precise is None else builder.model(precise, interpreter).folder
-            model = builder.model(request, interpreter)
-            rows.append(replace(row, model=model, python=interpreter, full_precision=full_precision))
+            entry = _prepared(entry, request, builder, options)
         except CannotPrepare as error:
-            rows.append(replace(row, error=str(error)))
+            entry = replace(entry, error=str(error))
+        rows.append(PlannedRow(entry, checkpoint, request))
     return rows
+
+
+def _prepared(entry: BenchEntry, request: PeerRequest, builder: PeerBuilder, options: BenchOptions) -> BenchEntry:
+    """The entry with what the peer loads, and in which interpreter. Raises `CannotPrepare` with why it cannot run."""
+    peer = request.peer
+    if peer.device == "cuda" and (why := why_no_cuda()):
+        raise CannotPrepare(f"skipped: {why}")
+    python = find_python(peer, options.peers_python, options.portable_python)
+    if python is None:
+        raise CannotPrepare(peer.missing)
+    print(f"preparing {request.name}", file=sys.stderr, flush=True)
+    precise = peer.full_precision
+    full_precision = None if precise is None else str(builder.prepare(PeerRequest(peer, precise), python))
+    return replace(entry, spec=str(builder.prepare(request, python)), python=python, full_precision=full_precision)
 
 
 def build_entries(
     rows: Sequence[PlannedRow], held_out: "ChatData | None", scratch: Path, options: BenchOptions
 ) -> list[BenchEntry]:
     """What the controller is given, row by row; `scratch` takes the files that workers read."""
-    first = rows[0].model
-    entries = []
+    first, entries = rows[0].model, []
     for number, row in enumerate(rows):
-        model = row.model
-        entry = BenchEntry(
-            row.name,
-            str(model.folder) if isinstance(model, PeerHandle) else model.spec,
-            model.runtime_kind,
-            model.dialogue.end_of_turn_id,
-            device=row.device,
-            python=row.python,
-            full_precision=None if row.full_precision is None else str(row.full_precision),
-            error=row.error,
-        )
-        if row.error is None:
+        entry, model = row.entry, row.model
+        if entry.error is None:
             alike = model.reads_like(first)
             if not alike:
                 entry = _in_own_ids(entry, model, held_out, options, scratch / f"data-{number}")
-            pipeline = _text_pipeline(model, scratch / f"tokenizer-{number}.json")
+            tokenizer = scratch / f"tokenizer-{number}.json"
+            tokenizer.write_text(model.tokenizer_json(), encoding="utf-8")
+            pipeline = {"tokenizer": str(tokenizer), "dialogue": model.dialogue.as_json()}
             entry = replace(entry, compared=alike and number > 0, text_pipeline=pipeline)
         entries.append(entry)
     return entries
@@ -120,11 +125,6 @@ def _in_own_ids(
     return replace(entry, prompts=prompts, data=data)
 
 
-def _text_pipeline(model: ModelHandle, path: Path) -> dict[str, Any]:
-    path.write_text(model.tokenizer_json(), encoding="utf-8")
-    return asdict(TextPipelineSpec(str(path), model.dialogue.as_json()))
-
-
 def unique_names(models: Sequence[ModelHandle]) -> list[str]:
     """Folder names; where two are the same, as much of the path before them as tells them apart."""
     names = [model.name for model in models]
@@ -132,16 +132,13 @@ def unique_names(models: Sequence[ModelHandle]) -> list[str]:
     depth = 1
     while len(set(names)) < len(names):
         depth += 1
-        if depth > max(len(part) for part in parts):
-            raise BadInput(f"MODEL {models[_first_repeated(names)].spec}: given twice; give each model once")
+        if depth > max(map(len, parts)):
+            again = next(index for index, name in enumerate(names) if name in names[:index])
+            raise BadInput(f"MODEL {models[again].spec}: given twice; give each model once")
         names = [
             "/".join(part[-depth:]) if names.count(name) > 1 else name for name, part in zip(names, parts, strict=True)
         ]
     return names
-
-
-def _first_repeated(names: Sequence[str]) -> int:
-    return next(index for index, name in enumerate(names) if name in names[:index])
 
 
 def why_no_cuda() -> str | None:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 from chitchat.errors import WorkFailed
 from chitchat.system.child import child_environment
@@ -27,98 +27,84 @@ class WorkerProcess:
     """A `bench.run.worker`: ask it, one request at a time. The process starts with the first one."""
 
     def __init__(self, command: Sequence[str], threads: int, timeout_s: float) -> None:
-        self._command, self._environment = list(command), _worker_environment(threads)
-        self._timeout_s = timeout_s
-        self._running: _Running | None = None
+        self._command, self._timeout_s = list(command), timeout_s
+        # The same thread count for every library, and the project importable from any folder.
+        counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        self._environment = {**child_environment(), **counts, "TOKENIZERS_PARALLELISM": "false"}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._since = 0.0
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - what it says to stderr; closed in `close`
+        self._answers: queue.Queue[bytes] = queue.Queue()
 
     @property
     def age_s(self) -> float:
         """Seconds since the process was started; 0 before that."""
-        return 0.0 if self._running is None else time.perf_counter() - self._running.since
+        return 0.0 if self._process is None else time.perf_counter() - self._since
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Give the answer to one request. Raises `WorkerLost`."""
-        if self._running is None:
-            try:
-                self._running = _Running(self._command, self._environment)
-            except OSError as error:
-                raise WorkerLost(f"cannot be started: {error}") from error
+        process = self._process or self._start()
+        assert process.stdin is not None
         try:
-            line = self._running.ask(json.dumps(request).encode() + b"\n", self._timeout_s)
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+            line = self._answers.get(timeout=self._timeout_s)
         except queue.Empty:
             raise WorkerLost(f"no answer to {request['op']} in {self._timeout_s:g} s") from None
         except OSError:
             line = b""
+        if not line:
+            raise WorkerLost(self._last_words(process))
         try:
-            answer: dict[str, Any] = json.loads(line) if line else {}
+            answer: dict[str, Any] = json.loads(line)
         except ValueError as error:
             raise WorkerLost(f"answered {line[:80]!r}, which is not JSON") from error
-        if not answer:
-            raise WorkerLost(self._running.last_words())
         if not answer.pop("ok"):
             raise WorkerLost(answer["error"])
         return answer
 
     def close(self) -> None:
         """End the process, politely first. It may be called twice."""
-        if self._running is not None:
-            self._running.close()
+        process = self._process
+        if process is not None and not self._log.closed:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.close()
+                process.wait(timeout=2.0)
+            except (OSError, subprocess.TimeoutExpired, KeyboardInterrupt):
+                process.kill()
+                process.wait()
+            self._reader.join()
+            process.stdout.close()
+        self._log.close()
 
-
-class _Running:
-    """The process itself, with a thread that reads its answers."""
-
-    def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process, closed in `close`
-        self.since = time.perf_counter()
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._since = time.perf_counter()
         try:
             self._process = subprocess.Popen(
-                command,
+                self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
-                env=environment,
+                env=self._environment,
                 start_new_session=True,  # Ctrl-C is the controller's to answer
             )
-        except OSError:
-            self._log.close()
-            raise
-        self._answers: queue.Queue[bytes] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        except OSError as error:
+            raise WorkerLost(f"cannot be started: {error}") from error
+        self._reader = threading.Thread(target=self._read, args=[self._process.stdout], daemon=True)
         self._reader.start()
+        return self._process
 
-    def ask(self, line: bytes, timeout_s: float) -> bytes:
-        """The next line of its output; empty at the end of it. Raises `queue.Empty`, and `OSError` for a lost one."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(line)
-        self._process.stdin.flush()
-        return self._answers.get(timeout=timeout_s)
-
-    def close(self) -> None:
-        if self._log.closed:
-            return
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.close()
-            self._process.wait(timeout=2.0)
-        except (OSError, subprocess.TimeoutExpired, KeyboardInterrupt):
-            self._process.kill()
-            self._process.wait()
-        self._reader.join()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        self._log.close()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+    def _read(self, output: IO[bytes]) -> None:
+        for line in output:
             self._answers.put(line)
         self._answers.put(b"")  # the end
 
-    def last_words(self) -> str:
+    def _last_words(self, process: subprocess.Popen[bytes]) -> str:
         """How the process ended, and the last lines that it wrote to stderr."""
         try:
-            code = self._process.wait(timeout=10)
+            code = process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             return "closed its output without ending"
         how = f"ended with exit code {code}"
@@ -129,9 +115,3 @@ class _Running:
         lines = self._log.read().decode(errors="replace").split("\n")
         words = " / ".join(line.strip() for line in lines if line.strip())[-300:]
         return f"{how}; last words: {words}" if words else f"{how} without a word"
-
-
-def _worker_environment(threads: int) -> dict[str, str]:
-    """Our environment with the same thread count for every library, and the project importable from any folder."""
-    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    return {**child_environment(), **counts, "TOKENIZERS_PARALLELISM": "false"}

@@ -8,21 +8,13 @@ Raw samples are kept; ratios are taken round by round (`bench.run.timing`). Turn
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from tqdm import tqdm
 
 from bench.machine.bandwidth import reader
 from bench.run.agreement import check_agreement
-from bench.run.controller import (
-    BenchEntry,
-    BenchPlan,
-    Controller,
-    Measurement,
-    Step,
-    ask_sample,
-    first_token,
-    wait_for_idle_threads,
-)
+from bench.run.controller import BenchEntry, BenchPlan, Controller, Measurement, ask_sample, wait_for_idle_threads
 from bench.run.process import WorkerProcess
 from bench.run.scenarios import SCENARIOS
 
@@ -65,27 +57,24 @@ def _one_conversation(controller: Controller, measured: BenchResult) -> None:
     plan = controller.plan
     read = reader(plan.threads)
     with controller.workers() as workers:
-        controller.turn(workers, first_token(plan), settle_first=False)
+        controller.turn(workers, controller.first_token, settle_first=False)
         for index in range(len(plan.warmups) + len(plan.prompts)):
-            controller.turn(workers, _round(plan, index))
+            controller.turn(workers, partial(_round, plan, index))
             if index >= len(plan.warmups):
                 wait_for_idle_threads()
                 measured.bandwidth.append(read())
         controller.turn(workers, _memory, settle_first=False)
         for worker, row in zip(workers, controller.rows, strict=True):
             if plan.data is not None:
-                controller.attempt(worker, row, _quality(plan, controller.rows[0]), settle_first=False)
+                controller.attempt(worker, row, partial(_quality, plan, controller.rows[0]), settle_first=False)
             worker.close()  # makes room for the next one's scoring
 
 
-def _round(plan: BenchPlan, index: int) -> Step:
-    def step(worker: WorkerProcess, row: Measurement) -> None:
-        prompts = row.entry.prompts or [*plan.warmups, *plan.prompts]
-        sample = ask_sample(worker, row, prompts[index], plan.new_tokens)
-        if index >= len(plan.warmups):
-            row.samples.append(sample)
-
-    return step
+def _round(plan: BenchPlan, index: int, worker: WorkerProcess, row: Measurement) -> None:
+    prompts = row.entry.prompts or [*plan.warmups, *plan.prompts]
+    sample = ask_sample(worker, row, prompts[index], plan.new_tokens)
+    if index >= len(plan.warmups):
+        row.samples.append(sample)
 
 
 def _memory(worker: WorkerProcess, row: Measurement) -> None:
@@ -93,18 +82,12 @@ def _memory(worker: WorkerProcess, row: Measurement) -> None:
     row.peak_rss_mb, row.device_mb = answer["peak_rss_mb"], answer.get("device_mb")
 
 
-def _quality(plan: BenchPlan, first: Measurement) -> Step:
-    def step(worker: WorkerProcess, row: Measurement) -> None:
-        teacher = (
-            {"spec": first.entry.spec, "kind": first.entry.kind.address}
-            if row.entry.compared and first.error is None
-            else None
-        )
-        data = row.entry.data or plan.data
-        request = {"op": "quality", "data": str(data), "task": dict(plan.task), "teacher": teacher}
-        row.quality = worker.ask(request)["quality"]
-
-    return step
+def _quality(plan: BenchPlan, first: Measurement, worker: WorkerProcess, row: Measurement) -> None:
+    teacher = None
+    if row.entry.compared and first.error is None:
+        teacher = {"spec": first.entry.spec, "kind": first.entry.kind.address}
+    data = str(row.entry.data or plan.data)
+    row.quality = worker.ask({"op": "quality", "data": data, "task": dict(plan.task), "teacher": teacher})["quality"]
 
 
 def _keep_complete_rounds(measured: BenchResult) -> int:

@@ -15,12 +15,13 @@ whose runtime cannot do a thing has none. Several conversations at once are only
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from bench.machine.environment import cores
-from bench.run.controller import BenchPlan, Controller, Measurement, Step, ask_sample, first_token, load, prompts_of
+from bench.run.controller import BenchPlan, Controller, Measurement, Step, ask_sample
 from bench.run.process import WorkerProcess
 from bench.run.timing import total_ms
 
@@ -37,7 +38,7 @@ class Scenario:
 
     steps: Callable[[BenchPlan], int]
     run: Callable[[Controller], None]
-    figures: Callable[[Any], dict[str, float]]
+    figures: Callable[[Any], dict[str, float]] = lambda raw: {}
 
 
 def scenario_figures(extra: Mapping[str, Any]) -> dict[str, float]:
@@ -49,11 +50,10 @@ def scenario_figures(extra: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _cold_start(controller: Controller) -> None:
-    plan = controller.plan
     for _ in range(STARTS):
         for row in controller.rows:
             with controller.worker(row) as worker:
-                controller.attempt(worker, row, first_token(plan), settle_first=False)
+                controller.attempt(worker, row, controller.first_token, settle_first=False)
 
 
 def _cold_figures(seconds: Sequence[float]) -> dict[str, float]:
@@ -64,23 +64,16 @@ def _cold_figures(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def _replies(controller: Controller) -> None:
-    plan = controller.plan
-    with controller.workers() as workers:
-        controller.turn(workers, load(plan), settle_first=False)
-        for seed, text in enumerate(plan.texts):
-            controller.turn(workers, _reply(text, seed))
+    with controller.loaded() as workers:
+        for seed, text in enumerate(controller.plan.texts):
+            controller.turn(workers, partial(_reply, text, seed))
 
 
-def _reply(text: str, seed: int) -> Step:
-    def step(worker: WorkerProcess, row: Measurement) -> None:
-        if row.entry.text_pipeline is None:
-            return
+def _reply(text: str, seed: int, worker: WorkerProcess, row: Measurement) -> None:
+    if row.entry.text_pipeline is not None:
         request = {"op": "reply", "text": text, "seed": seed, "new_tokens": REPLY_TOKENS}
-        row.extra.setdefault("replies", []).append(
-            worker.ask(request | {"text_pipeline": dict(row.entry.text_pipeline)})
-        )
-
-    return step
+        answer = worker.ask(request | {"text_pipeline": dict(row.entry.text_pipeline)})
+        row.extra.setdefault("replies", []).append(answer)
 
 
 def _reply_figures(replies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -98,17 +91,14 @@ def _reply_figures(replies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _turns(controller: Controller) -> None:
-    plan = controller.plan
-    fresh, new_tokens = _turn_sizes(plan.context)
-    with controller.workers() as workers:
-        controller.turn(workers, load(plan), settle_first=False)
+    with controller.loaded() as workers:
         for index in range(ROUNDS):
             history: dict[str, list[int]] = {row.entry.name: [] for row in controller.rows}
             for row in controller.rows:
                 if row.error is None:
                     row.extra.setdefault("turns", []).append([])
             for turn in range(TURNS):
-                controller.turn(workers, _turn(plan, history, index, turn, fresh, new_tokens))
+                controller.turn(workers, partial(_turn, controller, history, index * TURNS + turn))
 
 
 def _turn_sizes(context: int) -> tuple[int, int]:
@@ -117,17 +107,18 @@ def _turn_sizes(context: int) -> tuple[int, int]:
     return max(1, share * 2 // 5), max(2, min(32, share * 3 // 5))
 
 
-def _turn(plan: BenchPlan, history: dict[str, list[int]], index: int, turn: int, fresh: int, new_tokens: int) -> Step:
-    def step(worker: WorkerProcess, row: Measurement) -> None:
-        prompts = prompts_of(row, plan)
-        source = list(prompts[(index * TURNS + turn) % len(prompts)])
-        ids = history[row.entry.name]
-        ids += (source * (fresh // len(source) + 1))[:fresh]
-        sample = ask_sample(worker, row, ids, new_tokens, reuse=turn > 0)
-        ids += sample["ids"]
-        row.extra["turns"][-1].append(sample)
-
-    return step
+def _turn(
+    controller: Controller, history: Mapping[str, list[int]], number: int, worker: WorkerProcess, row: Measurement
+) -> None:
+    """The turn `number` of all, `TURNS` a conversation; `history` are the ids of each row's conversation."""
+    fresh, new_tokens = _turn_sizes(controller.plan.context)
+    prompts = controller.prompts_of(row)
+    source = list(prompts[number % len(prompts)])
+    ids = history[row.entry.name]
+    ids += (source * (fresh // len(source) + 1))[:fresh]
+    sample = ask_sample(worker, row, ids, new_tokens, reuse=number % TURNS > 0)
+    ids += sample["ids"]
+    row.extra["turns"][-1].append(sample)
 
 
 def _turn_figures(conversations: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float]:
@@ -143,29 +134,26 @@ def _turn_figures(conversations: Sequence[Sequence[Mapping[str, Any]]]) -> dict[
 
 
 def _concurrent(controller: Controller) -> None:
-    plan = controller.plan
     for width in CONCURRENCY:
         with ExitStack() as stack:
             rows = [row for row in controller.rows if row.entry.kind.model.supports_concurrency]
             workers = [stack.enter_context(controller.worker(row)) for row in rows]
-            for step in (load(plan, slots=width), *[_at_once(plan, width, index) for index in range(ROUNDS + 1)]):
+            steps: list[Step] = [partial(controller.load, slots=width)]
+            steps += [partial(_at_once, controller, width, index) for index in range(ROUNDS + 1)]
+            for step in steps:
                 for worker, row in zip(workers, rows, strict=True):
                     controller.attempt(worker, row, step)
         controller.pass_over((len(controller.rows) - len(rows)) * (ROUNDS + 2))
 
 
-def _at_once(plan: BenchPlan, width: int, index: int) -> Step:
+def _at_once(controller: Controller, width: int, index: int, worker: WorkerProcess, row: Measurement) -> None:
     """One round; the first one warms up."""
-
-    def step(worker: WorkerProcess, row: Measurement) -> None:
-        prompts = prompts_of(row, plan)
-        chosen = [prompts[(index * width + number) % len(prompts)] for number in range(width)]
-        request = {"op": "concurrent", "prompts": chosen, "new_tokens": plan.new_tokens}
-        answer = worker.ask(request | {"end_of_turn_id": row.entry.end_of_turn_id})
-        if index:
-            row.extra.setdefault("together", {}).setdefault(str(width), []).append(answer)
-
-    return step
+    prompts = controller.prompts_of(row)
+    chosen = [prompts[(index * width + number) % len(prompts)] for number in range(width)]
+    request = {"op": "concurrent", "prompts": chosen, "new_tokens": controller.plan.new_tokens}
+    answer = worker.ask(request | {"end_of_turn_id": row.entry.end_of_turn_id})
+    if index:
+        _keep(row, "together", width, answer)
 
 
 def _concurrent_figures(by_width: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
@@ -178,16 +166,14 @@ def _concurrent_figures(by_width: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
     return figures
 
 
-# --- sweeps
+# --- sweeps, each a curve without figures
 
 
 def _prompt_sweep(controller: Controller) -> None:
-    plan = controller.plan
-    with controller.workers() as workers:
-        controller.turn(workers, load(plan), settle_first=False)
+    with controller.loaded() as workers:
         for index in range(ROUNDS):
-            for length in prompt_lengths(plan.context):
-                controller.turn(workers, _prompt_of(plan, length, index))
+            for length in prompt_lengths(controller.plan.context):
+                controller.turn(workers, partial(_prompt_of, controller, length, index))
 
 
 def prompt_lengths(context: int) -> list[int]:
@@ -196,24 +182,18 @@ def prompt_lengths(context: int) -> list[int]:
     return lengths or [max(1, context - 2)]
 
 
-def _prompt_of(plan: BenchPlan, length: int, index: int) -> Step:
-    def step(worker: WorkerProcess, row: Measurement) -> None:
-        prompts = prompts_of(row, plan)
-        ids = [token for number in range(len(prompts)) for token in prompts[(index + number) % len(prompts)]]
-        prompt = (ids * (length // len(ids) + 1))[:length]
-        sample = ask_sample(worker, row, prompt, 2)
-        row.extra.setdefault("prompts", {}).setdefault(str(length), []).append(sample["ttft_ms"])
-
-    return step
+def _prompt_of(controller: Controller, length: int, index: int, worker: WorkerProcess, row: Measurement) -> None:
+    prompts = controller.prompts_of(row)
+    ids = [token for number in range(len(prompts)) for token in prompts[(index + number) % len(prompts)]]
+    sample = ask_sample(worker, row, (ids * (length // len(ids) + 1))[:length], 2)
+    _keep(row, "prompts", length, sample["ttft_ms"])
 
 
 def _thread_sweep(controller: Controller) -> None:
-    plan = controller.plan
     for threads in thread_counts():
-        with controller.workers(threads) as workers:
-            controller.turn(workers, load(plan, threads=threads), settle_first=False)
+        with controller.loaded(threads) as workers:
             for index in range(ROUNDS):
-                controller.turn(workers, _with_threads(plan, threads, index))
+                controller.turn(workers, partial(_with_threads, controller, threads, index))
 
 
 def thread_counts() -> list[int]:
@@ -221,18 +201,15 @@ def thread_counts() -> list[int]:
     return sorted({*(1 << power for power in range(10) if 1 << power <= cores()), cores()})
 
 
-def _with_threads(plan: BenchPlan, threads: int, index: int) -> Step:
-    def step(worker: WorkerProcess, row: Measurement) -> None:
-        prompts = prompts_of(row, plan)
-        sample = ask_sample(worker, row, prompts[index % len(prompts)], plan.new_tokens)
-        row.extra.setdefault("threads", {}).setdefault(str(threads), []).append(sample)
-
-    return step
+def _with_threads(controller: Controller, threads: int, index: int, worker: WorkerProcess, row: Measurement) -> None:
+    prompts = controller.prompts_of(row)
+    sample = ask_sample(worker, row, prompts[index % len(prompts)], controller.plan.new_tokens)
+    _keep(row, "threads", threads, sample)
 
 
-def _no_figures(raw: Any) -> dict[str, float]:
-    """A sweep is a curve, not a figure."""
-    return {}
+def _keep(row: Measurement, scenario: str, at: int, raw: Any) -> None:
+    """Add a raw sample to those of a row at one point of what is varied."""
+    row.extra.setdefault(scenario, {}).setdefault(str(at), []).append(raw)
 
 
 SCENARIOS = {
@@ -240,6 +217,6 @@ SCENARIOS = {
     "replies": Scenario(lambda plan: 1 + len(plan.texts), _replies, _reply_figures),
     "turns": Scenario(lambda plan: 1 + ROUNDS * TURNS, _turns, _turn_figures),
     "together": Scenario(lambda plan: len(CONCURRENCY) * (ROUNDS + 2), _concurrent, _concurrent_figures),
-    "prompts": Scenario(lambda plan: 1 + ROUNDS * len(prompt_lengths(plan.context)), _prompt_sweep, _no_figures),
-    "threads": Scenario(lambda plan: len(thread_counts()) * (1 + ROUNDS), _thread_sweep, _no_figures),
+    "prompts": Scenario(lambda plan: 1 + ROUNDS * len(prompt_lengths(plan.context)), _prompt_sweep),
+    "threads": Scenario(lambda plan: len(thread_counts()) * (1 + ROUNDS), _thread_sweep),
 }

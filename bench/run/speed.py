@@ -16,7 +16,7 @@ import numpy as np
 from bench.report.document import print_table
 from bench.run.options import BenchOptions
 from bench.run.stage import bench
-from bench.run.standard import ROWS, make_standard
+from bench.run.standard import ROWS, make_form
 from chitchat.errors import ChitchatError
 
 PROMPT_TOKENS = NEW_TOKENS = 64
@@ -29,9 +29,8 @@ FOOTPRINTS = ("w8", "w8a8", "w4")
 
 def speed(out: Path, options: BenchOptions) -> dict[str, Any]:
     """Measure everything into `out/report`, made anew, and give the report."""
-    paths = make_standard(out / "models")
-    models = [str(paths[name]) for name in ROWS]
-    report = bench(models, out / "report", options=options)
+    paths = {form: make_form(out / "models", form) for form in ROWS}
+    report = bench([str(path) for path in paths.values()], out / "report", options=options)
     found = {name: footprint(paths[name], report["environment"]["threads"]) for name in FOOTPRINTS}
     (out / "footprint.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return report

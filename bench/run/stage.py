@@ -15,11 +15,9 @@ from bench.evaluate.measure import EvalTask, check_vocabulary, open_held_out
 from bench.machine.environment import cores, environment, load_average
 from bench.models.handle import ModelHandle
 from bench.models.open import CheckpointHandle, for_missing, open_model
-from bench.peers.builder import PeerHandle
 from bench.peers.registry import read_peers
-from bench.report.candidates import pruning_candidates
 from bench.report.document import FORMAT, write_report
-from bench.report.rows import build_rows
+from bench.report.rows import build_rows, pruning_candidates
 from bench.run.controller import BenchPlan
 from bench.run.entries import PlannedRow, build_entries, model_rows, peer_rows, why_no_cuda
 from bench.run.options import BenchOptions
@@ -51,7 +49,8 @@ def bench(
     check_output(out, "report")
     if not models:
         raise BadInput("MODEL: none given; name the checkpoints, bundles or hub ids to measure")
-    _check_devices(options.devices)
+    if options.devices == ("cuda",) and (why := why_no_cuda()):  # beside the CPU its rows say why
+        raise BadInput(f"--device cuda: {why}; use --device cpu")
     requests = read_peers(options.peers, options.devices)
     opened = [open_model(spec, tokenizer=for_missing(spec, options.tokenizer)) for spec in models]
     first = opened[0]
@@ -59,7 +58,9 @@ def bench(
         raise BadInput(f"--peers: they run the first model, and {first.spec} is no checkpoint; name one first")
     for model in opened:
         _check_context(model, options)
-    held_out = _open_data(data, opened)
+    held_out = None if data is None else open_held_out(data)
+    if held_out is not None:
+        check_vocabulary(first, held_out)
     machine = environment(options.threads or cores())
     options = replace(options, threads=machine["threads"])
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch, staged_folder(out, "report") as staging:
@@ -70,7 +71,7 @@ def bench(
         plan = _plan(opened, held_out, options, data)
         measured = measure(build_entries(rows, held_out, Path(scratch), options), plan)
         if all(result.error for result in measured.rows):
-            raise WorkFailed(f"no model could be measured; {rows[0].name}: {measured.rows[0].error}")
+            raise WorkFailed(f"no model could be measured; {rows[0].entry.name}: {measured.rows[0].error}")
         report = _report(rows, measured, plan, options, held_out, machine)
         write_report(staging, report)
     return report
@@ -103,17 +104,16 @@ def _report(
     held_out: "ChatData | None",
     machine: dict[str, Any],
 ) -> dict[str, Any]:
-    names, models = [row.name for row in rows], [row.model for row in rows]
-    own = [(row.name, row.model) for row in rows if not isinstance(row.model, PeerHandle) and row.device == "cpu"]
+    own = {row.entry.name: row.model for row in rows if row.peer is None and row.entry.device == "cpu"}
     return {
         "format": FORMAT,
         "partial": measured.partial,
-        "rows": [row.as_json() for row in build_rows(names, models, measured)],
+        "rows": [row.as_json() for row in build_rows(rows, measured)],
         "samples": {result.entry.name: result.samples for result in measured.rows},
         "scenarios": {result.entry.name: result.extra for result in measured.rows},
         "bandwidth_gb_per_s": measured.bandwidth,
         "quality": {result.entry.name: result.quality for result in measured.rows if result.quality},
-        "candidates": pruning_candidates([name for name, _ in own], [model for _, model in own]),
+        "candidates": pruning_candidates(own),
         "settings": {
             "prompt_tokens": options.prompt_tokens,
             "new_tokens": options.new_tokens,
@@ -129,12 +129,6 @@ def _report(
     }
 
 
-def _check_devices(devices: Sequence[str]) -> None:
-    """A GPU that is not there is refused where nothing else was asked for; beside the CPU its rows say why."""
-    if tuple(devices) == ("cuda",) and (why := why_no_cuda()):
-        raise BadInput(f"--device cuda: {why}; use --device cpu")
-
-
 def _check_context(model: ModelHandle, options: BenchOptions) -> None:
     tokens = options.prompt_tokens + options.new_tokens
     if tokens > model.context:
@@ -142,11 +136,3 @@ def _check_context(model: ModelHandle, options: BenchOptions) -> None:
             f"--prompt-tokens {options.prompt_tokens} and --new-tokens {options.new_tokens}: "
             f"{tokens} tokens do not fit the context of {model.spec}, {model.context}; give fewer"
         )
-
-
-def _open_data(data: Path | None, models: Sequence[ModelHandle]) -> "ChatData | None":
-    if data is None:
-        return None
-    opened = open_held_out(data)
-    check_vocabulary(models[0], opened)
-    return opened

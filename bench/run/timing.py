@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.evaluate.bootstrap import percentiles
+
 DRAWS = 2000
 BUSY_SPREAD = 0.15  # of the replies of a quiet machine, the middle half lies within 3 to 6 % of its median
 _SEED = 0
@@ -92,9 +94,3 @@ def medians(values: Floats, random: np.random.Generator) -> Floats:
     """The median of `DRAWS` resamples of `values`."""
     chosen = random.integers(0, len(values), size=(DRAWS, len(values)))
     return np.asarray(np.median(values[chosen], axis=1), dtype=np.float64)
-
-
-def percentiles(figures: Floats) -> list[float]:
-    """The middle 95 %."""
-    low, high = np.percentile(figures, (2.5, 97.5))
-    return [float(low), float(high)]

@@ -1,23 +1,8 @@
 """One model in one process: `python -m bench.run.worker`, requests and answers as JSON lines on stdin and stdout.
 
 A process of its own gives every model its own memory figure and its own thread pools, and a crash costs one row of
-the table. Requests are `{"op": …}`, answers `{"ok": true, …}` or `{"ok": false, "error": one line}`:
-
-    load      spec, kind (its address), threads, device, slots (default 1)
-                                                       -> load_s, version (of the runtime's package)
-    sample    prompt (ids), new_tokens, end_of_turn_id, reuse (default false: the prompt is computed anew)
-                                                       -> ttft_ms, token_ms (one a token after the first), ids, cpu_s
-    concurrent  prompts (ids of each), new_tokens, end_of_turn_id
-                                                       -> samples (as above, of each), ms (until the last token)
-    reply     text, seed, new_tokens, text_pipeline (`bench.models.text_pipeline.TextPipelineSpec`)
-                                                       -> ms, first_ms, tokens, text
-    margin    ids, chosen, other                       -> margin, spread: how much likelier than `other` the id `chosen`
-                                                          is after `ids`, in logits, and the logits' standard deviation
-    memory                                             -> peak_rss_mb (of this process and its children, up to now),
-                                                          device_mb (null without a GPU)
-    quality   data, task (`bench.evaluate.measure.EvalTask`), teacher (null, or spec and kind of a model to compare
-    with)
-                                                       -> quality (`bench.evaluate.measure.Quality` as JSON)
+the table. Requests are `{"op": …}` with the arguments of the method of `BenchWorker` that is called so (`sample`:
+`_sample`); answers are `{"ok": true, …}` with what it gives, or `{"ok": false, "error": one line}`.
 
 It ends at the end of stdin. What libraries print to stdout goes to stderr, so that it cannot break the protocol. It
 imports neither torch nor onnxruntime before a model asks for one: the memory figure is that of the runtime that ships.
@@ -25,16 +10,18 @@ imports neither torch nor onnxruntime before a model asks for one: the memory fi
 
 import json
 import os
+import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench.machine.memory import device_mb, peak_rss_mb
 from bench.models.kind import find_kind
-from bench.models.loaded import LoadedModel
-from bench.models.text_pipeline import TextPipeline, TextPipelineSpec
+from bench.models.loaded import Ids, LoadedModel
+from bench.models.text_pipeline import TextPipeline
 
 
 class BenchWorker:
@@ -52,62 +39,67 @@ class BenchWorker:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what `request["op"]` names and give its figures."""
-        operations = {
-            "load": self._load,
-            "sample": self._sample,
-            "concurrent": self._concurrent,
-            "reply": self._reply,
-            "margin": self._margin,
-            "memory": self._memory,
-            "quality": self._quality,
-        }
-        return operations[request["op"]](request)
+        operation = getattr(self, f"_{request.pop('op')}")
+        return dict(operation(**request))
 
-    def _load(self, request: dict[str, Any]) -> dict[str, Any]:
-        kind = find_kind(request["kind"])
-        kind.import_packages()  # which is not what load_s measures
+    def _load(self, spec: str, kind: str, threads: int, device: str, slots: int = 1) -> dict[str, Any]:
+        """`load_s`, and `version`, that of the runtime's package. `kind` is an address of `find_kind`."""
+        found = find_kind(kind)
+        found.import_packages()  # which is not what load_s measures
         started = time.perf_counter()
-        self._threads_and_device = request["threads"], request["device"]
-        self._loaded = kind.model.open(request["spec"], *self._threads_and_device, slots=request.get("slots", 1))
-        return {"load_s": time.perf_counter() - started, "version": kind.version()}
+        self._threads_and_device = threads, device
+        self._loaded = found.model.open(spec, threads, device, slots=slots)
+        return {"load_s": time.perf_counter() - started, "version": found.version()}
 
-    def _sample(self, request: dict[str, Any]) -> dict[str, Any]:
-        work = request["prompt"], request["new_tokens"], request["end_of_turn_id"]
+    def _sample(self, prompt: Ids, new_tokens: int, end_of_turn_id: int, reuse: bool = False) -> dict[str, Any]:
+        """`ttft_ms`, `token_ms` (one a token after the first), `ids`, and `cpu_s`, the CPU seconds of it all."""
         used = time.process_time()
-        sample = self._model.generate(*work, reuse=request.get("reuse", False))
+        sample = self._model.generate(prompt, new_tokens, end_of_turn_id, reuse=reuse)
         return {**asdict(sample), "cpu_s": time.process_time() - used}
 
-    def _concurrent(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _concurrent(self, prompts: Sequence[Ids], new_tokens: int, end_of_turn_id: int) -> dict[str, Any]:
+        """`samples`, as above, of each prompt, and `ms` until the last token."""
         started = time.perf_counter()
-        samples = self._model.generate_concurrent(request["prompts"], request["new_tokens"], request["end_of_turn_id"])
+        samples = self._model.generate_concurrent(prompts, new_tokens, end_of_turn_id)
         took = time.perf_counter() - started
         return {"samples": [asdict(sample) for sample in samples], "ms": took * 1000}
 
-    def _reply(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _reply(self, text: str, seed: int, new_tokens: int, text_pipeline: dict[str, Any]) -> dict[str, Any]:
+        """`ms`, `first_ms`, `tokens`, `text`; see `bench.models.text_pipeline.TextPipeline`."""
         if self._text_pipeline is None:
-            self._text_pipeline = TextPipelineSpec(**request["text_pipeline"]).open(self._model)
-        return dict(self._text_pipeline.reply(request["text"], request["seed"], request["new_tokens"]))
+            self._text_pipeline = TextPipeline(self._model, **text_pipeline)
+        return self._text_pipeline.reply(text, seed, new_tokens)
 
-    def _margin(self, request: dict[str, Any]) -> dict[str, Any]:
-        logits = self._model.logits(request["ids"])[-1]
-        return {
-            "margin": float(logits[request["chosen"]] - logits[request["other"]]),
-            "spread": float(logits.std()),
-        }
+    def _margin(self, ids: Ids, chosen: int, other: int) -> dict[str, Any]:
+        """`margin`: how much likelier `chosen` is after `ids` than `other`, in logits; `spread`: their deviation."""
+        logits = self._model.logits(ids)[-1]
+        return {"margin": float(logits[chosen] - logits[other]), "spread": float(logits.std())}
 
-    def _memory(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _memory(self) -> dict[str, Any]:
+        """`peak_rss_mb` of this process and its children, up to now; `device_mb`, null without a GPU."""
         return {"peak_rss_mb": peak_rss_mb(), "device_mb": device_mb()}
 
-    def _quality(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _convert(self, kind: str, weight_format: str, source: str, out: str, threads: int) -> dict[str, Any]:
+        """Nothing; the folder `out`, complete or absent, is then what the peer at the address `kind` loads."""
+        peer: Any = find_kind(kind)
+        partial = Path(f"{out}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        peer.convert(Path(source), partial, weight_format, threads)
+        partial.rename(out)
+        return {}
+
+    def _quality(self, data: str, task: dict[str, Any], teacher: dict[str, str] | None) -> dict[str, Any]:
+        """`quality`, a `Quality` as JSON. `task` are the fields of an `EvalTask`, `teacher` is a spec and a kind."""
         from bench.evaluate.measure import EvalTask, measure_quality, open_held_out
 
-        teacher = None
-        if (named := request["teacher"]) is not None:
-            kind = find_kind(named["kind"])
+        compared = None
+        if teacher is not None:
+            kind = find_kind(teacher["kind"])
             kind.import_packages()
-            teacher = kind.model.open(named["spec"], *self._threads_and_device)
-        data = open_held_out(Path(request["data"]))
-        return {"quality": measure_quality(self._model, data, EvalTask(**request["task"]), teacher).as_json()}
+            compared = kind.model.open(teacher["spec"], *self._threads_and_device)
+        quality = measure_quality(self._model, open_held_out(Path(data)), EvalTask(**task), compared)
+        return {"quality": quality.as_json()}
 
 
 def main() -> None:

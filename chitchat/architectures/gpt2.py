@@ -41,7 +41,7 @@ _GGUF_OTHERS = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_nor
 
 
 class GPT2(Architecture):
-    """`Architecture` of GPT2LMHeadModel."""
+    """GPT2LMHeadModel; methods without a docstring are documented in `Architecture`."""
 
     model_type = "gpt2"
     class_name = "GPT2LMHeadModel"
@@ -54,15 +54,13 @@ class GPT2(Architecture):
     # Configuration
 
     def claims(self, record: Config) -> bool:
-        """See `Architecture.claims`."""
         return gpt2_config.claims(record)
 
     def read_config(self, record: Config, where: str | Path) -> dict[str, Any]:
-        """See `Architecture.read_config`."""
         return gpt2_config.read_fields(record, where)
 
     def geometry(self, config: "Config | GPT2Config") -> Geometry:
-        """See `Architecture.geometry`; an absent `n_inner` means four times the width."""
+        """An absent `n_inner` means four times the width."""
         fields = config if isinstance(config, Mapping) else config.to_dict()
         width, heads = fields["n_embd"], fields["n_head"]
         return Geometry(
@@ -78,7 +76,6 @@ class GPT2(Architecture):
         )
 
     def config_fields(self, geometry: Geometry) -> dict[str, Any]:
-        """See `Architecture.config_fields`."""
         if geometry.width != geometry.heads * geometry.head_dim or geometry.kv_heads != geometry.heads:
             raise ValueError(f"{geometry}: heads of {geometry.head_dim} with {geometry.kv_heads} of keys: no GPT-2")
         return {
@@ -92,21 +89,19 @@ class GPT2(Architecture):
         }
 
     def new_config(self, geometry: Geometry, dropout: float = 0.0, **token_ids: int | None) -> "GPT2Config":
-        """See `Architecture.new_config`; an FFN of four times the width is left to the default."""
+        """`n_inner` is left out for an FFN of four times the width."""
         config = super().new_config(geometry, dropout, **token_ids)
         config.n_inner = None if geometry.ffn == 4 * geometry.width else geometry.ffn
         return config
 
     def dropout_fields(self, share: float) -> dict[str, float]:
-        """See `Architecture.dropout_fields`."""
         return dict.fromkeys(gpt2_config.SHARES, share)
 
     def norm_epsilon(self, config: Config) -> float:
-        """See `Architecture.norm_epsilon`."""
         return float(config["layer_norm_epsilon"])
 
     def refuses_layer_cut(self, config: "GPT2Config") -> str:
-        """See `Architecture.refuses_layer_cut`: a scale that hangs on the layer's number would change behind a cut."""
+        """A scale that depends on the layer's number would change after a cut."""
         if not config.scale_attn_by_inverse_layer_idx:
             return ""
         return "the model scales attention by the layer's number (scale_attn_by_inverse_layer_idx)"
@@ -114,7 +109,6 @@ class GPT2(Architecture):
     # Weights by name
 
     def matrices(self, geometry: Geometry) -> Iterator[Matrix]:
-        """See `Architecture.matrices`."""
         width, ffn = geometry.width, geometry.ffn
         yield Matrix("transformer.wte", geometry.vocab, width, table=True)
         yield Matrix("transformer.wpe", geometry.context, width, table=True)
@@ -126,7 +120,6 @@ class GPT2(Architecture):
             yield Matrix("lm_head", geometry.vocab, width, table=True)
 
     def vectors(self, geometry: Geometry) -> Iterator[tuple[str, int]]:
-        """See `Architecture.vectors`."""
         width = geometry.width
         norms = {f"{norm}.{part}": width for norm in NORMS for part in ("weight", "bias")}
         biases = zip(LINEARS, (3 * width, width, geometry.ffn, width), strict=True)
@@ -136,29 +129,25 @@ class GPT2(Architecture):
         yield from ((f"transformer.ln_f.{part}", width) for part in ("weight", "bias"))
 
     def is_transposed(self, module: str) -> bool:
-        """See `Architecture.is_transposed`: Conv1D matrices are, tables and the head are not."""
+        """Conv1D matrices are transposed, tables and the head are not."""
         return module.endswith(LINEARS)
 
     def layer_prefix(self, layer: int) -> str:
-        """See `Architecture.layer_prefix`."""
         return f"transformer.h.{layer}."
 
     def rename(self, name: str) -> str:
-        """See `Architecture.rename`: `transformer.` is there, and DialoGPT's head has its name."""
+        """`transformer.` is added if absent, and DialoGPT's head renamed."""
         if name == "lm_head.decoder.weight":
             return "lm_head.weight"
         return f"transformer.{name}" if name.startswith(("wte.", "wpe.", "h.", "ln_f.")) else name
 
     def is_weight(self, name: str) -> bool:
-        """See `Architecture.is_weight`."""
         return (name.startswith("transformer.") and not self.is_buffer(name)) or name == "lm_head.weight"
 
     def is_buffer(self, name: str) -> bool:
-        """See `Architecture.is_buffer`."""
         return _MASK.fullmatch(name) is not None
 
     def gguf_tensor(self, name: str) -> str | None:
-        """See `Architecture.gguf_tensor`."""
         parts = name.removeprefix("transformer.").split(".")
         kind = parts[-1]
         if parts[0] == "h":
@@ -169,13 +158,11 @@ class GPT2(Architecture):
     # Models
 
     def model_class(self) -> "type[GPT2LMHeadModel]":
-        """See `Architecture.model_class`."""
         from transformers import GPT2LMHeadModel
 
         return GPT2LMHeadModel
 
     def config_class(self) -> "type[GPT2Config]":
-        """See `Architecture.config_class`."""
         from transformers import GPT2Config
 
         return GPT2Config
@@ -183,7 +170,7 @@ class GPT2(Architecture):
     def build(
         self, config: "GPT2Config", weights: "Mapping[str, Tensor]", generation: "GenerationConfig | None" = None
     ) -> "GPT2LMHeadModel":
-        """See `Architecture.build`; attention is plain where the configuration scales it in a way of its own.
+        """Attention is eager if the configuration scales it.
 
         The fused attentions of transformers ignore `scale_attn_weights` and `scale_attn_by_inverse_layer_idx`.
         """
@@ -193,16 +180,11 @@ class GPT2(Architecture):
         return model
 
     def layers(self, model: "GPT2LMHeadModel") -> "nn.ModuleList":
-        """See `Architecture.layers`."""
         layers: nn.ModuleList = model.transformer.h
         return layers
 
-    def set_layers(self, model: "GPT2LMHeadModel", layers: "nn.ModuleList") -> None:
-        """See `Architecture.set_layers`."""
-        model.transformer.h = layers
-
     def sublayers(self, model: "GPT2LMHeadModel", layer: int) -> tuple[Sublayer, Sublayer]:
-        """See `Architecture.sublayers`: attention, then feed-forward."""
+        """Attention, then feed-forward."""
         block, name = model.transformer.h[layer], f"transformer.h.{layer}"
         heads, size = block.attn.num_heads, block.attn.head_dim
         width, ffn = heads * size, block.mlp.c_fc.weight.shape[1]
@@ -229,21 +211,17 @@ class GPT2(Architecture):
         return attention, feed_forward
 
     def position_table(self, model: "GPT2LMHeadModel") -> "tuple[str, nn.Module]":
-        """See `Architecture.position_table`."""
         return "transformer.wpe", model.transformer.wpe
 
     def final_norm(self, model: "GPT2LMHeadModel") -> "tuple[str, nn.Module]":
-        """See `Architecture.final_norm`."""
         return "transformer.ln_f", model.transformer.ln_f
 
     def linear_view(self, model: "GPT2LMHeadModel") -> LinearView:
-        """See `Architecture.linear_view`."""
         from chitchat.architectures.gpt2_linear_view import linear_view
 
         return linear_view(model)
 
     def linear_view_weights(self, view: LinearView) -> "dict[str, Tensor]":
-        """See `Architecture.linear_view_weights`."""
         from chitchat.architectures.gpt2_linear_view import weights_of
 
         return weights_of(view)

@@ -1,8 +1,7 @@
-"""`config.json` of a GPT-2 of any age, read into the fields that describe the model and nothing else.
+"""`config.json` of a GPT-2 of any age, reduced to the fields that describe the model.
 
-transformers puts into this file what a model is, how its classes answer (`return_dict`, `output_attentions`), and, long
-ago, how it was sampled from. Only the first is the model's: the rest breaks whoever reads it, so it is not taken over.
-Field names and defaults are those of `transformers.GPT2Config`.
+transformers also stores how its classes are called (`return_dict`, `output_attentions`) and, in old versions, sampling
+settings there; these are ignored. Field names and defaults are those of `transformers.GPT2Config`.
 """
 
 import math
@@ -12,7 +11,7 @@ from typing import Any
 
 from chitchat.errors import BadInput
 
-# What a config.json may leave out, with what it then means: the defaults of GPT2Config.
+# The fields and their defaults, those of GPT2Config.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 50257,
     "n_positions": 1024,
@@ -35,7 +34,7 @@ _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
 SHARES = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _SWITCHES = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Other names of the same sizes, the newest last: GPT2Config's own attribute map, and the files of 2019.
+# Other names of the sizes: the attribute map of GPT2Config, and those of files of 2019.
 _ALIASES = {
     "n_ctx": "n_positions",
     "max_position_embeddings": "n_positions",
@@ -44,7 +43,7 @@ _ALIASES = {
     "num_attention_heads": "n_head",
     "n_inner_dim": "n_inner",
 }
-# What each of these computes is told by our graph's operator: the exact gelu, its tanh form, or relu.
+# Each activation as one of those that the graph has: the exact gelu, its tanh form, or relu.
 _ACTIVATIONS = {
     "gelu_new": "gelu_new",
     "gelu_pytorch_tanh": "gelu_new",
@@ -53,14 +52,14 @@ _ACTIVATIONS = {
     "gelu_python": "gelu",
     "relu": "relu",
 }
-# A model that has the sizes of a GPT-2 under these names and says no model_type is one: no other family writes them.
+# A config.json with these fields and no model_type is a GPT-2's: no other family writes them.
 TELLTALE = ("n_embd", "n_layer", "n_head")
 
 
 def read_fields(record: Mapping[str, Any], where: str | Path) -> dict[str, Any]:
     """The fields of a GPT-2 with their defaults, from a `config.json` of any age; `where` names it in errors.
 
-    `quantization_config` is passed on. Raises `BadInput` for a value that no GPT-2 has.
+    `quantization_config` is kept. Raises `BadInput` for a value that no GPT-2 has.
     """
     _check_kind(record, where)
     named = {new: record[old] for old, new in _ALIASES.items() if record.get(old) is not None}
@@ -85,7 +84,7 @@ def _check_kind(record: Mapping[str, Any], where: str | Path) -> None:
         raise BadInput(f"{where}: has cross-attention; compress works on decoder-only GPT-2")
     if any(record.get("pruned_heads") or {}):
         raise BadInput(
-            f"{where}: has heads pruned layer by layer (pruned_heads), which transformers no longer reads; "
+            f"{where}: has pruned_heads, which transformers no longer reads; "
             "give the checkpoint before that, and prune it with `compress prune`"
         )
 
@@ -120,10 +119,10 @@ def _is_number(value: Any, kinds: type | tuple[type, ...]) -> bool:
 
 
 def _token_id(value: Any, rows: int) -> int | None:
-    """A special token's id that lies in the table. GPT-2's 50256 stands in many a config of a smaller vocabulary."""
+    """A special token's id, None if it is outside the table, as GPT-2's 50256 often is in smaller vocabularies."""
     one = value[0] if isinstance(value, list) and value else value
     return one if _is_number(one, int) and 0 <= one < rows else None
 
 
 def _bad(where: str | Path, name: str, value: Any, remedy: str) -> BadInput:
-    return BadInput(f"{where}: {name} {str(value)[:40]!r} is nothing that a GPT-2 can have; {remedy}")
+    return BadInput(f"{where}: {name} {str(value)[:40]!r} is not valid for a GPT-2; {remedy}")

@@ -1,8 +1,8 @@
-"""GPT-2 as nn.Linear modules, so that torch-pruning's DependencyGraph can follow its widths, and back again.
+"""GPT-2 as nn.Linear modules for torch-pruning's DependencyGraph, and the way back.
 
-transformers' GPT-2 keeps weights in `Conv1D` modules, with query, key and value fused into one. torch-pruning has no
-rule for `Conv1D` and maps a cut of the fused matrix to the query alone, silently. The view holds q, k, v, o, c_fc and
-c_proj as `nn.Linear` and computes the same numbers. It serves slicing only: no cache, no padding, no dropout.
+transformers' GPT-2 has `Conv1D` modules, with query, key and value fused. torch-pruning has no rule for `Conv1D` and
+silently maps a cut of the fused matrix to the query alone. The view has q, k, v, o, c_fc and c_proj as `nn.Linear` and
+computes the same numbers. It is for slicing only: no cache, no padding, no dropout.
 """
 
 import copy
@@ -85,7 +85,7 @@ def weights_of(view: LinearView) -> dict[str, Tensor]:
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """nn.Linear from a Conv1D's weight [in, out] and bias [out]."""
-    linear = nn.Linear(*weight.shape, device=weight.device, dtype=weight.dtype)
+    linear = nn.Linear(*weight.shape, device="meta")  # its own weights are never drawn
     linear.weight = nn.Parameter(weight.T.contiguous().clone())
     linear.bias = nn.Parameter(bias.clone())
     return linear

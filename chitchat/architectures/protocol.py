@@ -1,25 +1,20 @@
-"""What the rest of the project knows of a family of decoders: names, shapes, and residual sublayers with projections.
+"""The interface of a family of decoders: names, shapes, and residual sublayers with projections.
 
 A decoder is a residual stream: embeddings, then per layer a few sublayers, each of which reads the stream through a
-norm and its in-projections and adds what its out-projection gives; then a last norm and a head. Pruning, quantization,
-healing and export walk over that and name no module. `chitchat.architectures.gpt2` is the one implementation.
-
-What a second family has to bring, for example one with RMSNorm, rotary positions, gated feed-forwards, grouped keys and
-values, heads of a free size and no biases, is a subclass of `Architecture` in a file of its own, an entry in
-`chitchat.architectures.registry`, and a graph in `export.graph`. Nothing else assumes that
+norm and its in-projections and adds the output of its out-projection; then a last norm and a head. Pruning,
+quantization, healing and export use this interface and name no module. `chitchat.architectures.gpt2` is the one
+implementation; docs/architectures.md says what a second one needs. Nothing outside a family's own files assumes that
 
 - a sublayer has one in-projection (`in_projs` is a tuple: query, key and value; gate and up) or a bias (None);
 - there is a table of positions (`position_table` is None, and a shorter context is a number of the configuration);
-- `heads` are `kv_heads` (they are a multiple of them) or `head_dim` is `width` / `heads`;
+- `heads` equals `kv_heads` (it is a multiple) or `head_dim` equals `width` / `heads`;
 - the activation is a GELU, or linears are stored as [in, out] (`Projection.transposed`).
 
-docs/architectures.md tells it at length. This package imports torch and transformers when a model is asked for, and not
-before: the command line reads configurations without them.
+torch and transformers are imported when a model is needed: the command line reads configurations without them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +33,8 @@ Config = Mapping[str, Any]  # config.json
 class Matrix:
     """A weight matrix of a model: `module` multiplies by [rows, columns] = [out, in].
 
-    `table` says that it is looked up or gives logits (tokens, positions, an untied head) and is no linear layer;
-    `transposed` that the module keeps it as [in, out].
+    `table`: it is an embedding or a head (tokens, positions, an untied head), not a linear layer; `transposed`: the
+    module stores it as [in, out].
     """
 
     module: str
@@ -51,11 +46,10 @@ class Matrix:
 
 @dataclass(frozen=True)
 class LinearView:
-    """A copy of a model whose layers are made of nn.Linear, for torch-pruning to follow its widths through.
+    """A copy of a model whose layers consist of nn.Linear, for torch-pruning.
 
-    `model` maps `input_ids` to logits; `table` has the channels of the stream as its columns; `head_inputs` of each
-    layer is the linear whose inputs are heads side by side, `inner_outputs` the linear whose outputs are the units of
-    the feed-forward.
+    `model` maps `input_ids` to logits; the columns of `table` are the channels of the stream; `head_inputs` of each
+    layer is the linear whose inputs are the heads, `inner_outputs` the linear whose outputs are the feed-forward units.
     """
 
     model: "nn.Module"
@@ -67,12 +61,12 @@ class LinearView:
 class Architecture(ABC):
     """One family of decoders. Models, configurations and weights are those of transformers.
 
-    model_type, class_name  what config.json says under `model_type` and `architectures`
-    title                   the family in a sentence
-    telltale                fields of config.json by which one that names no model_type is recognised
+    model_type, class_name  `model_type` and `architectures` in config.json
+    title                   the family's name in messages
+    telltale                fields by which a config.json without model_type is recognised
     gguf_type               its name in GGUF
     table_name, head_name   modules of the token table and of the head
-    wrapper_prefixes        what may stand before all names of a file of weights
+    wrapper_prefixes        possible prefixes of all names in a file of weights
 
     `config` is a `config.json` as `read_config` gives it, or a configuration of transformers.
     """
@@ -90,13 +84,13 @@ class Architecture(ABC):
 
     @abstractmethod
     def claims(self, record: Config) -> bool:
-        """Whether a config.json that names no model_type is of this family."""
+        """Whether a config.json without model_type is of this family."""
 
     @abstractmethod
     def read_config(self, record: Config, where: str | Path) -> dict[str, Any]:
-        """The fields that describe the model, with their defaults, from a config.json of any age.
+        """The fields that describe the model, with defaults, from a config.json of any age.
 
-        Raises `BadInput` that names `where` and the field for a value that no model of the family has.
+        Raises `BadInput`, which names `where` and the field, for an invalid value.
         """
 
     @abstractmethod
@@ -105,18 +99,18 @@ class Architecture(ABC):
 
     @abstractmethod
     def config_fields(self, geometry: Geometry) -> dict[str, Any]:
-        """The fields of config.json that a geometry decides. Raises ValueError for one that the family cannot be."""
+        """The fields of config.json for a geometry. Raises ValueError for one that the family cannot have."""
 
     @abstractmethod
     def dropout_fields(self, share: float) -> dict[str, float]:
-        """The fields of config.json that say how much is dropped in training."""
+        """The fields of config.json for dropout."""
 
     @abstractmethod
     def norm_epsilon(self, config: Config) -> float:
-        """What the norms add to the variance."""
+        """The epsilon that the norms add to the variance."""
 
     def refuses_layer_cut(self, config: "PretrainedConfig") -> str:
-        """Why no layer can be taken out of this model, as a phrase that names the field; "" where one can."""
+        """Why no layer can be removed from this model, as a phrase that names the field; "" if one can."""
         return ""
 
     # Weights by name; no torch.
@@ -136,15 +130,15 @@ class Architecture(ABC):
 
     @abstractmethod
     def is_transposed(self, module: str) -> bool:
-        """Whether transformers keeps the weight of this module as [in, out]."""
+        """Whether transformers stores the weight of this module as [in, out]."""
 
     @abstractmethod
     def layer_prefix(self, layer: int) -> str:
-        """What the names of a layer's weights begin with, the dot included."""
+        """The prefix of the names of a layer's weights, with the dot."""
 
     @abstractmethod
     def rename(self, name: str) -> str:
-        """Today's name of a tensor of a checkpoint of any age, wrappers' prefixes gone."""
+        """The current name of a tensor of a checkpoint of any age, without prefixes of wrappers."""
 
     @abstractmethod
     def is_weight(self, name: str) -> bool:
@@ -200,7 +194,10 @@ class Architecture(ABC):
         """
         import copy
 
-        model = self.new_model(config).eval()
+        from transformers.initialization import no_init_weights
+
+        with no_init_weights():
+            model = self.new_model(config).eval()
         if config.tie_word_embeddings:
             weights = {**weights, f"{self.head_name}.weight": weights[f"{self.table_name}.weight"]}
         model.load_state_dict(weights, strict=True)
@@ -212,20 +209,6 @@ class Architecture(ABC):
     @abstractmethod
     def layers(self, model: Any) -> "nn.ModuleList":
         """The layers, in order."""
-
-    @abstractmethod
-    def set_layers(self, model: Any, layers: "nn.ModuleList") -> None:
-        """Put these layers in the place of the model's; its configuration stays."""
-
-    @contextmanager
-    def only_layers(self, model: Any, layers: Sequence[int]) -> Iterator[None]:
-        """Run `model` with some of its layers; all are back after the block."""
-        whole = self.layers(model)
-        self.set_layers(model, type(whole)([whole[index] for index in layers]))
-        try:
-            yield
-        finally:
-            self.set_layers(model, whole)
 
     @abstractmethod
     def sublayers(self, model: Any, layer: int) -> tuple[Sublayer, ...]:

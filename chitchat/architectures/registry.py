@@ -1,4 +1,4 @@
-"""Which architecture a model, a configuration, a `config.json` or a geometry is of."""
+"""The architecture of a model, a configuration, a `config.json` or a geometry."""
 
 from collections.abc import Mapping
 from functools import cache

@@ -1,4 +1,4 @@
-"""The hidden states of a decoder of any family, through what transformers' models have in common."""
+"""The hidden states of a decoder of any family."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 def last_hidden(model: Any, ids: "Tensor") -> "Tensor":
     """The final hidden states [batch, tokens, width], after the last norm, of a right-padded batch of any family.
 
-    No attention mask: attention is causal, so what stands right of a token cannot reach it, and without a mask the
-    fast attention kernels apply. Embeddings are passed, since transformers warns of padded ids without a mask.
+    No attention mask is needed, since attention is causal, and without one the fast kernels apply. Embeddings are
+    passed because transformers warns of padded ids without a mask.
     """
     embedded = model.get_input_embeddings()(ids)
     states: Tensor = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
@@ -18,7 +18,7 @@ def last_hidden(model: Any, ids: "Tensor") -> "Tensor":
 
 
 def all_hidden(model: Any, ids: "Tensor") -> "tuple[Tensor, ...]":
-    """What the layers read, in order, and then what `last_hidden` gives: [batch, tokens, width] each."""
+    """The inputs of the layers, in order, then the result of `last_hidden`: [batch, tokens, width] each."""
     embedded = model.get_input_embeddings()(ids)
     found = model.base_model(inputs_embeds=embedded, use_cache=False, output_hidden_states=True)
     states: tuple[Tensor, ...] = found.hidden_states

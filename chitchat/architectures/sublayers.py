@@ -1,4 +1,4 @@
-"""A sublayer of a decoder's layer: its projections, and which of their rows and columns belong to which units."""
+"""Sublayers of a decoder: their projections, and the columns of these that belong to a unit."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,9 +39,9 @@ class Part:
 class Projection:
     """A linear map of a sublayer: `name` is its module's name, `module` the module.
 
-    `transposed` says that the module keeps its weight as [in, out] (transformers' Conv1D) and not as [out, in]
-    (nn.Linear). `weight` is always seen as [in, out]; `bias` is [out], or None where the module has none. `parts` say
-    which output columns of an in-projection belong to which units; an out-projection has none.
+    `transposed`: the module stores its weight as [in, out] (transformers' Conv1D) and not as [out, in] (nn.Linear).
+    `weight` is always a view [in, out]; `bias` is [out] or None. `parts` are the output columns of an in-projection
+    that belong to units; an out-projection has none.
     """
 
     name: str
@@ -66,10 +66,7 @@ class Projection:
         return output
 
     def store(self, weight: "Tensor", bias: "Tensor | None" = None) -> None:
-        """Put a weight [in, out] into the module and, where it has one, a bias [out].
-
-        Raises ValueError for a bias that the module has no place for.
-        """
+        """Store a weight [in, out] and a bias [out] in the module. Raises ValueError for a bias if it has none."""
         self.weight.copy_(weight)
         if bias is not None:
             if self.bias is None:
@@ -87,11 +84,11 @@ class Columns:
 
 @dataclass(frozen=True)
 class Sublayer:
-    """Half a layer. `body` maps the normed stream [batch, tokens, width] to what is added to the stream.
+    """Half a layer. `body` maps the normed stream [batch, tokens, width] to the addend of the stream.
 
     `in_projs` read the normed stream (one fused matrix, or query, key and value; gate and up), `out_proj` writes to the
-    stream. `units` are what pruning takes out, attention heads or feed-forward units, each `unit_size` inputs of
-    `out_proj` in a row. `kv_heads` divide `heads`; both are 0 in a feed-forward.
+    stream. `units` are what pruning removes, attention heads or feed-forward units, each `unit_size` consecutive inputs
+    of `out_proj`. `kv_heads` divides `heads`; both are 0 in a feed-forward.
     """
 
     name: str

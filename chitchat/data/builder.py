@@ -1,8 +1,8 @@
-"""Making a data set: two streaming passes over the corpora, one folder at the end.
+"""Making a data set folder in two streaming passes over the corpora.
 
-The first pass (`chitchat.data.index`) decides the split and gathers what a tokenizer is trained on; the second
-encodes in batches and writes Arrow. Neither holds the corpus. The same input and seed give the same bytes, so the
-folder holds no path, time or random fingerprint.
+The first pass (`chitchat.data.index`) decides the split and samples text to train a tokenizer on; the second encodes in
+batches and writes Arrow. The same input and seed give the same bytes: the folder holds no path, time or random
+fingerprint.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.table import MemoryMappedTable
 from datasets.utils import are_progress_bars_disabled
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from chitchat.data.columns import Columns, parse_columns
 from chitchat.data.conversation import Conversation, ReadStats
@@ -35,9 +36,6 @@ from chitchat.lineage import Stage, write_lineage
 from chitchat.system.folder import OUR_FILES, check_output, staged_folder
 from chitchat.tokenizer import check_vocab_size, open_tokenizer, train_tokenizer
 from serve.digest import sha256
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 SPLITS = ("train", "validation")
 FEATURES = Features(
@@ -54,12 +52,12 @@ _BATCH_CHARACTERS = 1 << 20
 
 
 def build_dataset(corpora: Sequence[str], out: Path, options: DataOptions | None = None) -> dict[str, Any]:
-    """Make the data set folder `out` and return its report (what data.json holds).
+    """Make the data set folder `out` and return its report (the content of data.json).
 
-    `corpora` are files or names; `tokenizer` is a vocab.txt, a folder or a hub id, and without one a byte-level BPE of
-    `vocab_size` is trained. `validation` is the share of the distinct conversations that is held out, or a corpus that
-    is held out whole; what `corpora` repeat of it is then left out of the training split. `columns` says which columns
-    of tables and of data sets are read (`chitchat.data.columns`). Raises `BadInput`.
+    `corpora` are files or names; the options' `tokenizer` is a vocab.txt, a folder or a hub id; without one a
+    byte-level BPE of `vocab_size` is trained. `validation` is the share of the distinct conversations to hold out, or a
+    corpus to hold out. `columns` names the columns of tables and of `hf:` data sets (`chitchat.data.columns`). Raises
+    `BadInput`.
     """
     out, options = Path(out), options or DataOptions()
     if options.tokenizer is None:
@@ -76,7 +74,7 @@ def build_dataset(corpora: Sequence[str], out: Path, options: DataOptions | None
             fast = train_tokenizer(found.sample, options.vocab_size, options.dialogue or "chitchat")
             found.sample.clear()
         format_ = dialogue_of(fast)
-        # What is held out comes first, so that its repetitions in the other corpora are the ones that are dropped.
+        # The held-out corpus is first, so that its duplicates in the other corpora are the ones that are dropped.
         ordered = [held, *opened] if isinstance(held, Corpus) else opened
         figures = _write_splits(ordered, found, fast, format_, staging, options.seed)
         save_tokenizer(fast, staging)
@@ -101,14 +99,14 @@ def build_dataset(corpora: Sequence[str], out: Path, options: DataOptions | None
 
 
 def _readable(
-    opened: Sequence[Corpus], held: float | Corpus, columns: Columns | None, tokenizer: "PreTrainedTokenizerFast | None"
+    opened: Sequence[Corpus], held: float | Corpus, columns: Columns | None, tokenizer: PreTrainedTokenizerFast | None
 ) -> tuple[list[Corpus], float | Corpus]:
-    """The corpora with columns and tokenizer set, after the first conversation of each was read."""
+    """The corpora with columns and tokenizer set; the first conversation of each has been read."""
     every = [corpus.read_by(columns, tokenizer) for corpus in opened]
     held = held.read_by(columns, tokenizer) if isinstance(held, Corpus) else held
     together = [*every, held] if isinstance(held, Corpus) else every
     if columns is not None and not any(corpus.tabular for corpus in together):
-        raise BadInput("--columns: no corpus has columns; it goes with .csv, .tsv and hf:NAME, else leave it out")
+        raise BadInput("--columns: no corpus has columns; give a .csv, .tsv or hf:NAME, or leave the option out")
     for corpus in together:
         corpus.check()
     return every, held
@@ -121,12 +119,12 @@ def _named(corpus: Corpus) -> dict[str, str]:
 def _write_splits(
     corpora: Sequence[Corpus],
     found: CorpusIndex,
-    tokenizer: "PreTrainedTokenizerFast",
+    tokenizer: PreTrainedTokenizerFast,
     dialogue: Dialogue,
     staging: Path,
     seed: int,
 ) -> dict[str, Any]:
-    """The second pass. Returns the figures of the report."""
+    """The second pass: write both splits and return the figures of the report."""
     scratch = staging / "scratch"
     scratch.mkdir()
     counters = [Counter() for _ in SPLITS]
@@ -148,7 +146,7 @@ def _write_splits(
 
 
 def _check_counted(counters: Mapping[str, Counter]) -> None:
-    """Refuse a split in which no turn counts: there would be nothing to learn, or nothing to measure."""
+    """Raise `BadInput` for a split in which no turn counts: there is nothing to learn, or nothing to measure."""
     for split, counter in counters.items():
         turns = counter.as_json()["turns"]
         if turns and counter.uncounted_turns == turns:
@@ -159,7 +157,7 @@ def _check_counted(counters: Mapping[str, Counter]) -> None:
 
 
 def _distinct(corpora: Sequence[Corpus], found: CorpusIndex, seed: int) -> Iterator[tuple[bool, Conversation]]:
-    """`(held out, conversation)` of each conversation the first time that it comes."""
+    """`(held out, conversation)` of each distinct conversation."""
     seen = np.zeros(len(found.keys), dtype=bool)
     stats = ReadStats()
     with tqdm(total=found.stats.conversations, desc="encoding", unit=" conversations", disable=None) as progress:
@@ -178,7 +176,7 @@ def _distinct(corpora: Sequence[Corpus], found: CorpusIndex, seed: int) -> Itera
 
 
 def _batches(conversations: Iterator[tuple[bool, Conversation]]) -> Iterator[list[tuple[bool, Conversation]]]:
-    """Batches bounded in conversations and in characters."""
+    """Batches with a limit of conversations and of characters."""
     batch: list[tuple[bool, Conversation]] = []
     characters = 0
     for item in conversations:
@@ -192,7 +190,7 @@ def _batches(conversations: Iterator[tuple[bool, Conversation]]) -> Iterator[lis
 
 
 def encode_batch(
-    conversations: Sequence[Conversation], tokenizer: "PreTrainedTokenizerFast", dialogue: Dialogue
+    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerFast, dialogue: Dialogue
 ) -> pa.Table:
     """The rows of some conversations, in the columns of `FEATURES`."""
     turns = [turn for conversation in conversations for turn in conversation]
@@ -214,10 +212,9 @@ def encode_batch(
 
 @contextmanager
 def split_writer(file: Path) -> Iterator[ArrowWriter]:
-    """A writer of conversations (`FEATURES`) into an Arrow file, which is whole when the block ends without an error.
+    """A writer of conversations (`FEATURES`) into an Arrow file, complete when the block ends without an error.
 
-    After an error the file is closed here. Left to the garbage collector, a file on a full disk says so a second time,
-    with a traceback (Python 3.14).
+    After an error the file is closed here: the garbage collector would print a traceback for a full disk (Python 3.14).
     """
     writer = ArrowWriter(features=FEATURES, path=str(file))
     try:
@@ -230,12 +227,12 @@ def split_writer(file: Path) -> Iterator[ArrowWriter]:
 
 
 def save_split(scratch: Path, folder: Path) -> None:
-    """Save one Arrow file of `FEATURES` in the form of `datasets`, its fingerprint taken from the content."""
+    """Save an Arrow file of `FEATURES` in the format of `datasets`, with a fingerprint of its content."""
     rows = Dataset(
         MemoryMappedTable.from_file(str(scratch)), info=DatasetInfo(features=FEATURES), fingerprint=sha256(scratch)[:16]
     )
     shown = not are_progress_bars_disabled()
-    disable_progress_bars()  # it would draw a bar where stderr is no terminal
+    disable_progress_bars()  # they are drawn even if stderr is not a terminal
     try:
         rows.save_to_disk(str(folder))
     finally:

@@ -1,17 +1,17 @@
-"""What every reader yields: conversations of turns; and statistics of what was read, cleaned and left out."""
+"""Conversations of turns, which every reader yields, and counts of what was read, cleaned and left out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 from chitchat.text.cleaning import Cleaned, clean
 
 
 class Turn(NamedTuple):
-    """What one side says before the other speaks.
+    """A turn; `reply` is true for the bot's. One that does not `counts` is context only, and not part of the loss.
 
-    `reply` is true where the bot says it. A turn that does not `count` is read as context and is no part of the loss.
-    `ids` are the turn's own token ids, without an end of turn, where the corpus holds ids; `text` is then their text.
+    `ids` are the turn's token ids, without an end of turn, where the corpus holds ids; `text` is then their text.
     """
 
     text: str
@@ -24,7 +24,7 @@ Conversation = list[Turn]
 
 
 class Message(NamedTuple):
-    """One message as a file has it: successive ones of one sender are one turn."""
+    """A message of a file: consecutive ones of one sender are one turn."""
 
     sender: str
     reply: bool
@@ -47,27 +47,19 @@ class ReadStats(Cleaned):
 
 
 def alternating(texts: Sequence[str], stats: ReadStats) -> Conversation:
-    """Turns of two sides that take turns, the second one the bot."""
+    """Turns of a user and a bot that alternate, the user first."""
     kept = [text for text in (clean(raw, stats) for raw in texts) if text]
     stats.empty_turns += len(texts) - len(kept)
     return [Turn(text, index % 2 == 1) for index, text in enumerate(kept)]
 
 
 def merged(messages: Sequence[Message], stats: ReadStats) -> Conversation:
-    """Turns of messages: successive ones of one sender become one turn, which counts where all of them do."""
-    turns: list[Turn] = []
-    first, texts, counts = None, [""], True  # of the turn that is being read
-    for message in messages:
-        text = clean(message.text, stats)
-        if not text:
-            stats.empty_turns += 1
-        elif first is not None and first.sender == message.sender:
-            texts.append(text)
-            counts = counts and message.counts
-        else:
-            if first is not None:
-                turns.append(Turn(" ".join(texts), first.reply, counts))
-            first, texts, counts = message, [text], message.counts
-    if first is not None:
-        turns.append(Turn(" ".join(texts), first.reply, counts))
-    return turns
+    """Turns of messages: consecutive ones of one sender are joined into one turn, which counts if all of them do."""
+    cleaned = [(message, clean(message.text, stats)) for message in messages]
+    kept = [(message, text) for message, text in cleaned if text]
+    stats.empty_turns += len(cleaned) - len(kept)
+    turns = (list(group) for _, group in groupby(kept, lambda entry: entry[0].sender))
+    return [
+        Turn(" ".join(text for _, text in turn), turn[0][0].reply, all(message.counts for message, _ in turn))
+        for turn in turns
+    ]

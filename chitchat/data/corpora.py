@@ -1,8 +1,8 @@
 """Corpora by name or by file: the arguments of `compress data CORPUS...`.
 
-A corpus can be iterated any number of times, in a stream; nothing is kept. Files are read by their ending, which may
-have a `.gz` or `.zst` behind it. Named corpora come out of installed packages: `byu` (chitchat-dataset) and
-`chatterbot:<language>` (chatterbot-corpus); nothing is downloaded for them. `hf:NAME` is in `chitchat.data.hub`.
+A corpus is a stream that can be iterated any number of times. Files are read by their ending, which `.gz` or `.zst` may
+follow. Named corpora are in installed packages: `byu` (chitchat-dataset) and `chatterbot:<language>`
+(chatterbot-corpus); nothing is downloaded for them. `hf:NAME` is in `chitchat.data.hub`.
 """
 
 import errno
@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from chitchat.data.columns import Columns
 from chitchat.data.conversation import Conversation, Message, ReadStats, alternating, merged
-from chitchat.data.dialogpt import read_dialogpt
 from chitchat.data.hub import PREFIX, HubData
 from chitchat.data.json_stream import stream_items
 from chitchat.data.pickled import read_pickle
-from chitchat.data.readers import read_json, read_jsonl, read_txt
+from chitchat.data.readers import read_dialogpt, read_json, read_jsonl, read_txt
 from chitchat.data.tables import read_table
 from chitchat.errors import BadInput
 from chitchat.text.archive import PACKINGS, form_of
@@ -46,10 +45,10 @@ _NAMES = f"byu, chatterbot:<language>, {PREFIX}NAME[:split]"
 
 @dataclass(frozen=True)
 class Corpus:
-    """A source of conversations: its name, the files that it reads, and how they are read.
+    """A source of conversations: its name, its files, and their reader.
 
-    `in_ids`: it holds token ids, and needs the tokenizer that they are of. `tabular`: it takes `--columns`. `hub` is a
-    data set of `datasets`, which is read in place of files.
+    `in_ids`: it holds token ids, and needs their tokenizer. `tabular`: it takes `--columns`. `hub` is a data set of
+    `datasets`, which is read in place of files.
     """
 
     name: str
@@ -60,7 +59,7 @@ class Corpus:
     hub: HubData | None = None
 
     def conversations(self, stats: ReadStats) -> Iterator[Conversation]:
-        """All conversations of two turns or more; `stats` counts these and what is left out."""
+        """All conversations of at least two turns; `stats` counts these and what is left out."""
         for path in self.files or (Path(),):
             for conversation in self.read(path, stats):
                 if len(conversation) < 2:
@@ -70,19 +69,15 @@ class Corpus:
                     yield conversation
 
     def read_by(self, columns: Columns | None, tokenizer: "PreTrainedTokenizerFast | None") -> "Corpus":
-        """The corpus with what it is read by, as far as it needs it. Raises `BadInput` for a lack of a tokenizer."""
+        """The corpus with the columns or the tokenizer that its reader needs."""
         if self.in_ids:
-            if tokenizer is None:
-                raise BadInput(
-                    f"{self.files[0]}: holds token ids; give --tokenizer, the vocab.txt or checkpoint that they are of"
-                )
             return replace(self, read=partial(read_pickle, tokenizer=tokenizer))
         if self.tabular and columns is not None:
             return replace(self, read=_table_reader(self.hub, columns))
         return self
 
     def check(self) -> None:
-        """Read the first conversation, so that a file that cannot be read at all is refused before any work."""
+        """Read the first conversation, to find an unreadable file before any work. Raises `BadInput`."""
         next(iter(self.conversations(ReadStats())), None)
 
     def sha256(self) -> str:
@@ -96,41 +91,25 @@ class Corpus:
 
 
 def open_corpora(specs: Sequence[str]) -> list[Corpus]:
-    """The corpora that are named; raises `BadInput` for the first one that cannot be."""
+    """The named corpora. Raises `BadInput` for the first one that cannot be opened."""
     if not specs:
-        raise BadInput(f"CORPUS: none is given; give files ({_ENDINGS}) or names ({_NAMES})")
+        raise BadInput(f"CORPUS: is missing; give files ({_ENDINGS}) or names ({_NAMES})")
     return [open_corpus(spec) for spec in specs]
 
 
-def _kind_of(path: Path) -> tuple[bool, bool]:
-    """Whether it is a regular file, and whether it is there. Raises OSError for what may not be looked at.
-
-    `Path.is_file` and `Path.exists` call that absent since Python 3.14.
-    """
-    try:
-        mode = path.stat().st_mode
-    except ValueError:  # a NUL in the name
-        return False, False
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return False, False
-        raise
-    return stat.S_ISREG(mode), True
-
-
 def open_corpus(spec: str) -> Corpus:
-    """One corpus: a file where there is one of that name, else an installed corpus, or a data set of `datasets`."""
+    """One corpus: a file if there is one of that name, else an installed corpus or a data set of `datasets`."""
     path = Path(spec)
-    try:
-        is_file, exists = _kind_of(path)
+    try:  # not Path.is_file, which hides a lack of permission since Python 3.14
+        if stat.S_ISREG(path.stat().st_mode):
+            return _file(path)
+        raise BadInput(f"{path}: is not a regular file{_files_in(path)}; name the corpus files themselves")
     except OSError as error:
-        raise BadInput(
-            f"{spec[:200]}: cannot be opened ({error.strerror}); check the path and its permissions"
-        ) from error
-    if is_file:
-        return _file(path)
-    if exists:
-        raise BadInput(f"{path}: is not a regular file{_within(path)}; name the corpus files themselves")
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            reason = f"cannot be opened ({error.strerror}); check the path and its permissions"
+            raise BadInput(f"{spec[:200]}: {reason}") from error
+    except ValueError:  # a NUL in the name
+        pass
     if spec.startswith(PREFIX):
         hub = HubData.parse(spec)
         return Corpus(hub.title, (), _table_reader(hub, None), tabular=True, hub=hub)
@@ -140,10 +119,10 @@ def open_corpus(spec: str) -> Corpus:
     if name == "chatterbot":
         return _chatterbot(spec, language)
     if path.is_symlink():
-        raise BadInput(f"{path}: is a link to a file that is not there; give an existing file")
+        raise BadInput(f"{path}: is a link to a missing file; give an existing file")
     if path.suffix or path.parent != Path("."):
         raise BadInput(f"{path}: no such file; give an existing {_ENDINGS} file or one of {_NAMES}")
-    raise BadInput(f"corpus {spec!r}: no such corpus and no such file; there are {_NAMES}, and files {_ENDINGS}")
+    raise BadInput(f"corpus {spec!r}: no such corpus or file; give {_NAMES}, or a file ({_ENDINGS})")
 
 
 def _file(path: Path) -> Corpus:
@@ -151,27 +130,27 @@ def _file(path: Path) -> Corpus:
     form = _OTHER_ENDINGS.get(ending, ending)
     if form not in _READERS:
         raise BadInput(
-            f"{path}: unknown file ending {ending!r}; a corpus is {_ENDINGS}, packed or not ({', '.join(PACKINGS)}), "
+            f"{path}: unknown file ending {ending!r}; give {_ENDINGS}, compressed or not ({', '.join(PACKINGS)}), "
             f"or one of {_NAMES}"
         )
     return Corpus(path.name, (path,), _READERS[form], in_ids=form == ".pkl", tabular=form in (".csv", ".tsv"))
 
 
 def _table_reader(hub: HubData | None, columns: Columns | None) -> Reader:
-    """How a table, or a data set, is read by `columns`."""
+    """The reader of a table, or of a data set, by `columns`."""
     if hub is None:
         return partial(read_table, columns=columns)
     return lambda _, stats: hub.conversations(stats, columns)
 
 
-def _within(path: Path) -> str:
-    """Corpus files in a folder, to name in an error."""
+def _files_in(path: Path) -> str:
+    """The corpus files in a folder, for an error."""
     try:
         listed = sorted(path.iterdir()) if path.is_dir() else []
         files = [file for file in listed if form_of(file)[0] in _READERS and file.is_file()]
     except OSError:
         files = []
-    return f" (there are {', '.join(map(str, files[:3]))}{' …' if len(files) > 3 else ''} in it)" if files else ""
+    return f" (it contains {', '.join(map(str, files[:3]))}{' …' if len(files) > 3 else ''})" if files else ""
 
 
 def _chatterbot(spec: str, language: str) -> Corpus:
@@ -193,10 +172,7 @@ def _package(module: str, package: str, spec: str) -> Path:
 
 
 def _read_byu(path: Path, stats: ReadStats) -> Iterator[Conversation]:
-    """The BYU corpus: an object of conversations, each with groups of utterances by one sender.
-
-    The one who speaks first is the user, everybody else the bot.
-    """
+    """The BYU corpus: an object of conversations, each with groups of utterances by one sender, the user first."""
     for _, value in stream_items(path):
         utterances = [utterance for group in value["messages"] for utterance in group]
         first = utterances[0]["sender"] if utterances else None
@@ -206,15 +182,15 @@ def _read_byu(path: Path, stats: ReadStats) -> Iterator[Conversation]:
 def _read_chatterbot(path: Path, stats: ReadStats) -> Iterator[Conversation]:
     import yaml
 
-    # BaseLoader keeps every scalar a string: "Yes" and "42" are things people say, not values.
+    # BaseLoader keeps every scalar a string: "Yes" and "42" are texts here.
     loader = partial(yaml.load, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))
     content = loader(path.read_text(encoding="utf-8"))
     for conversation in content.get("conversations") or []:
-        yield alternating([_spoken(line) for line in conversation], stats)
+        yield alternating([_yaml_text(line) for line in conversation], stats)
 
 
-def _spoken(line: Any) -> str:
-    """A line of a YAML conversation; one with a colon in it was read as a mapping."""
+def _yaml_text(line: Any) -> str:
+    """A line of a YAML conversation as text; YAML reads one with a colon as a mapping."""
     if isinstance(line, dict):
-        return ", ".join(f"{key}: {_spoken(value)}" for key, value in line.items())
-    return " ".join(map(_spoken, line)) if isinstance(line, list) else str(line)
+        return ", ".join(f"{key}: {_yaml_text(value)}" for key, value in line.items())
+    return " ".join(map(_yaml_text, line)) if isinstance(line, list) else str(line)

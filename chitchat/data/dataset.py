@@ -1,18 +1,18 @@
 """A data set folder as training and measuring read it.
 
 The folder holds `train/` and `validation/` (Arrow, as `datasets` saves it), the tokenizer's files, `data.json` (the
-report) and `lineage.json`. A row is one conversation: `input_ids`, `turn_lengths`, `replies`, `counts` (which turns are
-part of the loss; absent in older ones, where all are), `turn_bytes`. How it is made stands in `chitchat.data.builder`;
-the names that others use are all offered here.
+report) and `lineage.json`. A row is one conversation: `input_ids`, `turn_lengths`, `replies`, `counts` (the loss mask;
+absent in older ones, where all turns count), `turn_bytes`. It is made by `chitchat.data.builder`.
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, load_from_disk
+from transformers import PreTrainedTokenizerFast
 
 from chitchat.checkpoint import load_tokenizer
 from chitchat.data.builder import SPLITS, build_dataset
@@ -23,9 +23,6 @@ from chitchat.formats.same_tokenizer import tokenizer_differences
 from chitchat.lineage import LINEAGE, identity, verify_lineage
 from chitchat.system.folder import OUR_FILES
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 __all__ = ["ChatData", "Windows", "build_dataset", "collate", "held_out_prompts", "numbered_prompts", "open_dataset"]
 
 
@@ -34,7 +31,7 @@ class ChatData:
     """An open data set. `identity` is the sha256 that lineages of its readers record; `report` is data.json."""
 
     path: Path
-    tokenizer: "PreTrainedTokenizerFast"
+    tokenizer: PreTrainedTokenizerFast
     dialogue: Dialogue
     report: dict[str, Any]
     identity: str
@@ -47,14 +44,11 @@ class ChatData:
         return max(self.tokenizer.get_vocab().values()) + 1
 
     def banned_ids(self, rows: int) -> tuple[int, ...]:
-        """What a model whose table has so many rows may never generate: special ids, and rows that are no token."""
+        """The ids that a model with a table of `rows` may never generate: special tokens, and rows without a token."""
         return with_banned(self.dialogue, unassigned_ids(self.tokenizer, rows)).banned_ids
 
-    def check_tokenizer(self, tokenizer: "PreTrainedTokenizerFast", checkpoint: str) -> None:
-        """Raise `BadInput` unless the conversations were tokenised with the tokenizer of `checkpoint`.
-
-        The line names the rules that differ (`chitchat.formats.same_tokenizer`).
-        """
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerFast, checkpoint: str) -> None:
+        """Raise `BadInput`, which names the difference, unless the data set's tokenizer is that of `checkpoint`."""
         one, other = (known.backend_tokenizer.to_str() for known in (self.tokenizer, tokenizer))
         if found := tokenizer_differences(one, other):
             raise BadInput(
@@ -68,17 +62,13 @@ class ChatData:
 
         Turns that do not count have no labels; with `replies_only` only replies have.
         """
-        return Windows(self._rows(split), self.dialogue, context, replies_only)
-
-    def _rows(self, split: str) -> Dataset:
         if split not in SPLITS:
             raise ValueError(f"split {split!r}: there are {SPLITS}")
-        rows: Dataset = getattr(self, split)
-        return rows
+        return Windows(getattr(self, split), self.dialogue, context, replies_only)
 
 
 def open_dataset(path: Path) -> ChatData:
-    """Open a data set folder after its hashes are verified. Raises `BadInput` for what is not one, or was altered."""
+    """Open a data set folder and verify its hashes. Raises `BadInput` for one that is none, or was altered."""
     path = Path(path)
     marker = OUR_FILES["data"]
     if not path.is_dir():
@@ -99,10 +89,7 @@ def open_dataset(path: Path) -> ChatData:
 
 
 def held_out_prompts(data: ChatData, count: int, max_tokens: int) -> list[list[int]]:
-    """`count` prompts of at most `max_tokens` ids from held-out conversations, the same ones every time.
-
-    They are the first `count` of `numbered_prompts`. Raises `BadInput` when there are fewer.
-    """
+    """The first `count` of `numbered_prompts`, without their numbers. Raises `BadInput` if there are fewer."""
     numbered = numbered_prompts(data, count, max_tokens)
     if len(numbered) < count:
         raise BadInput(
@@ -115,18 +102,18 @@ def held_out_prompts(data: ChatData, count: int, max_tokens: int) -> list[list[i
 def numbered_prompts(data: ChatData, most: int, max_tokens: int) -> list[tuple[int, list[int]]]:
     """Up to `most` prompts of at most `max_tokens` ids, each after the number of its held-out conversation.
 
-    Each ends with a whole turn that has an answer in the conversation; older turns that do not fit are left out
-    whole. With more prompts than conversations, a conversation serves again, cut after another turn. They are the
-    same ones every time, and fewer than `most` where the split has no more such turns.
+    A prompt consists of whole turns and ends with one that has an answer in the conversation; older turns that do not
+    fit are left out. If there are more prompts than conversations, a conversation is used again, cut after another
+    turn. The prompts are the same every time, and fewer than `most` if the split has no more such turns.
     """
     lengths, ids = RaggedColumn(data.validation, "turn_lengths"), RaggedColumn(data.validation, "input_ids")
     random = np.random.default_rng(0)
     start = list(data.dialogue.start_ids)
-    found = []  # (how often its conversation has served, row, the turns up to the one that it ends with)
+    found = []  # (how often its conversation was used before, row, lengths of the turns up to its last one)
     for row in random.permutation(len(lengths.lengths)):
         turns = lengths.slice(int(row), 0, int(lengths.lengths[row])).astype(np.int64)
         fitting = np.flatnonzero(turns[:-1] + len(start) <= max_tokens)
-        found += [(served, int(row), turns[: turn + 1]) for served, turn in enumerate(random.permutation(fitting))]
+        found += [(used, int(row), turns[: turn + 1]) for used, turn in enumerate(random.permutation(fitting))]
     found.sort(key=lambda entry: entry[0])  # stable: every conversation once before any of them twice
     prompts = []
     for _, row, turns in found[:most]:

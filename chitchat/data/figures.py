@@ -1,7 +1,4 @@
-"""What data.json reports of a data set: counts and lengths, what was left out or cleaned, turns outside the loss.
-
-Figures are gathered batch by batch as histograms over lengths, so their size does not grow with the corpus.
-"""
+"""The figures of data.json: counts and lengths, what was left out or cleaned, turns that are not in the loss."""
 
 import sys
 from typing import Any
@@ -18,7 +15,7 @@ _LEFT_OUT = ("empty_turns", "other_parts", "cut_turns", "special_ids", "repeated
 
 
 class Counter:
-    """Figures of one split, as histograms over lengths: their size does not grow with the split."""
+    """Figures of one split as histograms over lengths, whose size does not grow with the split."""
 
     def __init__(self) -> None:
         self.turn_tokens = np.zeros(1, dtype=np.int64)
@@ -50,7 +47,7 @@ class Counter:
 
 
 def report_figures(found: CorpusIndex, train: Counter, validation: Counter) -> dict[str, Any]:
-    """What a report says of a data set that was made of corpora."""
+    """The figures of a data set that was made of corpora."""
     repeats = {"held_out_conversations": found.held_out_repeats} if found.held_out_repeats else {}
     return {
         **split_figures(train, validation),
@@ -66,7 +63,7 @@ def report_figures(found: CorpusIndex, train: Counter, validation: Counter) -> d
 
 
 def split_figures(train: Counter, validation: Counter) -> dict[str, Any]:
-    """What a report says of the rows of both splits together and of each."""
+    """The figures of both splits together and of each."""
     turn_tokens = _added(train.turn_tokens, validation.turn_tokens)
     conversation_tokens = _added(train.conversation_tokens, validation.conversation_tokens)
     sides = {"train": train.as_json(), "validation": validation.as_json()}
@@ -83,7 +80,7 @@ def split_figures(train: Counter, validation: Counter) -> dict[str, Any]:
 
 
 def percentiles(histogram: np.ndarray) -> dict[str, float]:
-    """Mean, percentiles and maximum of lengths, from how often each length occurs (nearest rank)."""
+    """Mean, percentiles (nearest rank) and maximum of lengths, from a histogram."""
     total = int(histogram.sum())
     reached = np.cumsum(histogram)
     ranks = {f"p{share}": int(np.searchsorted(reached, share / 100 * total)) for share in (5, 50, 90, 95, 99)}
@@ -100,24 +97,25 @@ def _added(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def announce(report: dict[str, Any]) -> None:
-    """Say on stderr what was left out, cleaned and does not count, and warn of a tokenizer that does not fit."""
-    left_out = {**report["left_out"], "duplicates": report["duplicates"]}
-    parts = [f"{count} {name.replace('_', ' ')}" for name, count in left_out.items() if count]
-    if parts:
-        print(f"left out: {', '.join(parts)}", file=sys.stderr)
+    """Print on stderr what was left out, cleaned and is not in the loss, and warn of an unsuitable tokenizer."""
     cleaned = dict(report["cleaned"])
-    lost = cleaned.pop("replacement_characters")
-    parts = [f"{count} {name.replace('_', ' ')}" for name, count in cleaned.items() if count]
-    if parts:
-        print(f"cleaned: {', '.join(parts)} (removed; half surrogates became U+FFFD)", file=sys.stderr)
-    if lost:
-        print(f"warning: {lost} U+FFFD in the text: characters that an earlier conversion lost", file=sys.stderr)
-    if report["uncounted_turns"]:
-        print(f"not in the loss: {report['uncounted_turns']} of {report['turns']} turns (weight 0)", file=sys.stderr)
-    share = report["unknown_share"]
-    if share > _UNKNOWN_LIMIT:
-        print(
-            f"warning: {share:.1%} of the tokens are unknown to --tokenizer {report['tokenizer']}; "
-            "give one made for this language, or leave the option out to train one",
-            file=sys.stderr,
-        )
+    lost, share = cleaned.pop("replacement_characters"), report["unknown_share"]
+    left_out, removed = _listed({**report["left_out"], "duplicates": report["duplicates"]}), _listed(cleaned)
+    unknown = f"warning: {share:.1%} of the tokens are unknown to --tokenizer {report['tokenizer']}; "
+    lines = (
+        (left_out, f"left out: {left_out}"),
+        (removed, f"cleaned: {removed} (removed; half surrogates became U+FFFD)"),
+        (lost, f"warning: {lost} U+FFFD in the text: characters that an earlier conversion lost"),
+        (
+            report["uncounted_turns"],
+            f"not in the loss: {report['uncounted_turns']} of {report['turns']} turns (weight 0)",
+        ),
+        (share > _UNKNOWN_LIMIT, f"{unknown}give one for this language, or leave the option out to train one"),
+    )
+    for shown, line in lines:
+        if shown:
+            print(line, file=sys.stderr)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)

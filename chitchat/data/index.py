@@ -1,15 +1,15 @@
-"""The first pass over the corpora: all conversations, those that are held out, and text to train a tokenizer on.
+"""The first pass over the corpora: which conversations are held out, and text to train a tokenizer on.
 
-A conversation is known by a 64-bit hash of its text (case and white space aside), so a million of them need 8 MB.
-The split ranks these hashes: it does not depend on the order of the corpora, and a conversation that appears twice
-lies on one side only. The hash is keyed by the seed, so another seed holds out others. Instead of a share, a corpus of
-its own can be held out; what the other corpora repeat of it is left out of the training split.
+A conversation is represented by a 64-bit hash of its text (without case and white space), so a million need 8 MB. The
+split ranks these hashes: it does not depend on the order of the corpora, and duplicates are in the same split. The hash
+is keyed by the seed, so another seed holds out others. In place of a share, a whole corpus can be held out; its
+duplicates in the other corpora are left out of the training split.
 """
 
 import hashlib
 import heapq
 from array import array
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,11 @@ SAMPLE_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class CorpusIndex:
-    """What the first pass found.
+    """The result of the first pass.
 
-    `keys` uint64, sorted, distinct; `held_out` bool, which of them are the validation split. `held_out_repeats`
-    counts what the corpora repeat of a corpus that is held out. `sample` are texts of training conversations, at most
-    `SAMPLE_BYTES` of them.
+    `keys` uint64, sorted, distinct; `held_out` bool, which of them are the validation split. `held_out_repeats` counts
+    the conversations of a held-out corpus that the others repeat. `sample` are at most `SAMPLE_BYTES` of text of
+    training conversations.
     """
 
     keys: NDArray[np.uint64]
@@ -40,12 +40,12 @@ class CorpusIndex:
 
     @property
     def duplicates(self) -> int:
-        """Conversations that repeat another one on their side of the split."""
+        """Conversations that repeat another one of their split."""
         return self.stats.conversations - len(self.keys) - self.held_out_repeats
 
 
 class TextSample:
-    """A bounded random sample of conversations: those with the greatest keys, whatever order they come in."""
+    """A bounded random sample of conversations: those with the greatest keys, independent of their order."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit  # bytes; 0 keeps nothing
@@ -54,7 +54,7 @@ class TextSample:
         self._keys: set[int] = set()
 
     def add(self, key: int, conversation: Conversation) -> None:
-        """Offer a conversation; the ones with the smallest keys are dropped for it."""
+        """Offer a conversation; those with the smallest keys are dropped."""
         if not self._limit:
             return
         full = self._size >= self._limit
@@ -123,11 +123,12 @@ def index_corpora(
 def _read(
     corpora: Sequence[Corpus], stats: ReadStats, seed: int, sample: TextSample | None, withheld: Container[int] = ()
 ) -> "array[int]":
-    """The key of every conversation in order; those that are not withheld are offered to the sample."""
+    """The key of every conversation in order; the sample is offered all but the withheld ones."""
     keys = array("Q")
     for corpus in corpora:
         before = ReadStats(**vars(stats))
-        for conversation in _progress(corpus.conversations(stats), f"reading {corpus.name}"):
+        title = f"reading {corpus.name}"
+        for conversation in tqdm(corpus.conversations(stats), desc=title, unit=" conversations", disable=None):
             key = conversation_key(conversation, seed)
             keys.append(key)
             if sample is not None and key not in withheld:
@@ -137,15 +138,10 @@ def _read(
 
 
 def conversation_key(conversation: Conversation, seed: int) -> int:
-    """A 64-bit hash of the turns' texts that does not see case and white space."""
+    """A 64-bit hash of the turns' texts without case and white space."""
     text = "\x1f".join(" ".join(turn.text.casefold().split()) for turn in conversation)
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest()
     return int.from_bytes(digest, "big")
-
-
-def _progress(conversations: Iterator[Conversation], title: str) -> Iterator[Conversation]:
-    progress: Iterator[Conversation] = tqdm(conversations, desc=title, unit=" conversations", disable=None)
-    return progress
 
 
 def _check_not_empty(corpus: Corpus, before: ReadStats, after: ReadStats) -> None:
@@ -154,7 +150,7 @@ def _check_not_empty(corpus: Corpus, before: ReadStats, after: ReadStats) -> Non
     where = corpus.files[0] if len(corpus.files) == 1 else corpus.name
     if after.short_conversations > before.short_conversations:
         raise BadInput(
-            f"{where}: one-sided, every conversation has fewer than two turns; a chat needs both sides "
-            "(in a .txt, a turn a line and a blank line between conversations)"
+            f"{where}: every conversation has fewer than two turns; give conversations of a user and a bot "
+            "(in a .txt: a turn a line, a blank line between conversations)"
         )
-    raise BadInput(f"{where}: is empty, there is no conversation in it; give a corpus with text")
+    raise BadInput(f"{where}: is empty; give a corpus with conversations")

@@ -1,9 +1,10 @@
 """A JSON list or object decoded item by item, so that a file larger than memory can be read.
 
-The decoder is Python's own; what is here feeds it with text until an item is whole.
+Python's decoder is given text until an item is complete.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ from typing import Any
 from chitchat.errors import BadInput
 from chitchat.text.lines import text_pieces
 
-# A conversation longer than this is a file that is not what it says; without a limit one missing bracket would make
-# the decoder read all of it.
+_SPACE = re.compile(r"[ \t\r\n]*")
+# Characters; without a limit one missing bracket would make the decoder read the whole file.
 _LONGEST_CONVERSATION = 1 << 26
 
 
 def stream_items(path: Path) -> Iterator[tuple[int, Any]]:
-    """`(line number, value)` for each item of a JSON list, or each value of a JSON object, one in memory at a time."""
+    """`(line number, value)` of each item of a JSON list, or each value of a JSON object, one in memory at a time."""
     source = _JsonSource(path)
     opening = source.peek()
     if opening not in ("[", "{"):
@@ -42,7 +43,7 @@ def stream_items(path: Path) -> Iterator[tuple[int, Any]]:
             raise source.error("a comma was expected")
     source.take(closing)
     if source.peek():
-        raise source.error("something follows the end of the list (one conversation a line? then name the file .jsonl)")
+        raise source.error("text follows the end of the list (one conversation a line? then name the file .jsonl)")
 
 
 class _JsonSource:
@@ -59,16 +60,17 @@ class _JsonSource:
     def peek(self) -> str:
         """The next character that is not white space; empty at the end of the file."""
         while True:
-            while self._at < len(self._text) and self._text[self._at] in " \t\r\n":
-                self.line += self._text[self._at] == "\n"
-                self._at += 1
+            space = _SPACE.match(self._text, self._at)
+            assert space is not None
+            self.line += space[0].count("\n")
+            self._at = space.end()
             if self._at < len(self._text):
                 return self._text[self._at]
             if not self._more():
                 return ""
 
     def take(self, character: str) -> None:
-        """Step over the character that `peek` must have shown."""
+        """Skip this character, the one that `peek` returned."""
         if self._text[self._at : self._at + 1] != character:
             raise self.error(f"{character!r} was expected")
         self._at += 1
@@ -79,7 +81,7 @@ class _JsonSource:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                # Only an error at the end of what was read can be healed by reading on.
+                # Only an error at the end of what was read can be due to missing text.
                 cut = error.msg.startswith("Unterminated") or error.pos >= len(self._text) - 16
                 if cut and len(self._text) - self._at < _LONGEST_CONVERSATION and self._more():
                     continue
@@ -95,7 +97,7 @@ class _JsonSource:
         return BadInput(f"{self._path}, line {self.line}: {reason}; write one JSON list of conversations")
 
     def _more(self) -> bool:
-        # At least as much again as is already waiting, so that long items are not decoded over and over.
+        # At least as much as is waiting, so that a long item is not decoded again for every piece.
         waiting = self._text[self._at :]
         pieces = []
         size = 0

@@ -1,9 +1,9 @@
-"""The conversation that a decoded value stands for: a list of turns, or messages in one of the forms people write.
+"""A conversation from a decoded JSON value: a list of turns, or messages in one of the common forms.
 
-OpenAI's fine-tuning form (`messages` of `role` and `content`, with content parts, null content and `weight`; platform
-guide "Fine-tuning"), ShareGPT's (`conversations` of `from` and `value`), lists under the other names that data sets
-use, and pairs (`prompt` and `response`, Alpaca's `instruction`, `input`, `output`, `history`). A message that carries
-`weight`, `train`, `training` or `loss` of 0 or false is read as context and does not count in the loss.
+These are OpenAI's fine-tuning form (`messages` of `role` and `content`, with content parts, null content and `weight`;
+platform guide "Fine-tuning"), ShareGPT's (`conversations` of `from` and `value`), lists under other names, and pairs
+(`prompt` and `response`, Alpaca's `instruction`, `input`, `output`, `history`). A message whose `weight`, `train`,
+`training` or `loss` is 0 or false is context only and does not count in the loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,9 +37,9 @@ _REMEDY = 'write a list of turns or {"messages": [{"role", "content"}]}'
 
 
 def conversation_of(value: Any, where: str, stats: ReadStats, remedy: str = _REMEDY) -> Conversation:
-    """The conversation that a decoded JSON value, or a row of a data set, stands for.
+    """The conversation in a decoded JSON value or a row of a data set.
 
-    `where` begins the error, `remedy` ends it. Raises `BadInput` for a value that is not a conversation.
+    Raises `BadInput` for a value that is not one; the message begins with `where` and ends with `remedy`.
     """
     messages = _messages_of(value, where, stats) if isinstance(value, dict) else value
     if isinstance(messages, dict):
@@ -51,22 +51,24 @@ def conversation_of(value: Any, where: str, stats: ReadStats, remedy: str = _REM
     plain = _plain_messages(messages, stats)
     if plain is not None:
         return merged(plain, stats)
-    spoken = [part for message in messages for part in _spoken_by_key(message)]
-    if not any(_who(message)[0] for message in spoken if isinstance(message, dict)):
-        return _by_turns(spoken, where, stats)
-    found: list[Message] = []
-    names = _names(spoken)
-    for message in spoken:
-        read = _message(message, names, where, stats)
-        if read is not None:
-            found.append(read)
-    return merged(found, stats)
+    split = [part for message in messages for part in _split_by_role(message)]
+    senders = [_sender(message) for message in split]
+    if not any(kind for kind, _ in senders):
+        return _alternating_messages(split, where, stats)
+    first = next((name for kind, name in senders if kind == "speaker" and not is_role(name)), None)
+    found = [_message(message, first, where, stats) for message in split]
+    return merged([message for message in found if message is not None], stats)
 
 
-def sided(speaker: str, first: str | None) -> bool | None:
-    """Whether the bot speaks: by the role that the speaker's name is, else anybody but the first one is it.
+def is_role(speaker: str) -> bool:
+    """Whether a speaker's name is a role (user, assistant, system, …)."""
+    return speaker.strip().casefold() in _KNOWN_ROLES
 
-    None for a speaker who is neither side (system, tool).
+
+def is_bot(speaker: str, first: str | None) -> bool | None:
+    """Whether a speaker is the bot: by role where the name is one, else everybody but the `first` speaker is.
+
+    None for a speaker who is neither user nor bot (system, tool).
     """
     role = speaker.strip().casefold()
     if role in _OTHER_ROLES:
@@ -90,7 +92,7 @@ def counts_of(weight: Any, where: str) -> bool:
 
 
 def _plain_messages(messages: Sequence[Any], stats: ReadStats) -> list[Message] | None:
-    """The messages of an ordinary list, for speed: `role` and `content`, or `from` and `value`, and nothing else.
+    """The messages of a list of `role` and `content`, or `from` and `value`, and nothing else; a fast path.
 
     None, and nothing counted, for any other list.
     """
@@ -113,7 +115,7 @@ def _plain_messages(messages: Sequence[Any], stats: ReadStats) -> list[Message] 
 
 
 def _messages_of(value: Mapping[str, Any], where: str, stats: ReadStats) -> Any:
-    """The list of messages in an object, wherever it stands; the object's own pair as messages; else None."""
+    """The list of messages in an object, or its question and answer as messages; else None."""
     system = value.get("system")
     stats.system_messages += isinstance(system, str) and bool(system.strip())
     for name in _LISTS:
@@ -121,24 +123,19 @@ def _messages_of(value: Mapping[str, Any], where: str, stats: ReadStats) -> Any:
             return value[name]
     for asked, answered in _PAIRS:
         if asked in value and answered in value:
-            return [*_history(value, where), *_side(value[asked], "user", _input(value, asked, answered)),
-                    *_side(value[answered], "assistant")]  # fmt: skip
+            extra = value.get("input") if "input" not in (asked, answered) else None  # Alpaca's, part of the question
+            question = _side(value[asked], "user", extra.strip() if isinstance(extra, str) else "")
+            return [*_history(value, where), *question, *_side(value[answered], "assistant")]
     return None
 
 
 def _side(text: Any, role: str, more: str = "") -> list[Any]:
-    """One side of a pair as messages: a text, or messages already."""
+    """Question or answer of a pair as messages: from a text, or from a list of messages."""
     if isinstance(text, list):
         return text
     if isinstance(text, str) and more:
         text = f"{text}\n{more}"
     return [{"role": role, "content": text}]
-
-
-def _input(value: Mapping[str, Any], asked: str, answered: str) -> str:
-    """Alpaca's `input`, which belongs to the instruction."""
-    text = value.get("input") if "input" not in (asked, answered) else None
-    return text.strip() if isinstance(text, str) else ""
 
 
 def _history(value: Mapping[str, Any], where: str) -> list[Any]:
@@ -152,26 +149,26 @@ def _history(value: Mapping[str, Any], where: str) -> list[Any]:
 
 
 def _rows_of(columns: Mapping[str, Any]) -> Any:
-    """Messages that are kept as columns (`{"role": [...], "content": [...]}`), row by row; None for anything else."""
+    """Messages from columns (`{"role": [...], "content": [...]}`); None for anything else."""
     lists = {name: values for name, values in columns.items() if isinstance(values, list)}
     if not lists or len({len(values) for values in lists.values()}) != 1:
         return None
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
-def _spoken_by_key(message: Any) -> list[Any]:
-    """A message whose keys are the speakers (`{"human": …, "assistant": …}`) as one message for each."""
+def _split_by_role(message: Any) -> list[Any]:
+    """A message whose keys are roles (`{"human": …, "assistant": …}`) as one message for each role."""
     if not isinstance(message, dict) or any(isinstance(message.get(key), str) for key in _ROLE_KEYS):
         return [message]
-    roles = [key for key in message if key.strip().casefold() in _KNOWN_ROLES]
+    roles = [key for key in message if is_role(key)]
     if any(key in message for key in _TEXT_KEYS) or not roles:
         return [message]
     weights = {key: message[key] for key in _WEIGHT_KEYS if key in message}
     return [{"role": key, "content": message[key], **weights} for key in roles]
 
 
-def _by_turns(messages: Sequence[Any], where: str, stats: ReadStats) -> Conversation:
-    """Messages that name nobody: the sides take turns."""
+def _alternating_messages(messages: Sequence[Any], where: str, stats: ReadStats) -> Conversation:
+    """Messages without senders: user and bot alternate."""
     found = []
     for number, message in enumerate(messages):
         text = message if isinstance(message, str) else _text(message, where, stats)
@@ -179,44 +176,33 @@ def _by_turns(messages: Sequence[Any], where: str, stats: ReadStats) -> Conversa
     return merged(found, stats)
 
 
-def _who(message: Mapping[str, Any]) -> tuple[str, str]:
-    """`(kind, name)` of who speaks: kind `role` or `speaker`, both empty where nobody is named."""
-    for kind, keys in (("role", _ROLE_KEYS), ("speaker", _SPEAKER_KEYS)):
-        for key in keys:
-            if message.get(key) is not None:
-                return kind, str(message[key])
+def _sender(message: Any) -> tuple[str, str]:
+    """`(kind, name)` of the sender, kind "role" or "speaker"; both empty where none is named."""
+    if isinstance(message, dict):
+        for kind, keys in (("role", _ROLE_KEYS), ("speaker", _SPEAKER_KEYS)):
+            for key in keys:
+                if message.get(key) is not None:
+                    return kind, str(message[key])
     return "", ""
 
 
-def _names(messages: Sequence[Any]) -> str | None:
-    """The first speaker who is known by name, not by role."""
-    for message in messages:
-        kind, name = _who(message) if isinstance(message, dict) else ("", "")
-        if kind == "speaker" and name.strip().casefold() not in _KNOWN_ROLES:
-            return name
-    return None
-
-
 def _message(message: Any, first: str | None, where: str, stats: ReadStats) -> Message | None:
-    """One message; None for one of neither side, which is counted."""
+    """One message; None for one of neither user nor bot, which is counted."""
     if not isinstance(message, dict):
         raise BadInput(f"{where}: message {str(message)[:60]!r} has no sender; {_REMEDY}")
-    kind, name = _who(message)
+    kind, name = _sender(message)
     role = name.strip().casefold()
-    if role in _OTHER_ROLES or (message.get("content", "") is None and role in _BOT_ROLES and _calls(message)):
+    calls_tool = role in _BOT_ROLES and (message.get("tool_calls") or message.get("function_call"))
+    if role in _OTHER_ROLES or (calls_tool and message.get("content", "") is None):
         stats.system_messages += 1
         return None
     if kind != "speaker" and role not in _SIDES:
         raise BadInput(f"{where}: role {name[:40]!r} is unknown; use user, assistant or system")
-    reply = bool(sided(name, first))
+    reply = bool(is_bot(name, first))
     label = name if kind == "speaker" else "bot" if reply else "user"
-    own = message.get("name")  # two who share a role and have names are two senders
+    own = message.get("name")  # two senders may share a role
     sender = f"{label}\0{own}" if isinstance(own, str) else label
     return Message(sender, reply, _text(message, where, stats), _counts(message, where))
-
-
-def _calls(message: Mapping[str, Any]) -> bool:
-    return bool(message.get("tool_calls") or message.get("function_call"))
 
 
 def _counts(message: Any, where: str) -> bool:
@@ -226,7 +212,7 @@ def _counts(message: Any, where: str) -> bool:
 
 
 def _text(message: Any, where: str, stats: ReadStats) -> str:
-    """The text of a message: a string, the text parts of a list, nothing for null."""
+    """The text of a message: a string, the text parts of a list, or "" for null."""
     key = next((key for key in _TEXT_KEYS if key in message), None) if isinstance(message, dict) else None
     content = message[key] if key else 0
     if content is None:
@@ -246,7 +232,7 @@ def _part(part: Mapping[str, Any]) -> str | None:
 
 
 def _fields(value: Any) -> str:
-    """What an object has instead, for an error."""
+    """The fields of an object, for an error."""
     if not isinstance(value, dict) or not value:
         return ""
     return " (its fields are {})".format(" ".join(", ".join(map(str, value)).split())[:100])

@@ -1,9 +1,9 @@
 """`.csv` and `.tsv`: conversations in tables, by the columns that `--columns` names.
 
-Python's csv module reads them. The delimiter of a .csv (comma, semicolon, tab) is the one under which the columns are
-there; Excel's line `sep=;` is heeded. In a .tsv quotes are ordinary characters where reading them as quotes does not
-give every row as many columns. Every row must have as many columns as the first: one more is a text with a delimiter
-that is not quoted, and would lose its end in silence.
+Python's csv module reads them. The delimiter of a .csv (comma, semicolon, tab) is the one that gives the named columns;
+Excel's line `sep=;` is followed. In a .tsv, quotes are ordinary characters unless reading them as quotes gives every
+row the same number of columns. A row with another number of columns than the first is refused: it holds a delimiter
+that is not quoted.
 """
 
 import csv
@@ -34,7 +34,7 @@ def read_table(path: Path, stats: ReadStats, columns: Columns | None = None) -> 
     if head and (named := _SEP.fullmatch(head[0])):
         delimiters, head, skipped = (named[1],), head[1:], 1
     if columns is None:
-        raise BadInput(f"{path}: a table; say which columns are the turns, {_named(head, delimiters)}")
+        raise BadInput(f"{path}: is a table; say which columns are the turns, {_example(head, delimiters)}")
     if not "".join(head).strip():
         return
     delimiter = _delimiter(head, delimiters, columns, path)
@@ -44,28 +44,28 @@ def read_table(path: Path, stats: ReadStats, columns: Columns | None = None) -> 
 
 
 def _cells(rows: Iterator[tuple[int, list[str]]], columns: Columns, path: Path) -> Iterator[Row]:
-    """Each row as `(where, the cells by name)`; without names the first row is one like the others."""
-    first, width, header = True, 0, [""]
-    for number, row in rows:
-        if first:
-            first, width = False, len(row)
-            header = [str(index + 1) for index in range(width)] if columns.numbered else [name.strip() for name in row]
-            _check_there(columns, header, path)
-            if not columns.numbered:
-                continue
-        if len(row) != width:
+    """Each row as `(place, cells by column name)`; without a header the first row is data as well."""
+    first = next(rows, None)
+    if first is None:
+        return
+    header = (
+        [str(index + 1) for index in range(len(first[1]))] if columns.numbered else [name.strip() for name in first[1]]
+    )
+    _check_columns(columns, header, path)
+    for number, row in chain([first] if columns.numbered else [], rows):
+        if len(row) != len(header):
             raise BadInput(
-                f"{path}, line {number}: has {len(row)} columns, the first row has {width}; a text with a delimiter or "
-                "a line end in it must stand in quotes"
+                f"{path}, line {number}: has {len(row)} columns, the first row has {len(header)}; "
+                "quote texts that hold a delimiter or a line end"
             )
         yield f"{path}, line {number}", dict(zip(header, row, strict=True))
 
 
-def _check_there(columns: Columns, header: list[str], path: Path) -> None:
+def _check_columns(columns: Columns, header: list[str], path: Path) -> None:
     for name in columns.names:
         if name not in header:
-            there = f"numbers to {len(header)}" if columns.numbered else _list(header)
-            raise BadInput(f"--columns {name}: {path} has no such column; it has {there}")
+            known = f"numbers 1 to {len(header)}" if columns.numbered else _shown(header)
+            raise BadInput(f"--columns {name}: {path} has no such column; it has {known}")
         if header.count(name) > 1:
             raise BadInput(f"--columns {name}: {path} has several columns of that name; rename one")
 
@@ -83,15 +83,15 @@ def _rows(
             return
         except csv.Error as error:
             raise BadInput(
-                f"{name}, line {begins}: is no row of a table ({error}); a quote that begins a text must end it, "
-                'and one within it is written twice, ""'
+                f"{name}, line {begins}: is not a row of a table ({error}); "
+                'close every quote, and double a quote within a text: ""'
             ) from error
         if any(cell.strip() for cell in row):
             yield begins, row
 
 
 def _delimiter(head: list[str], delimiters: tuple[str, ...], columns: Columns, path: Path) -> str:
-    """The delimiter under which the first row has the columns that are asked for, else the one with most columns."""
+    """The delimiter that gives the named columns in the first row, else the one that gives most columns."""
     rows = {delimiter: _lenient(head, delimiter) for delimiter in delimiters}
     fitting = [sign for sign in delimiters if set(columns.names) <= set(rows[sign][0])]
     if fitting and not columns.numbered:
@@ -100,7 +100,7 @@ def _delimiter(head: list[str], delimiters: tuple[str, ...], columns: Columns, p
 
 
 def _lenient(head: list[str], delimiter: str) -> list[list[str]]:
-    """The rows of the head, damaged ones too; at least one."""
+    """The rows of the head, malformed ones too; at least one."""
     try:
         rows = [[cell.strip() for cell in row] for row in csv.reader(head, delimiter=delimiter)]
     except csv.Error:
@@ -109,25 +109,25 @@ def _lenient(head: list[str], delimiter: str) -> list[list[str]]:
 
 
 def _quoting(head: list[str], delimiter: str, form: str) -> Quoting:
-    """Whether quotes quote: in a .csv always, in a .tsv where every row then has as many columns as the first."""
+    """Whether quotes are read as such: in a .csv always, in a .tsv if all rows then have as many columns."""
     if form == ".csv":
         return csv.QUOTE_MINIMAL
     try:
         widths = {len(row) for _, row in _rows(head, delimiter, csv.QUOTE_MINIMAL, "")}
-    except BadInput:  # the last row may be cut by the end of the head, and is then read in vain: ordinary quotes
+    except BadInput:  # ordinary characters, or a row that the end of the head cuts
         widths = set()
     plain = {len(line.split(delimiter)) for line in head if line.strip()}
     return csv.QUOTE_MINIMAL if len(widths) == 1 or len(plain) > 1 else csv.QUOTE_NONE
 
 
-def _named(head: list[str], delimiters: tuple[str, ...]) -> str:
-    """The remedy for a table without `--columns`: its own first row as an example."""
+def _example(head: list[str], delimiters: tuple[str, ...]) -> str:
+    """An example of `--columns` for this table, with its first row."""
     if not head:
         return "for example --columns question,answer"
     row = max((_lenient(head, sign)[0] for sign in delimiters), key=len)
-    return f"by name or number, for example --columns 1,2; its first row is {_list(row)}"
+    return f"by name or number, for example --columns 1,2; its first row is {_shown(row)}"
 
 
-def _list(names: list[str]) -> str:
+def _shown(names: list[str]) -> str:
     text = " ".join(", ".join(names).split())
     return text if len(text) <= 160 else text[:160] + "…"

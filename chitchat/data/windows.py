@@ -1,8 +1,7 @@
-"""Windows: conversations cut into pieces that fit a model's context, whole turns where they fit.
+"""Windows: conversations cut into pieces that fit a model's context, in whole turns where these fit.
 
-Packing is arithmetic on turn lengths and runs in numpy for millions of conversations; token ids stay in the
-memory-mapped Arrow file until a window is asked for. Every turn token lies in exactly one window. Nothing is padded
-here but in `collate`, and windows of different conversations are never joined.
+Packing is numpy arithmetic on turn lengths; token ids stay in the memory-mapped Arrow file until a window is read.
+Every turn token is in exactly one window, and no window has turns of two conversations. Only `collate` pads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,13 +50,12 @@ class RaggedColumn:
 class Windows(TorchDataset[dict[str, Any]]):
     """The windows of one split at one context length.
 
-    `lengths` int64 [windows]: ids of each window, start ids included. `conversation` int64 [windows]: the row that
-    each comes from, ascending. `text_bytes` int64 [windows]: UTF-8 bytes of the turn text whose labels count; a turn
-    that is cut shares its bytes out by tokens, so the sum is exact.
+    `lengths` int64 [windows]: ids of each window, start ids included. `conversation` int64 [windows]: its row,
+    ascending. `text_bytes` int64 [windows]: UTF-8 bytes of the turn text with labels; the bytes of a turn that is cut
+    are divided by tokens, so the sum is exact.
 
-    Where the format has no start ids (dialogpt), the first token of a window has nothing before it: its label is
-    there and the shifted loss never reads it. A turn that does not count has no labels, nor, with `replies_only`, has
-    one that is no reply; a window without any label is left out.
+    If the format has no start ids (dialogpt), the shifted loss ignores the label of a window's first token. A turn that
+    does not count has no labels; with `replies_only` only replies have. A window without labels is left out.
     """
 
     def __init__(self, rows: "Dataset", dialogue: Dialogue, context: int, replies_only: bool = False) -> None:
@@ -112,7 +110,7 @@ class _Pieces:
         turn_lengths = turns.flat().astype(np.int64)
         turn_bytes = RaggedColumn(rows, "turn_bytes").flat().astype(np.int64)
         count = -(-turn_lengths // max_tokens)
-        turn = np.repeat(np.arange(len(count)), count)  # the turn that each piece is of
+        turn = np.repeat(np.arange(len(count)), count)  # the turn of each piece
         begin = (np.arange(len(turn)) - np.repeat(np.cumsum(count) - count, count)) * max_tokens
         end = np.minimum(begin + max_tokens, turn_lengths[turn])
         self.lengths = end - begin
@@ -130,7 +128,7 @@ class _Pieces:
 
 
 def counted_turns(rows: "Dataset") -> np.ndarray:
-    """Which turns count in the loss, bool, row after row. In a data set from before there was a mask all do."""
+    """Which turns count in the loss, bool, row after row. In a data set without a mask all do."""
     if "counts" not in rows.column_names:
         return np.ones(int(RaggedColumn(rows, "turn_lengths").lengths.sum()), dtype=bool)
     return RaggedColumn(rows, "counts").flat().astype(bool)

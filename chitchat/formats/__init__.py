@@ -1,1 +1,1 @@
-"""What the world writes, read into our form: checkpoints of any age and layout, their configurations and tokenizers."""
+"""Readers of checkpoints, configurations and tokenizers of other tools and older versions."""

@@ -1,13 +1,13 @@
-"""The model hub: a hub id becomes a folder here, from the local cache alone where there is no way to the hub."""
+"""The model hub: a hub id becomes a local folder, from the cache alone if the hub cannot be reached."""
 
 import socket
 from functools import cache
 from pathlib import Path
 
-from chitchat.errors import BadInput
+from chitchat.errors import BadInput, one_line
 from serve.quiet import silence
 
-# What a GPT-2 can be read from; images, papers and weights of other frameworks stay where they are.
+# The files of a GPT-2; images, papers and weights of other frameworks are not downloaded.
 _TOKENIZER_FILES = (
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe"),
@@ -18,15 +18,15 @@ _TORCH_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "*_ft.pk
 
 
 def looks_like_hub_id(source: str) -> bool:
-    """Whether a name can be a hub id, `name` or `owner/name`, and not a path that is not there."""
+    """Whether a name can be a hub id, `name` or `owner/name`, rather than a missing path."""
     return not source.startswith((".", "/", "~")) and source.count("/") <= 1 and bool(source.strip("/ "))
 
 
 def fetch_model(hub_id: str, weights: bool = True) -> Path:
     """The local folder of a hub model: configuration, tokenizer and, with `weights`, its tensors.
 
-    Safetensors are taken where there are some, else PyTorch's. Raises `BadInput` for a model that the hub does not
-    serve, and where the hub cannot be reached and the cache does not hold the model.
+    Safetensors are preferred to PyTorch's files. Raises `BadInput` for a model that the hub does not have, and if the
+    hub cannot be reached and the model is not in the cache.
     """
     patterns = (*_CONFIG_FILES, *_TOKENIZER_FILES)
     if not weights:
@@ -44,21 +44,19 @@ def _snapshot(hub_id: str, patterns: tuple[str, ...]) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(patterns), local_files_only=not reached))
     except HFValidationError as error:
-        raise BadInput(f"{hub_id}: no such folder here, and no name that the model hub could know") from error
+        raise BadInput(f"{hub_id}: no such folder here, and not a name of the model hub; check the path") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         if not reached:
             raise BadInput(
                 f"{hub_id}: no such folder here, and the model hub cannot be reached; check the path or the network"
             ) from error
-        reason = " ".join(str(error).split())[:160]
-        raise BadInput(
-            f"{hub_id}: neither a folder here nor a model that the hub serves ({reason}); check the name"
-        ) from error
+        reason = f"neither a folder here nor a model of the hub ({one_line(error)})"
+        raise BadInput(f"{hub_id}: {reason}; check the name") from error
 
 
 @cache
 def hub_answers() -> bool:
-    """Whether the hub can be reached. Left to itself the library asks five times, with growing pauses, to find out."""
+    """Whether the hub can be reached; the library itself would retry five times, with growing pauses."""
     from urllib.parse import urlsplit
     from urllib.request import getproxies
 

@@ -1,8 +1,7 @@
-"""When two tokenizers are the same: they give the same ids for every text.
+"""Whether two tokenizers are the same: they give the same ids for every text.
 
 Five rules decide that: the vocabulary, the merges, the normalizer, the pre-tokenizer, and the special tokens. Decoders,
-templates, padding and truncation do not. All are read from `tokenizer.json`, so a checkpoint, a data set and a bundle
-are asked alike.
+templates, padding and truncation do not. All are read from `tokenizer.json`, of a checkpoint, a data set or a bundle.
 """
 
 import hashlib
@@ -13,16 +12,17 @@ RULES = ("vocabulary", "merges", "normalizer", "pre-tokenizer", "special tokens"
 
 
 def tokenizer_rules(tokenizer_json: str) -> dict[str, str]:
-    """A text for each of `RULES`, equal where the rule is, from the text of a `tokenizer.json`."""
+    """A text for each of `RULES`, equal if the rule is, from the text of a `tokenizer.json`."""
     record = json.loads(tokenizer_json)
     model = dict(record["model"])
     vocab, merges = model.pop("vocab"), model.pop("merges", None) or []
     pre_tokenizer = _step(record.get("pre_tokenizer"), "pretokenizers")
     if model.get("type") == "BPE" and "ByteLevel" in json.dumps(pre_tokenizer):
-        model.pop("unk_token", None)  # every text is bytes, so it is never written
+        model.pop("unk_token", None)  # never used, as every text is bytes
     added = sorted((token["id"], token["content"], token["special"]) for token in record.get("added_tokens") or [])
+    entries = sorted(vocab.items()) if isinstance(vocab, dict) else vocab
     tables = {
-        "vocabulary": [{name: value for name, value in sorted(model.items()) if value}, _entries(vocab)],
+        "vocabulary": [{name: value for name, value in sorted(model.items()) if value}, entries],
         "merges": [" ".join(pair) if isinstance(pair, list) else pair for pair in merges],
         "normalizer": _step(record.get("normalizer"), "normalizers"),
         "pre-tokenizer": pre_tokenizer,
@@ -32,23 +32,19 @@ def tokenizer_rules(tokenizer_json: str) -> dict[str, str]:
 
 
 def tokenizer_differences(one: str, other: str) -> list[str]:
-    """The names of the rules that differ between two `tokenizer.json`; [] where both give the same ids."""
+    """The names of the rules that differ between two `tokenizer.json`; [] if both give the same ids."""
     of_one, of_other = tokenizer_rules(one), tokenizer_rules(other)
     return [name for name in RULES if of_one[name] != of_other[name]]
 
 
 def tokenizer_identity(tokenizer_json: str) -> str:
-    """A hex sha256 over all rules: equal where two tokenizers give the same ids."""
+    """A hex sha256 over all rules: equal if two tokenizers give the same ids."""
     rules = tokenizer_rules(tokenizer_json)
     return hashlib.sha256("\0".join(rules[name] for name in RULES).encode()).hexdigest()
 
 
-def _entries(vocab: Any) -> Any:
-    return sorted(vocab.items()) if isinstance(vocab, dict) else vocab
-
-
 def _step(step: Any, parts: str) -> Any:
-    """A normalizer or pre-tokenizer in one form: a sequence of one is that one, and of none is none."""
+    """A normalizer or pre-tokenizer in a canonical form: a sequence of one is that one, an empty one is None."""
     if not isinstance(step, dict):
         return None
     if step.get("type") == "Sequence":

@@ -1,9 +1,8 @@
-"""The tokenizer of a folder, by its files alone: what class wrote them, and which version, does not matter.
+"""The tokenizer of a folder, read from its files alone, whichever class and version wrote them.
 
-`tokenizer.json` is taken as it is; without it a BERT `vocab.txt`, or either pair of GPT-2's files. Which token does
-what (`sep_token`, …) is read from `tokenizer_config.json` and `special_tokens_map.json`, and known by name where
-neither says. A role is never given to a token that the vocabulary does not have: transformers would append it, with an
-id past the model's table.
+`tokenizer.json` is used as it is; without it a BERT `vocab.txt`, or either pair of GPT-2's files. The roles of tokens
+(`sep_token`, …) are read from `tokenizer_config.json` and `special_tokens_map.json`, else deduced from their names. A
+token that is not in the vocabulary gets no role: transformers would append it, with an id past the model's table.
 """
 
 import json
@@ -14,33 +13,37 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from chitchat.errors import BadInput
+from chitchat.errors import BadInput, one_line
 from chitchat.formats.byte_level import END_OF_TEXT, FILES, read_byte_level
 from chitchat.formats.config import read_json
 from chitchat.formats.wordpiece import SPECIALS, read_wordpiece, unspaced_decoder, wrap_tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", *(name for pair in FILES for name in pair))
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_CONFIG = "tokenizer_config.json"
-# What saving notes of the machine that saved, and what only newer versions read.
+_CONFIG, _MAP = "tokenizer_config.json", "special_tokens_map.json"
+_REMEDY = "give --tokenizer, a vocab.txt or the folder that the model's vocabulary is in"
+# Fields that depend on the machine that saved, or that only newer versions read.
 _NOT_SAVED = ("backend", "is_local", "local_files_only", "name_or_path")
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds the files of a tokenizer."""
+    """Whether a folder has the files of a tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder. Raises `BadInput` where there is none that can be read, naming the file."""
+    """The tokenizer of a folder. Raises `BadInput`, which names the file, if there is none that can be read."""
     if not has_tokenizer(folder):
         raise BadInput(f"{folder}: holds no tokenizer ({_other_tokenizer(folder)}); {_REMEDY}")
-    config = read_json(folder / _CONFIG) if (folder / _CONFIG).is_file() else {}
-    backend, roles = _backend(folder, config)
+    config, mapped = read_json(folder / _CONFIG, optional=True), read_json(folder / _MAP, optional=True)
+    backend = _backend(folder, config)
+    by_name = _roles_by_name(backend)
     _add_tokens(folder, backend)
-    roles = {**roles, **_roles(folder, config, backend)}
-    # The name of version 4, which version 5 takes too: the benchmark reads tokenizers beside optimum, which needs 4.
-    options: dict[str, Any] = {**roles, "additional_special_tokens": list(_extra_tokens(folder, config, backend))}
+    declared = {role: _content(mapped.get(role)) or _content(config.get(role)) for role in _ROLES}
+    known = {role: token for role, token in declared.items() if token and backend.token_to_id(token) is not None}
+    roles = {**by_name, **known}
+    # transformers 4 and 5 take this name; the benchmark reads tokenizers beside optimum, which needs 4.
+    options: dict[str, Any] = {**roles, "additional_special_tokens": list(_extra_tokens(config, mapped, backend))}
     if template := _template(folder, config):
         options["chat_template"] = template
     length = config.get("model_max_length")
@@ -49,11 +52,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return wrap_tokenizer(backend, options)
 
 
-_REMEDY = "give --tokenizer, a vocab.txt or the folder that the model's vocabulary is in"
-
-
 def _other_tokenizer(folder: Path) -> str:
-    """What stands there instead of a tokenizer that can be read."""
+    """What the folder has in place of a tokenizer that can be read."""
     for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"):
         if (folder / name).is_file():
             return f"{name} is SentencePiece, which GPT-2 models do not have"
@@ -61,21 +61,19 @@ def _other_tokenizer(folder: Path) -> str:
     return f"but {texts[0]}" if texts else "no tokenizer.json, vocab.txt or vocab.json"
 
 
-def _backend(folder: Path, config: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, str]]:
-    """The tokenizer itself, and the roles that its files imply."""
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        backend = _from_json(path)
+def _backend(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+    backend: Tokenizer | None
+    if (folder / "tokenizer.json").is_file():
+        backend = _from_json(folder / "tokenizer.json")
     elif (folder / "vocab.txt").is_file():
         backend = read_wordpiece(folder / "vocab.txt").backend_tokenizer
     else:
-        found = read_byte_level(folder, config.get("add_prefix_space") is True)
-        assert found is not None, "has_tokenizer found one"
-        backend = found
-    # A BERT tokenizer that splits Chinese into characters joins them again with spaces.
+        backend = read_byte_level(folder, config.get("add_prefix_space") is True)
+    assert backend is not None, "has_tokenizer found one"
+    # BERT's own decoder joins the characters of Chinese words with spaces.
     if isinstance(backend.model, models.WordPiece) and isinstance(backend.decoder, decoders.WordPiece):
         backend.decoder = unspaced_decoder()
-    return backend, _roles_by_name(backend)
+    return backend
 
 
 def _from_json(path: Path) -> Tokenizer:
@@ -84,12 +82,11 @@ def _from_json(path: Path) -> Tokenizer:
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); check the file") from error
     except Exception as error:  # tokenizers raises a bare Exception
-        reason = " ".join(str(error).split())[:120]
-        raise BadInput(f"{path}: cannot be read ({reason}); fetch the file again") from error
+        raise BadInput(f"{path}: cannot be read ({one_line(error)}); fetch the file again") from error
 
 
 def _roles_by_name(backend: Tokenizer) -> dict[str, str]:
-    """The roles of the names that everybody uses, for a folder that does not tell them."""
+    """The roles of tokens with common names, for a folder that declares none."""
     if backend.token_to_id("[CLS]") is not None and backend.token_to_id("[SEP]") is not None:
         return {role: token for role, token in SPECIALS.items() if backend.token_to_id(token) is not None}
     if backend.token_to_id(END_OF_TEXT) is not None:
@@ -97,25 +94,16 @@ def _roles_by_name(backend: Tokenizer) -> dict[str, str]:
     return {}
 
 
-def _roles(folder: Path, config: Mapping[str, Any], backend: Tokenizer) -> dict[str, str]:
-    """The declared roles of tokens that the vocabulary has."""
-    path = folder / "special_tokens_map.json"
-    mapped = read_json(path) if path.is_file() else {}
-    declared = {role: _content(mapped.get(role)) or _content(config.get(role)) for role in _ROLES}
-    return {role: token for role, token in declared.items() if token and backend.token_to_id(token) is not None}
-
-
 def _content(token: Any) -> str | None:
-    """The text of a token, which old versions write as an object."""
+    """The text of a token; old versions write it as an object."""
     text = token.get("content") if isinstance(token, Mapping) else token
     return text if isinstance(text, str) and text else None
 
 
-def _extra_tokens(folder: Path, config: Mapping[str, Any], backend: Tokenizer) -> Iterator[str]:
+def _extra_tokens(config: Mapping[str, Any], mapped: Mapping[str, Any], backend: Tokenizer) -> Iterator[str]:
     """Special tokens without a role: a list in version 4 (`additional_…`) and 5 (`extra_…`), an object in between."""
-    path = folder / "special_tokens_map.json"
     seen: set[str] = set()
-    for record in (config, read_json(path) if path.is_file() else {}):
+    for record in (config, mapped):
         for name in ("additional_special_tokens", "extra_special_tokens"):
             values = record.get(name) or []
             for value in values.values() if isinstance(values, Mapping) else values:
@@ -126,23 +114,22 @@ def _extra_tokens(folder: Path, config: Mapping[str, Any], backend: Tokenizer) -
 
 
 def _add_tokens(folder: Path, backend: Tokenizer) -> None:
-    """The tokens of `added_tokens.json`, where tokenizer.json does not hold them: an object of tokens with their ids.
+    """Add the tokens of `added_tokens.json` (token to id) that tokenizer.json lacks.
 
-    Raises `BadInput` where an id cannot be the one that is said.
+    Raises `BadInput` for an id that does not follow the vocabulary.
     """
     path = folder / "added_tokens.json"
-    record = read_json(path) if path.is_file() else {}
+    record = read_json(path, optional=True)
     new = sorted((index, token) for token, index in record.items() if backend.token_to_id(token) is None)
     for index, token in new:
         if not isinstance(index, int) or index != backend.get_vocab_size(with_added_tokens=True):
-            raise BadInput(
-                f"{path}: {token} has id {index}, which does not follow the vocabulary; fetch the files again"
-            )
+            reason = f"{token} has id {index}, which does not follow the vocabulary"
+            raise BadInput(f"{path}: {reason}; fetch the files again")
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The chat template: a file of its own, a text, or the default one of several."""
+    """The chat template: from its own file, or a text, or the default of several."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
@@ -154,15 +141,15 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the files of a tokenizer into `folder`, so that `AutoTokenizer` of transformers 4 and 5 loads them.
+    """Write the files of a tokenizer into `folder`, for `AutoTokenizer` of transformers 4 and 5.
 
-    The same tokenizer gives the same bytes wherever it was loaded from.
+    The bytes do not depend on where the tokenizer was loaded from.
     """
     tokenizer.save_pretrained(folder)
     path = folder / _CONFIG
     written = read_json(path)
     kept = {name: value for name, value in written.items() if name not in _NOT_SAVED}
-    # Version 5 has other names for these, which 4 does not know; it knows the older ones.
+    # Version 5 reads the names of version 4, not the reverse.
     kept["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(kept.get("extra_special_tokens"), list):
         kept["additional_special_tokens"] = kept.pop("extra_special_tokens")
@@ -172,9 +159,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def without_rows(tokenizer: PreTrainedTokenizerFast, rows: int) -> PreTrainedTokenizerFast | None:
-    """The tokenizer without the special tokens whose ids lie at or past `rows`; None where others lie there as well.
+    """The tokenizer without special tokens whose ids are `rows` or more; None if other tokens have such ids as well.
 
-    Such tokens were appended by a library, and the model has no row for them: they are in no text and no reply.
+    Such tokens were appended by a library; the model has no row for them, so they are in no text and no reply.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     past = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}

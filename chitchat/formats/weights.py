@@ -1,38 +1,38 @@
-"""The tensors of a checkpoint under the names that its model has for them.
+"""The tensors of a checkpoint, renamed to those of its model.
 
-Read from safetensors (whole or sharded), from `pytorch_model.bin` of any age, or from a state dict under another name,
-as DialoGPT publishes (`*_ft.pkl`). Pickles are read by `torch.load(weights_only=True)`, which runs no code. Nothing is
-dropped in silence: a tensor is a weight, a mask that was once stored, or is spoken of.
+They are read from safetensors (whole or sharded), from `pytorch_model.bin` of any age, or from a state dict under
+another name, as in DialoGPT (`*_ft.pkl`). Pickles are read by `torch.load(weights_only=True)`, which runs no code. A
+tensor that is neither a weight nor a stored mask is left out with a notice.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chitchat.architectures.protocol import Architecture
-from chitchat.errors import BadInput
+from chitchat.errors import BadInput, one_line
 from chitchat.formats.config import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Safetensors first: where a folder has both, they are the same weights.
+# Safetensors first: if a folder has both, they are the same weights.
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _OTHERS = ("*.safetensors", "*.bin", "*.pkl", "*.pt", "*.pth")
-# Files of a Trainer and of ours that hold tensors and are no weights.
+# Files of the Trainer and of compress that hold other tensors.
 _NO_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state.*|training_args|.*\.quantized|adapter_model)\.[a-z]+")
-# Under which key a training script puts the state dict beside its other state, where it does.
+# Keys under which training scripts store the state dict beside other state.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-# What launchers, compilers and wrapping modules put before every name.
+# Prefixes of every name by launchers, compilers and wrapping modules.
 _PREFIXES = ("module.", "_orig_mod.")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights of a checkpoint folder; [] where there are none.
+    """The files of weights of a checkpoint folder; [] if there are none.
 
-    Raises `BadInput` for a shard that is missing, and for several files of which each could be the weights.
+    Raises `BadInput` for a missing shard, and for several files that could be the weights.
     """
     for whole, index in zip(_WHOLE, _SHARDED, strict=True):
         if (folder / whole).is_file():
@@ -52,11 +52,11 @@ def weight_files(folder: Path) -> list[Path]:
 def _shards(folder: Path, index: str) -> list[Path]:
     named = read_json(folder / index).get("weight_map")
     if not isinstance(named, Mapping) or not named or not all(isinstance(name, str) for name in named.values()):
-        raise BadInput(f"{folder / index}: names no files (weight_map); fetch the checkpoint again")
+        raise BadInput(f"{folder / index}: has no weight_map of files; fetch the checkpoint again")
     names = sorted(set(named.values()))
     for name in names:
         if Path(name).name != name:
-            raise BadInput(f"{folder / index}: names {name}, which lies outside the folder; fetch the checkpoint again")
+            raise BadInput(f"{folder / index}: lists {name}, which is outside the folder; fetch the checkpoint again")
         if not (folder / name).is_file():
             raise BadInput(f"{folder / name}: missing, although {index} lists it; fetch the checkpoint again")
     return [folder / name for name in names]
@@ -65,78 +65,60 @@ def _shards(folder: Path, index: str) -> list[Path]:
 def read_weights(
     files: Sequence[Path], tied: bool, architecture: Architecture
 ) -> tuple[dict[str, "Tensor"], bool, list[str]]:
-    """The weights in float32 by their names in the architecture's model, whether the head is the table, and notes.
+    """The weights in float32 by their names in the architecture's model, whether the head is tied, and notices.
 
-    `tied` is what config.json says of the head. A head that differs from the table stays, whatever is said; one that
-    is the same is left out where it is tied. Raises `BadInput` for a file that cannot be read, that carries code, that
-    holds another model, or whose numbers are not all finite: it names the tensor.
+    `tied` is the setting in config.json. A head that differs from the table is kept in any case; one that equals it is
+    left out if it is tied. Raises `BadInput` for a file that cannot be read, that contains code or another model, and
+    for a tensor with numbers that are not finite.
     """
     where = files[0] if len(files) == 1 else files[0].parent
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= _read_file(file)
     named = _named(tensors, where, architecture)
-    notes = [*_left_out(named, where, architecture)]
+    notices = _left_out_notices(named, where, architecture)
     weights = {name: tensor for name, tensor in named.items() if architecture.is_weight(name)}
     table, title = f"{architecture.table_name}.weight", architecture.title
     if table not in weights:
         raise BadInput(f"{where}: holds no weights of a {title} (no {table}); give the checkpoint of a {title} model")
     weights = _checked_numbers(weights, where)
-    tied, head_notes = _settle_head(weights, tied, where, architecture)
-    return weights, tied, [*notes, *head_notes]
+    tied, head_notices = _settle_head(weights, tied, where, architecture)
+    return weights, tied, [*notices, *head_notices]
 
 
 def _read_file(file: Path) -> dict[str, "Tensor"]:
-    import torch
-
-    found = _guarded(file, _read_safetensors if file.suffix == ".safetensors" else _read_pickle)
-    wrapper = next((name for name in _WRAPPERS if isinstance(found.get(name), Mapping)), None)
-    tensors = found if wrapper is None else found[wrapper]
-    return {str(name): tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
-
-
-def _read_safetensors(file: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    return dict(load_file(file))
-
-
-def _read_pickle(file: Path) -> dict[str, Any]:
-    import torch
-
-    found = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(found, Mapping):
-        raise ValueError(f"holds a {type(found).__name__} and no tensors by name")
-    return dict(found)
-
-
-def _guarded(file: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Call `read` and turn what the loaders raise into one line."""
+    """The tensors of safetensors or of a pickle. Raises `BadInput` for anything that the loaders raise."""
     import pickle
 
+    import torch
+    from safetensors.torch import load_file
+
     try:
-        return read(file)
+        safe = file.suffix == ".safetensors"
+        found: Any = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(found, Mapping):
+            raise ValueError(f"holds a {type(found).__name__} and no tensors by name")
+        wrapper = next((name for name in _WRAPPERS if isinstance(found.get(name), Mapping)), None)
+        tensors = found if wrapper is None else found[wrapper]
+        return {str(name): tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
     except MemoryError as error:
         raise BadInput(f"{file}: does not fit into memory; use a machine with more") from error
-    except Exception as error:  # the loaders raise what they please: SafetensorError, OSError, EOFError, KeyError, …
+    except Exception as error:  # SafetensorError, OSError, EOFError, KeyError, …
         if any(isinstance(cause, pickle.UnpicklingError) for cause in _causes(error)):
-            raise BadInput(
-                f"{file}: its weights are a pickle that asks to run code or is damaged; "
-                "only safetensors and plain tensors are read"
-            ) from error
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise BadInput(f"{file}: cannot be read ({reason}); fetch the file again") from error
+            reason = "its weights are a pickle that asks to run code or is damaged"
+            raise BadInput(f"{file}: {reason}; only safetensors and plain tensors are read") from error
+        raise BadInput(f"{file}: cannot be read ({one_line(error)}); fetch the file again") from error
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from or while handling: loaders wrap each other's errors."""
+    """The error and its causes: loaders wrap each other's errors."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _named(tensors: Mapping[str, "Tensor"], where: Path, architecture: Architecture) -> dict[str, "Tensor"]:
-    """The same tensors under today's names, wrappers' prefixes gone."""
+    """The tensors under their current names, without prefixes."""
     prefixes = (*_PREFIXES, *architecture.wrapper_prefixes)
     stripped = {_stripped(name, prefixes): tensor for name, tensor in tensors.items()}
     if len(stripped) < len(tensors):
@@ -150,32 +132,31 @@ def _stripped(name: str, prefixes: Sequence[str]) -> str:
     return name
 
 
-def _left_out(names: Collection[str], where: Path, architecture: Architecture) -> Iterator[str]:
-    """A word on the tensors that no chat model has. Raises `BadInput` where the model would not be the same."""
+def _left_out_notices(names: Collection[str], where: Path, architecture: Architecture) -> list[str]:
+    """A notice on tensors that no chat model has. Raises `BadInput` if the model would not be the same without them."""
     title, head_bias = architecture.title, f"{architecture.head_name}.bias"
     others = [name for name in names if not (architecture.is_weight(name) or architecture.is_buffer(name))]
     if any("lora_" in name for name in names):
         raise BadInput(f"{where}: has LoRA weights beside the model's; merge them first (PEFT's merge_and_unload)")
     if head_bias in others:
         raise BadInput(
-            f"{where}: its head has a bias ({head_bias}), which no {title} has; give the checkpoint of a {title}"
+            f"{where}: its head has a bias ({head_bias}), unlike a {title}; give the checkpoint of a {title}"
         )
-    if others:
-        more = "" if len(others) <= 3 else f" and {len(others) - 3} more"
-        yield f"{where}: {', '.join(others[:3])}{more} left out, since a {title} chat model has no such weights"
+    if not others:
+        return []
+    more = "" if len(others) <= 3 else f" and {len(others) - 3} more"
+    return [f"{where}: {', '.join(others[:3])}{more} left out, since a {title} chat model has no such weights"]
 
 
 def _checked_numbers(weights: Mapping[str, "Tensor"], where: Path) -> dict[str, "Tensor"]:
-    """The same weights in float32. Raises `BadInput` for integers, and for numbers that are not finite."""
+    """The weights in float32. Raises `BadInput` for integers, and for numbers that are not finite."""
     import torch
 
     checked = {}
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise BadInput(
-                f"{where}: {name} holds {kind} numbers, so the model is quantized; give the float checkpoint"
-            )
+            raise BadInput(f"{where}: {name} has {kind} numbers, so the model is quantized; give the float checkpoint")
         tensor = tensor.float().contiguous()
         if not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
@@ -190,7 +171,7 @@ def _checked_numbers(weights: Mapping[str, "Tensor"], where: Path) -> dict[str, 
 def _settle_head(
     weights: dict[str, "Tensor"], tied: bool, where: Path, architecture: Architecture
 ) -> tuple[bool, list[str]]:
-    """Whether the head is the table, and a word where config.json says otherwise; a tied head leaves `weights`."""
+    """Whether the head is tied, and a notice if config.json says otherwise; a tied head is removed from `weights`."""
     import torch
 
     name = f"{architecture.head_name}.weight"
@@ -199,14 +180,12 @@ def _settle_head(
         if tied:
             return True, []
         raise BadInput(
-            f"{where}: config.json says that the head is a matrix of its own (tie_word_embeddings false) and there is "
-            f'no {name}; fetch the checkpoint again, or write "tie_word_embeddings": true if the table is the head'
+            f"{where}: config.json says that the head is not tied (tie_word_embeddings false), but there is no {name}; "
+            'fetch the checkpoint again, or write "tie_word_embeddings": true if the table is the head'
         )
     if tied and head.shape == table.shape and torch.equal(head, table):
         del weights[name]
         return True, []
     if not tied:
         return False, []
-    return False, [
-        f"{where}: {name} is not the table, so it is kept as a head of its own, although config.json ties them"
-    ]
+    return False, [f"{where}: {name} is not the table, so it is kept, although config.json ties them"]

@@ -1,1 +1,1 @@
-"""What every stage needs of the machine: child processes, other interpreters, output folders, notices."""
+"""Child processes, interpreters of other environments, output folders and notices."""

@@ -1,8 +1,8 @@
-"""A command of ours as a child process: progress goes to our stderr, figures come back, and it never outlives us.
+"""A command of this project as a child process that returns figures and never outlives its parent.
 
-Ctrl-C in a terminal reaches parent and child alike, so the child is first given time to clean up by itself; a SIGTERM
-is passed on; and when the parent is killed, the kernel kills the child (Linux), so that no orphan goes on writing. For
-that this file is also a script: it asks the kernel, then becomes the command.
+Ctrl-C in a terminal reaches parent and child, so the child first gets time to clean up; SIGTERM is passed on; and if
+the parent is killed, the kernel kills the child (Linux). For that this file is also a script, which asks the kernel and
+then executes the command.
 """
 
 import ctypes
@@ -15,18 +15,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-_GRACE_S = 5.0  # for a child that got the Ctrl-C as well
-_CLEAN_UP_S = 30.0  # for one that was told to end
+_GRACE_S = 5.0  # for a child that received the Ctrl-C as well
+_CLEAN_UP_S = 30.0  # for a child that received a signal from here
 _PR_SET_PDEATHSIG = 1
 
-PROJECT = Path(__file__).resolve().parents[2]  # the folder that our packages lie in
+PROJECT = Path(__file__).resolve().parents[2]  # the folder of the packages
 
 
 def child_environment() -> dict[str, str]:
-    """Our environment, with the project importable in any folder and by any interpreter.
+    """This process's environment variables, with the project on PYTHONPATH.
 
-    An installed project is not put on the path: all other packages of this environment would come with it and hide
-    those of the interpreter that runs. There the other environment has its own copy (extras `peers`, `portable`).
+    An installed project is not added: its folder holds all packages of this environment, which would hide those of the
+    other interpreter. That environment then has its own copy (extras `peers`, `portable`).
     """
     if PROJECT.name in ("site-packages", "dist-packages"):
         return dict(os.environ)
@@ -35,9 +35,9 @@ def child_environment() -> dict[str, str]:
 
 
 def run_child(argv: Sequence[str], echo: Callable[[str], None]) -> tuple[int, dict[str, Any] | None]:
-    """Run `argv`; give its exit code (-n: killed by signal n) and the JSON object in its last line of stdout, if any.
+    """Run `argv`; return its exit code (-n: killed by signal n) and the JSON object in its last line of stdout, if any.
 
-    The lines before go to `echo`. What ends this function early ends the child too.
+    The lines before go to `echo`. An exception here ends the child.
     """
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(os.getpid()), *argv],
@@ -77,7 +77,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def _end(process: "subprocess.Popen[str]", how: signal.Signals, grace_s: float) -> None:
-    """Wait for a child that may be ending, tell it to end, kill it at last."""
+    """Wait for a child that may be ending, signal it, kill it at last."""
     try:
         for wait_s in (grace_s, _CLEAN_UP_S):
             try:
@@ -90,17 +90,17 @@ def _end(process: "subprocess.Popen[str]", how: signal.Signals, grace_s: float) 
         process.wait()
 
 
-def _become(parent: int, argv: Sequence[str]) -> None:
-    """Ask the kernel for a SIGKILL at the parent's death, then be the command. Both outlast an exec.
+def _execute(parent: int, argv: Sequence[str]) -> None:
+    """Ask the kernel for a SIGKILL at the parent's death, which survives an exec, and execute the command.
 
-    Not in `preexec_fn`, which runs between fork and exec: unsafe where the parent has threads.
+    Not in `preexec_fn`, which is unsafe if the parent has threads.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before the kernel knew
+        if os.getppid() != parent:  # it died before the request
             sys.exit(1)
     os.execvp(argv[0], list(argv))
 
 
 if __name__ == "__main__":
-    _become(int(sys.argv[1]), sys.argv[2:])
+    _execute(int(sys.argv[1]), sys.argv[2:])

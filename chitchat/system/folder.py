@@ -1,8 +1,7 @@
-"""Output folders that are complete or absent, and files that are the old or the new one.
+"""Output folders that are complete or absent, and files that are replaced atomically.
 
-A stage writes into a staging folder beside its place and the folder is renamed when whole. Whatever ends the stage
-early (an error, Ctrl-C, a full disk) removes the staging folder; after a SIGKILL the next stage with the same output
-sweeps it up.
+A stage writes into a staging folder beside the output, which is renamed when complete. An error, Ctrl-C or a full disk
+removes the staging folder; after a SIGKILL the next stage with the same output removes it.
 """
 
 import errno
@@ -16,25 +15,23 @@ from typing import Any
 
 from chitchat.errors import BadInput
 
-# Each folder that we write holds one of these, so that nobody else's folder is ever replaced.
+# A file that marks each kind of folder: no folder without it is ever replaced.
 OUR_FILES = {"data": "data.json", "checkpoint": "lineage.json", "bundle": "bundle.json", "report": "report.json"}
 
-# A full disk, in the words of the C library, of safetensors (Rust) and of torch's archive writer.
+# Messages for a full disk of the C library, of safetensors (Rust) and of torch's archive writer.
 _DISK_FULL = ("No space left on device", "os error 28", "failed writing file")
 
 
 def check_output(out: Path, kind: str) -> None:
     """Raise `BadInput` unless `out` is absent, an empty folder, or an earlier output of the same `kind`.
 
-    Call it before long work begins; `staged_folder` calls it again.
+    Call it before long work; `staged_folder` calls it again.
     """
     marker = OUR_FILES[kind]
     if out.is_dir():
         if any(out.iterdir()) and not (out / marker).is_file():
-            raise BadInput(
-                f"--out {out}: this folder exists and is not a {kind} that compress wrote (no {marker}); "
-                "choose another one"
-            )
+            reason = f"exists and is not a {kind} that compress wrote (no {marker})"
+            raise BadInput(f"--out {out}: {reason}; choose another folder")
     elif out.exists() or out.is_symlink():
         raise BadInput(f"--out {out}: exists and is not a folder; choose another name")
     for parent in out.absolute().parents:
@@ -50,14 +47,14 @@ def check_output(out: Path, kind: str) -> None:
 def staged_folder(out: Path, kind: str) -> Iterator[Path]:
     """Yield an empty folder beside `out` that becomes `out` when the block ends without an error.
 
-    Raises `BadInput` for an output folder that is not ours and for a disk that fills up during the block.
+    Raises `BadInput` as `check_output` does, and for a full disk.
     """
     out = Path(os.path.abspath(out))
     check_output(out, kind)
     staging = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
+        _remove_leftovers(out)
         staging.mkdir()
         yield staging
         _swap(staging, out)
@@ -69,13 +66,13 @@ def staged_folder(out: Path, kind: str) -> Iterator[Path]:
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object as `replace_file` does, into a folder that is made when it is absent."""
+    """Write a JSON object atomically; its folder is made if absent."""
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def replace_file(file: Path, content: bytes) -> None:
-    """Write a file so that it is the old or the new one whatever happens."""
+    """Write a file atomically: after a crash it is the old or the new one."""
     temporary = file.with_name(f".{file.name}.new")
     with temporary.open("wb") as written:
         written.write(content)
@@ -85,7 +82,7 @@ def replace_file(file: Path, content: bytes) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is a full disk. Some libraries tell it in words only."""
+    """Whether an error or its cause is a full disk; some libraries say so in the message only."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -96,8 +93,12 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def _swap(staging: Path, out: Path) -> None:
-    """Put `staging` in the place of `out`; an older output goes away only after that."""
-    _share(staging)
+    """Replace `out` by `staging`; an older output is removed last."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in staging.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)  # safetensors creates files for the owner alone
     old = out.parent / f".{out.name}.old-{os.getpid()}"
     if out.exists():
         out.rename(old)
@@ -105,17 +106,8 @@ def _swap(staging: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _share(staging: Path) -> None:
-    """Give every file the mode that the user's umask gives to new ones: safetensors writes for the owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in staging.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~umask)
-
-
-def _sweep(out: Path) -> None:
-    """Remove what killed processes left of earlier attempts at `out`."""
+def _remove_leftovers(out: Path) -> None:
+    """Remove the staging folders of killed processes."""
     for pattern in (f".{out.name}.partial-*", f".{out.name}.old-*"):
         for left in out.parent.glob(pattern):
             pid = left.name.rpartition("-")[2]

@@ -1,7 +1,7 @@
-"""Interpreters of other environments: tools that cannot live beside ours are installed apart and run from there.
+"""Interpreters of other virtual environments, for tools whose packages conflict with those of this one.
 
-`make portable` and `make peers` build such environments. Each is named by an option or a variable, or it is found
-where make puts it: in the current folder, beside the project, or beside the virtual environment that runs us.
+`make portable` and `make peers` make such environments. Each is given by an option or a variable, or found where make
+puts it: in the current folder, in the project's, or beside the virtual environment of this process.
 """
 
 import os
@@ -22,23 +22,23 @@ except ModuleNotFoundError:
     found = False
 sys.exit(0 if found else 3)
 """
-_PROBE_S = 120.0  # a cold disk; an interpreter that never answers must not hang us
+_PROBE_S = 120.0  # enough for a cold disk
 
 
 @dataclass(frozen=True)
 class Environment:
-    """An environment of its own: its default folder, how another one is named, and how it is made."""
+    """A virtual environment: its default folder, the option and the variable for another one, and how it is made."""
 
     folder: str
     option: str
     variable: str
     make: str
     extra: str
-    pythons: str = ""  # the versions that it can be made with, where they are fewer than ours
+    pythons: str = ""  # the Python versions that it needs, if they are fewer than this project's
 
     @property
     def remedy(self) -> str:
-        """What to type where there is none."""
+        """What to do if it is missing."""
         pip = f"{self.folder}/bin/python -m pip"
         return (
             f"{self.make} (without the project's folder: python3 -m venv {self.folder} && {pip} install "
@@ -59,29 +59,24 @@ PEERS = Environment(".venv-peers", "--peers-python", "PEERS_PYTHON", "make peers
 
 
 def find_interpreter(environment: Environment, given: str | None, modules: tuple[str, ...]) -> str | None:
-    """An interpreter that has all of `modules`: the one that is named (`given`, or by the variable), else a found one.
+    """The interpreter that has all of `modules`: the one given by option or variable, else one in a default place.
 
-    None where there is none. Raises `BadInput` for a named one that cannot be run.
+    None if there is none. Raises `BadInput` for a given one that cannot be run.
     """
     named = named_interpreter(environment, given)
-    if named is not None:
-        how, python = named
-        try:
-            return python if has_modules(python, modules) else None
-        except OSError as error:
-            reason = error.strerror or error
-            raise BadInput(f"{how} {python}: cannot be run ({reason}); make it with {environment.make}") from error
-    for python in _default_places(environment):
+    for how, python in [named] if named else _default_places(environment):
         try:
             if has_modules(python, modules):
                 return python
-        except OSError:  # a folder from another machine, or half a one
-            continue
+        except OSError as error:  # in a default place: incomplete, or copied from another machine
+            if how:
+                reason = error.strerror or error
+                raise BadInput(f"{how} {python}: cannot be run ({reason}); make it with {environment.make}") from error
     return None
 
 
 def named_interpreter(environment: Environment, given: str | None) -> tuple[str, str] | None:
-    """How an interpreter is named (option or variable), and which one; None where none is."""
+    """The option or variable that gives an interpreter, and the interpreter; None if none is given."""
     for how, python in ((environment.option, given), (environment.variable, os.environ.get(environment.variable))):
         if python:
             return how, python
@@ -89,7 +84,7 @@ def named_interpreter(environment: Environment, given: str | None) -> tuple[str,
 
 
 def has_modules(python: str, modules: tuple[str, ...]) -> bool:
-    """Whether an interpreter finds all of `modules`, which are not imported. Raises OSError for one that cannot run."""
+    """Whether an interpreter has all of `modules`, without importing them. Raises OSError if it cannot be run."""
     try:
         command = [python, "-c", _PROBE, *modules]
         done = subprocess.run(command, capture_output=True, env=child_environment(), timeout=_PROBE_S)
@@ -98,10 +93,10 @@ def has_modules(python: str, modules: tuple[str, ...]) -> bool:
     return done.returncode == 0
 
 
-def _default_places(environment: Environment) -> Iterator[str]:
-    # Not resolved: an environment's python is a link, and what it points to has none of the packages.
+def _default_places(environment: Environment) -> Iterator[tuple[str, str]]:
+    # Links are not resolved: the target of an environment's python has none of its packages.
     folders = (Path.cwd(), PROJECT, Path(sys.prefix).parent)
     for folder in dict.fromkeys(folders):
         python = folder / environment.folder / "bin" / "python"
         if python.is_file():
-            yield str(python)
+            yield "", str(python)

@@ -1,4 +1,4 @@
-"""What is said on the way: notices on stderr of what was assumed or repaired, and the log of the work.
+"""Notices on stderr about assumptions and repairs, each once per process; and the log of the work.
 
 The log is that of the Python API: a script sees it as it sees any logger, and the command line prints it.
 """
@@ -12,5 +12,5 @@ log = logging.getLogger("chitchat_compress")
 
 @cache
 def announce_once(line: str) -> None:
-    """Print a line on stderr, the first time that it is given."""
+    """Print a line on stderr, once per process."""
     print(line, file=sys.stderr, flush=True)

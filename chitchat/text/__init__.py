@@ -1,1 +1,1 @@
-"""Text files: unpacking, encodings, line ends, and cleaning of characters that are no text."""
+"""Text files: decompression, encodings, line ends, and cleaning."""

@@ -1,23 +1,26 @@
-"""Files as streams of bytes: plain, or unpacked on the way from `.gz` and `.zst`.
+"""Files as streams of bytes: plain, or decompressed from `.gz` and `.zst`.
 
-Nothing is unpacked to disk or held whole. What cannot be read is a `BadInput` in one line, and so is a file that is
-something else than its ending says: archives, pictures and tables of other programs are known by their first bytes.
+Nothing is unpacked to disk or read whole. Errors are a `BadInput` in one line, also for a file whose first bytes show
+that it is something else than its ending says.
 """
 
 import gzip
+import io
 import shlex
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, cast
 
-from chitchat.errors import BadInput
+from chitchat.errors import BadInput, one_line
 
-PACKINGS = (".gz", ".zst")
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_SKIPPABLE = tuple(bytes([0x50 + number]) + b"\x2a\x4d\x18" for number in range(16))  # frames that zstd steps over
-_MAGIC = (
+# By ending: name, first bytes, and the command that writes the content to stdout. zstd skips frames of sixteen kinds.
+_GZIP = b"\x1f\x8b"
+_ZSTD = (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + number]) + b"\x2a\x4d\x18" for number in range(16)))
+_FORMATS = {".gz": ("gzip", (_GZIP,), "gzip -dc"), ".zst": ("zstd", _ZSTD, "zstd -dc")}
+PACKINGS = tuple(_FORMATS)
+_MAGIC: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
     (_GZIP, "a gzip archive"),
     (_ZSTD, "a zstd archive"),
     (b"PK\x03\x04", "a zip archive (.xlsx, .docx and torch.save files are such, too)"),
@@ -39,7 +42,7 @@ _MAGIC = (
 
 
 def form_of(path: Path) -> tuple[str, str]:
-    """`(form, packing)`: the ending that says how a file is read, and `.gz`, `.zst` or nothing; in lower case."""
+    """`(ending, compression)` in lower case: the ending that selects the reader, and `.gz`, `.zst` or ""."""
     packing = path.suffix.lower()
     if packing not in PACKINGS:
         return packing, ""
@@ -48,9 +51,9 @@ def form_of(path: Path) -> tuple[str, str]:
 
 @contextmanager
 def open_bytes(path: Path, name: str | None = None) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked by its ending; `name` begins an error (default: the path).
+    """The bytes of a file, decompressed according to its ending; `name` begins an error (default: the path).
 
-    Raises `BadInput` for what cannot be opened, and for what turns out damaged within the block.
+    Raises `BadInput` for a file that cannot be opened, and for damage that is found within the block.
     """
     name = name or str(path)
     packing = form_of(path)[1]
@@ -59,57 +62,42 @@ def open_bytes(path: Path, name: str | None = None) -> Iterator[IO[bytes]]:
             if packing:
                 _check_packing(file.read(8), packing, name)
                 file.seek(0)
-            with _unpacked(file, packing) as stream:
+            with _decompressed(file, packing) as stream:
                 yield stream
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(name, packing, str(error)) from error
-    except OSError as error:
-        if packing and error.errno is None:  # Arrow's errors of unpacking have no number
-            raise _damaged(name, packing, str(error)) from error
-        reason = error.strerror or str(error)
+    except (OSError, EOFError, zlib.error) as error:
+        # Errors of decompression: gzip's, zlib's, and Arrow's, which have no number.
+        if packing and (not isinstance(error, OSError) or error.errno is None):
+            what = f"the {_FORMATS[packing][0]} archive is cut short or damaged ({one_line(error)})"
+            raise BadInput(f"{name}: cannot be unpacked, {what}; get it again") from error
+        reason = getattr(error, "strerror", None) or str(error)
         raise BadInput(f"{name}: cannot be read ({reason}); check the path and its permissions") from error
 
 
-def what_it_is(head: bytes) -> str | None:
-    """What the first bytes of a file say that it is, for people; None where they say nothing."""
-    if head.startswith(_SKIPPABLE):
-        return "a zstd archive"
-    return next((what for magic, what in _MAGIC if head.startswith(magic)), None)
+def file_kind(head: bytes) -> str | None:
+    """What a file is by its first bytes, as words for an error; None if they do not show it."""
+    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
 
 
 def unpack_command(path: Path) -> str:
-    """The shell command that writes the bytes of a file to a pipe; nothing for a plain one, which needs none."""
-    program = {".gz": "gzip -dc", ".zst": "zstd -dc"}.get(form_of(path)[1])
-    return f"{program} {shlex.quote(str(path))} | " if program else ""
+    """The shell command that writes the content of a compressed file to a pipe; "" for a plain one."""
+    packing = form_of(path)[1]
+    return f"{_FORMATS[packing][2]} {shlex.quote(str(path))} | " if packing else ""
 
 
-@contextmanager
-def _unpacked(file: IO[bytes], packing: str) -> Iterator[Any]:
+def _decompressed(file: IO[bytes], packing: str) -> IO[bytes]:
     if packing == ".gz":
-        with gzip.open(file) as stream:
-            yield stream
-    elif packing == ".zst":
-        import pyarrow as pa  # which `datasets` brings along
+        return cast(IO[bytes], gzip.open(file))
+    if packing == ".zst":
+        import pyarrow as pa  # a dependency of `datasets`
 
-        with pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd") as stream:
-            yield stream
-    else:
-        yield file
+        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"))
+    return file
 
 
 def _check_packing(head: bytes, packing: str, name: str) -> None:
-    wanted = {".gz": (_GZIP,), ".zst": (_ZSTD, *_SKIPPABLE)}[packing]
-    if head.startswith(wanted):
-        return
-    kind = {".gz": "gzip", ".zst": "zstd"}[packing]
+    kind, magic, _ = _FORMATS[packing]
     if not head:
-        raise BadInput(f"{name}: is empty (0 bytes), and no {kind} archive; pack it again")
-    found = what_it_is(head)
-    known = f"it is {found}" if found else "it is not packed, or otherwise"
-    raise BadInput(f"{name}: is no {kind} archive, {known}; name the file by what it is, or pack it again")
-
-
-def _damaged(name: str, packing: str, reason: str) -> BadInput:
-    kind = {".gz": "gzip", ".zst": "zstd"}.get(packing, "")
-    reason = " ".join(reason.split())
-    return BadInput(f"{name}: cannot be unpacked, the {kind} archive is cut short or damaged ({reason}); get it again")
+        raise BadInput(f"{name}: is empty (0 bytes), not a {kind} archive; compress it again")
+    if not head.startswith(magic):
+        known = f"it is {found}" if (found := file_kind(head)) else "it is not compressed, or otherwise"
+        raise BadInput(f"{name}: is not a {kind} archive, {known}; correct its ending, or compress it again")

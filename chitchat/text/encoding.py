@@ -1,10 +1,8 @@
-"""Which encoding bytes are written in: read from a mark, or recognised by what the bytes would mean.
+"""Detection of text encodings: by a byte-order mark, or by decoding a sample with each candidate.
 
-A byte-order mark is certain. Without one, UTF-8 is tried, and where it fails the candidates are tried in turn: a
-multi-byte encoding fits when nearly all that it would read are common characters of its language (the first level of
-GB 2312, Big5 and JIS X 0208, the Hangul of KS X 1001: the ranges are those of the standards), a single-byte one when
-it would read letters of its script where they belong. What fits decides the command that the user is told; where two
-fit, both are named, so that the remedy never leads astray.
+A multi-byte encoding fits if nearly all characters that it decodes are common ones of its language (the first level of
+GB 2312, Big5 and JIS X 0208, the Hangul of KS X 1001; the ranges are those of the standards), a single-byte one if it
+decodes letters of its script in plausible places. If two fit, both are named in the error.
 """
 
 import codecs
@@ -26,7 +24,7 @@ _MARKS = (  # UTF-32 before UTF-16, whose mark begins the same way
 
 @dataclass(frozen=True)
 class Encoding:
-    """An encoding: its name for people, that of `iconv`, and that of Python's codec."""
+    """An encoding: its common name, that of `iconv`, and that of Python's codec."""
 
     name: str
     iconv: str
@@ -43,7 +41,7 @@ _WIDE = {
         Encoding("UTF-16 (big-endian)", "utf-16be", "utf-16-be"),
     ),
 }
-# Ranges of (first byte, last) lead bytes and (first, last) trail bytes.
+# Ranges of lead and trail bytes: (first lead, last lead, first trail, last trail).
 _Ranges = Sequence[tuple[int, int, int, int]]
 _MULTI_BYTE: tuple[tuple[Encoding, _Ranges], ...] = (
     (Encoding("GB18030 (GBK, GB2312)", "gb18030", "gb18030"), ((0xB0, 0xD7, 0xA1, 0xFE), (0xA1, 0xA3, 0xA1, 0xFE))),
@@ -62,17 +60,17 @@ _WESTERN_SIGNS = frozenset("«»¿¡€£§°·‘’‚“”„–—…™©�
 _RARE_LETTERS = frozenset("ÿþÞÝ×÷")
 # High bytes of UTF-16 text: Latin (0), the other alphabets (U+03xx to U+12xx), punctuation and kana (U+30xx).
 _ALPHABET_ROWS = frozenset({0, *range(0x03, 0x09), *range(0x0E, 0x13), 0x30})
-_SURE_CHARACTERS = 12  # so many Chinese characters lie all in the range of the Hangul once in a thousand texts
+_SURE_CHARACTERS = 12  # this many Chinese characters are all in the range of the Hangul once in a thousand texts
 _SURE_SHARE, _FITS_SHARE = 0.97, 0.85
 
 
-def declared(head: bytes) -> tuple[str, int]:
-    """`(codec, length of the mark)` of a file that begins with `head`; UTF-8 and 0 where it has no mark."""
+def detect_mark(head: bytes) -> tuple[str, int]:
+    """`(codec, length of the byte-order mark)` of a file that begins with `head`; UTF-8 and 0 without a mark."""
     return next(((codec, len(mark)) for mark, codec in _MARKS if head.startswith(mark)), ("utf-8", 0))
 
 
-def wide_of(sample: bytes) -> Encoding | None:
-    """UTF-16 or UTF-32 without a mark, by its zero bytes; None for text of bytes, even with some NUL characters."""
+def detect_wide(sample: bytes) -> Encoding | None:
+    """UTF-16 or UTF-32 without a mark, by its zero bytes; None for other text, even with some NUL characters."""
     if 0 not in sample:
         return None
     widths = (4, 2) if _halves_are_zero(sample) else (4,)
@@ -83,8 +81,8 @@ def wide_of(sample: bytes) -> Encoding | None:
     return None
 
 
-def legacy_of(sample: bytes) -> list[Encoding]:
-    """The encodings that fit a sample that is not UTF-8, the likeliest first; one alone is sure."""
+def detect_legacy(sample: bytes) -> list[Encoding]:
+    """The encodings that fit a sample that is not UTF-8, the likeliest first; a single one is certain."""
     shares = {encoding: _common_share(sample, encoding, ranges) for encoding, ranges in _MULTI_BYTE}
     count = max((characters for _, characters in shares.values()), default=0)
     fitting = [encoding for encoding, (share, _) in shares.items() if share >= _FITS_SHARE]
@@ -92,7 +90,7 @@ def legacy_of(sample: bytes) -> list[Encoding]:
     single = [encoding for encoding in _CYRILLIC if _is_cyrillic(sample, encoding)] or _western_of(sample)
     if count < _SURE_CHARACTERS or not fitting:
         return fitting + single
-    # Kana and Hangul lie in ranges that Chinese has as well; a text of nothing else is not Chinese by chance.
+    # Chinese uses the ranges of kana and Hangul as well; text in these alone is Japanese or Korean.
     narrow = [encoding for encoding in fitting if encoding.iconv in ("euc-jp", "cp949")]
     sure = [encoding for encoding in narrow if shares[encoding][0] >= _SURE_SHARE and _is_narrow(sample, encoding)]
     best = (sure or fitting)[0]
@@ -101,10 +99,10 @@ def legacy_of(sample: bytes) -> list[Encoding]:
 
 
 def _halves_are_zero(sample: bytes) -> bool:
-    """Whether zeros are halves of characters, and not some NUL characters among bytes that are text.
+    """Whether zero bytes are halves of characters, and not NUL characters in other text.
 
-    Either the bytes of one side are nearly all the same few (an alphabet, kana), or they are no UTF-8 and hardly ASCII
-    (Chinese).
+    Either the high bytes are nearly all the same few (an alphabet, kana), or the sample is neither UTF-8 nor mostly
+    ASCII (Chinese).
     """
     for side in (sample[::2], sample[1::2]):
         frequent = Counter(side).most_common(3)
@@ -120,12 +118,12 @@ def _halves_are_zero(sample: bytes) -> bool:
 def _reads_as_text(sample: bytes, codec: str, width: int) -> bool:
     text = _decoded(sample[: len(sample) // width * width], codec) or ""
     odd = sum(unicodedata.category(char) in ("Cc", "Cn", "Co", "Cs") and not char.isspace() for char in text)
-    zeros = sum(char < "\u0100" for char in text)  # in other characters a half is rarely zero
+    zeros = sum(char < "\u0100" for char in text)  # other characters rarely have a zero byte
     return bool(text) and odd <= len(text) / 50 and (width == 4 or zeros >= sample.count(0) * 0.25)
 
 
 def _decoded(sample: bytes, codec: str) -> str | None:
-    """The sample, whose end may be cut, as text; None where it cannot be."""
+    """The sample, whose end may be cut, as text; None if it cannot be decoded."""
     try:
         return codecs.getincrementaldecoder(codec)("strict").decode(sample)
     except UnicodeDecodeError:
@@ -133,7 +131,7 @@ def _decoded(sample: bytes, codec: str) -> str | None:
 
 
 def _common_share(sample: bytes, encoding: Encoding, ranges: _Ranges) -> tuple[float, int]:
-    """`(share, count)`: the share of the characters beyond ASCII that are common ones, and how many there are."""
+    """`(share, count)`: the share of common characters among those beyond ASCII, and the number of these."""
     text = _decoded(sample, encoding.codec)
     found = [char.encode(encoding.codec) for char in text if not char.isascii()] if text else []
     if not found:
@@ -145,7 +143,7 @@ def _common_share(sample: bytes, encoding: Encoding, ranges: _Ranges) -> tuple[f
 
 
 def _is_narrow(sample: bytes, encoding: Encoding) -> bool:
-    """Whether what EUC-JP or EUC-KR would read is as Japanese (a fifth of kana) or Korean (Hangul, spaces) is."""
+    """Whether the sample, as EUC-JP or EUC-KR, looks Japanese (a fifth is kana) or Korean (Hangul and spaces)."""
     text = _decoded(sample, encoding.codec) or ""
     letters = [char for char in text if not char.isascii()]
     if encoding.iconv == "euc-jp":
@@ -163,7 +161,7 @@ def _is_cyrillic(sample: bytes, encoding: Encoding) -> bool:
 
 
 def _western_of(sample: bytes) -> list[Encoding]:
-    """Windows-1252 where its letters stand among ASCII ones, and Windows-1250 where that would read otherwise."""
+    """Windows-1252 if its letters are among ASCII ones, and Windows-1250 too if that decodes differently."""
     text = _decoded(sample, _WESTERN.codec) or ""
     beyond = [char for char in text if not char.isascii()]
     letters = sum(char.isalpha() for char in text)

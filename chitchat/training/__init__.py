@@ -1,1 +1,2 @@
-"""Fine-tuning, made exact: a plan fixed before the first step, batches as a function of it, a work folder to resume."""
+"""Fine-tuning that can be resumed exactly: a plan made before the first step, batches that depend on it, a work
+folder."""

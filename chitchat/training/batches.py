@@ -1,7 +1,7 @@
-"""Which windows make which optimizer step: a pure function of lengths, seed and step, the same on every machine.
+"""The windows of every optimizer step: a pure function of lengths, seed and step, the same on every machine.
 
-An optimizer step reads one *global* batch. Processes and accumulation steps share it out, so the same windows meet in
-the same step however many processes there are, and a resumed run only needs the number of its step.
+An optimizer step reads one *global* batch, divided among processes and accumulation steps. So the windows of a step do
+not depend on the number of processes, and a resumed run only needs the number of its step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,17 +13,17 @@ from torch import Tensor
 
 from chitchat.data.windows import collate
 
-# Windows are sorted by length within a pool of so many batches: little padding, and still a fresh mix in every pass.
+# Windows are sorted by length within pools of this many batches: little padding, and a new order in every pass.
 POOL_BATCHES = 32
 
 
 class TrainingWindows(Protocol):
-    """What can be trained on: `chitchat.data.windows.Windows`, and whatever reads like them."""
+    """What a training reads: `chitchat.data.windows.Windows` or an equivalent."""
 
     lengths: np.ndarray
 
     def __len__(self) -> int:
-        """How many windows there are."""
+        """The number of windows."""
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """`input_ids` and `labels` (not shifted), lists of `length` ints."""
@@ -32,18 +32,20 @@ class TrainingWindows(Protocol):
 class GlobalBatches:
     """The windows of every optimizer step.
 
-    The passes over the data follow each other as one endless stream of windows, each pass in a new order. The stream
-    is cut into pools; a pool is sorted by length, cut into batches, and its batches are shuffled.
+    The passes over the data form an endless stream of windows, each pass in a new order. The stream is cut into pools;
+    a pool is sorted by length, cut into batches, and its batches are shuffled.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.batch_size = batch_size
         self.seed = seed
-        # A pool that held a window several times would put the copies side by side, in one batch.
+        # If a pool had a window several times, the copies would be in one batch.
         most = max(1, len(self.lengths) // (2 * batch_size))
         self.pool_batches = min(POOL_BATCHES, most)
-        self._pass = lru_cache(maxsize=2)(self._shuffled)
+        self._pass = lru_cache(maxsize=2)(
+            lambda number: np.random.default_rng([seed, 1, number]).permutation(len(lengths))
+        )
         self._pool = lru_cache(maxsize=1)(self._sorted_pool)
 
     def __getitem__(self, step: int) -> np.ndarray:
@@ -52,18 +54,15 @@ class GlobalBatches:
         return self._pool(pool)[batch]
 
     def tokens(self, steps: int) -> int:
-        """How many ids the first `steps` steps read, padding not counted."""
+        """The ids that the first `steps` steps read, without padding."""
         return int(sum(self.lengths[self[step]].sum() for step in range(steps)))
 
     def padded_tokens(self, step: int, parts: int = 1) -> int:
-        """How many ids step `step` reads with its padding, when the batch is shared out among `parts`."""
+        """The ids that step `step` reads with padding, if the batch is divided into `parts`."""
         return sum(int(self.lengths[part].max()) * len(part) for part in share_out(self[step], parts))
 
-    def _shuffled(self, number: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, 1, number]).permutation(len(self.lengths))
-
     def _sorted_pool(self, pool: int) -> list[np.ndarray]:
-        """The shuffled batches of a pool; within a batch the windows go from long to short."""
+        """The shuffled batches of a pool; within a batch the longest window is first."""
         size = self.pool_batches * self.batch_size
         positions = np.arange(pool * size, (pool + 1) * size)
         passes, indices = np.divmod(positions, len(self.lengths))
@@ -75,14 +74,14 @@ class GlobalBatches:
 
 
 def share_out(batch: np.ndarray, parts: int) -> list[np.ndarray]:
-    """Split one global batch into `parts` of the same size and about the same number of tokens."""
+    """Divide a global batch into `parts` of equal size and about equal numbers of tokens."""
     return [batch[part::parts] for part in range(parts)]
 
 
 def training_batch(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """Windows as a right-padded batch, `input_ids` and `labels` int64 [rows, longest].
 
-    Padding is neither attended to nor scored, so any id will do.
+    Padding is neither attended to nor scored, so its id does not matter.
     """
     batch = collate(rows, pad_id=0)
     batch["labels"][:, 0] = -100  # nothing predicts the first id, and the Trainer counts labels
@@ -90,10 +89,8 @@ def training_batch(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 class ProcessBatches:
-    """The batches of one process, in order: what a `DataLoader` takes as its batch sampler.
-
-    It is one long epoch of `steps` times `accumulation` batches, so that a resumed run skips into it by counting.
-    """
+    """The batch sampler of one process for a `DataLoader`: one epoch of `steps` times `accumulation` batches, so that a
+    resumed run skips the finished ones by number."""
 
     def __init__(self, batches: GlobalBatches, steps: int, accumulation: int, process: int, processes: int) -> None:
         self.batches = batches

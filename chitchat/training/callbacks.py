@@ -1,4 +1,4 @@
-"""The Trainer's callbacks: when to evaluate and save, when the decay begins and the run ends, and the progress bar."""
+"""Callbacks of the Trainer: when to evaluate and save, when the decay begins and the run ends, and the progress bar."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,26 +12,24 @@ from chitchat.training.workfolder import TrainingFolder, TrainingPlan
 
 
 class Schedule(TrainerCallback):
-    """When to save, to evaluate, to begin the decay and to end; and checkpoints that say when they are complete.
+    """When to save, to evaluate, to begin the decay and to end; marks complete checkpoints.
 
-    The main process decides by the clock, and all follow at the same step. A decision is written before it is followed,
-    so that a resumed run follows it again. `patience` is that of `FitOptions`.
+    The main process decides by the clock, and all processes follow at the same step. A decision is written before it
+    takes effect, so that a resumed run repeats it. `patience` is that of `FitOptions`.
     """
 
     def __init__(self, plan: TrainingPlan, folder: TrainingFolder, pacer: Pacer, patience: int | None = None) -> None:
         self.plan, self.folder, self.pacer, self.patience = plan, folder, pacer, patience
         self.distributed = folder.distributed
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock of the first step."""
         self.pacer.begin()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Take the decision of this step, and request the saves and evaluations that are due."""
+        """Take the decision of this step, and request saves and evaluations that are due."""
         step = state.global_step
         decision = self.pacer.stepped(step) if self.distributed.is_main else None
         if self.plan.ends is not None:
@@ -47,18 +45,15 @@ class Schedule(TrainerCallback):
         return control
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Begin the decay when patience is spent.
-
-        It reads the log, which is part of every checkpoint, so it has no state of its own that a resume could lose.
-        """
+        """Begin the decay when patience is spent, by the log, which is part of every checkpoint."""
         self.pacer.evaluated()
         if patience_spent(state.log_history, self.patience):
             self._take(self.pacer.impatient(state.global_step), kwargs.get("lr_scheduler"))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mark the new checkpoint once every process has written its part, then drop all but it and the best one.
+        """Mark the new checkpoint once every process has written its part, and remove all others but the best one.
 
-        The Trainer's own rotation runs before a checkpoint is known to be whole, so it is not used.
+        The Trainer's own rotation is not used, since it runs before a checkpoint is known to be complete.
         """
         self.distributed.barrier()
         if self.distributed.is_main:
@@ -72,12 +67,12 @@ class Schedule(TrainerCallback):
         self.pacer.schedule.decisions.append(decision)
         if self.distributed.is_main:
             self.folder.write_decisions(self.pacer.schedule.decisions)
-        rates.last_epoch -= 1  # the rate of the next step was set before this was decided
+        rates.last_epoch -= 1  # the rate of the next step was set before the decision
         rates.step()
 
 
 def patience_spent(log: list[dict[str, float]], patience: int | None) -> bool:
-    """Whether the best of the logged evaluations lies `patience` or more evaluations back."""
+    """Whether the best logged evaluation was `patience` or more evaluations ago."""
     losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
@@ -86,41 +81,30 @@ class Progress(TrainerCallback):
     """A progress bar on stderr, in the main process and only where stderr is a terminal."""
 
     def __init__(self, total: Callable[[int], int], shown: bool) -> None:
-        """`total(step)` is how many steps there are, as it stands after `step` of them."""
+        """`total(step)` is the number of steps, as decided until after `step` of them."""
         self.total = total
         self.disable = None if shown else True
         self.bar: tqdm | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Open the bar where the run begins."""
-        self.bar = tqdm(
-            total=self.total(state.global_step),
-            initial=state.global_step,
-            unit="step",
-            desc="training",
-            disable=self.disable,
-        )
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+        """Open the bar at the step where the run begins."""
+        step, total = state.global_step, self.total(state.global_step)
+        self.bar = tqdm(total=total, initial=step, unit="step", desc="training", disable=self.disable)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """One step more."""
+        """Advance the bar."""
         assert self.bar is not None
         self.bar.total = self.total(state.global_step)
         self.bar.update(1)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, *args: Any, logs: Any = None, **kwargs: Any) -> None:
         """Show the newest losses."""
         names = {"loss": "loss", "eval_loss": "validation"}
         shown = {label: f"{logs[name]:.3f}" for name, label in names.items() if name in (logs or {})}
         if self.bar is not None and shown:
             self.bar.set_postfix(shown)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Close the bar."""
         if self.bar is not None:
             self.bar.close()

@@ -1,6 +1,6 @@
 """The training curve: `training-log.json` and `training-curve.png` beside the weights.
 
-Both depend on the losses alone (no clock, no date), so the same run gives the same files.
+Both depend on the losses alone, so the same run gives the same files.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 def save_curve(folder: Path, log: Sequence[dict[str, float]], label: str = "loss (nats per token)") -> None:
     """Write the log and its plot into `folder`. Entries have `step` and `loss` or `eval_loss`."""
     (folder / "training-log.json").write_text(json.dumps(list(log), indent=1) + "\n", encoding="utf-8")
-    # The object interface with the Agg canvas: no display is needed and pyplot's global state is left alone.
+    # Not pyplot, which has global state and may need a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

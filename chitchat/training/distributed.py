@@ -1,8 +1,8 @@
-"""The processes of one run: torchrun or `accelerate launch` start several, and without a launcher there is one.
+"""The processes of one run: several under torchrun or `accelerate launch`, one without a launcher.
 
-Process groups, devices and backends (gloo on CPUs, NCCL on GPUs) are accelerate's work. It takes a lone `LOCAL_RANK`
-or `WORLD_SIZE` for a launcher, though, and waits for processes that nobody started; a shell or a cluster may well have
-left one behind. So a run counts as launched only where everything that torch's `env://` rendezvous needs is there.
+accelerate sets up process groups, devices and backends (gloo on CPUs, NCCL on GPUs). But it takes a single `LOCAL_RANK`
+or `WORLD_SIZE`, perhaps left in the environment, for a launcher, and waits for processes that do not exist. So a run
+counts as launched only if all variables of torch's `env://` rendezvous are set.
 """
 
 import atexit
@@ -18,8 +18,7 @@ from chitchat.errors import ChitchatError
 
 T = TypeVar("T")
 
-# What torch's launchers (https://docs.pytorch.org/docs/stable/elastic/run.html) and those of MPI tell a process: its
-# number, and how many there are.
+# Variables of torch's launchers (https://docs.pytorch.org/docs/stable/elastic/run.html) and of MPI's: rank and size.
 _NUMBERS = (
     ("RANK", "WORLD_SIZE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -27,7 +26,7 @@ _NUMBERS = (
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
 )
 _RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
-# Variables of launchers and of accelerate that a run of one process must not see.
+# Variables of launchers and of accelerate, which are hidden from a run of one process.
 _LEFTOVERS = (
     *(name for names in _NUMBERS for name in names),
     *("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
@@ -39,7 +38,7 @@ _LEFTOVERS = (
 
 
 class Distributed:
-    """The processes of a run, or the one process where there is no launcher. `is_main`: the one that writes files."""
+    """The processes of a run; one without a launcher. `is_main`: whether this one writes files."""
 
     def __init__(self) -> None:
         self.index, self.count = 0, 1
@@ -64,7 +63,7 @@ class Distributed:
         return values[0]
 
     def run_on_main(self, work: Callable[[], T]) -> T:
-        """What `work` returns in the main process, in every process, after it is done; a `ChitchatError` too."""
+        """Run `work` in the main process; return its result, or raise its `ChitchatError`, in every process."""
         result: Any = None
         if self.is_main:
             try:
@@ -83,7 +82,7 @@ class Distributed:
 
 
 def launched(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher started this process beside others: their number, its own and the rendezvous are all given."""
+    """Whether a launcher started this process as one of several: rank, size and rendezvous are all set."""
     if not all(environment.get(name) for name in _RENDEZVOUS):
         return False
     for rank, size in _NUMBERS:
@@ -95,7 +94,7 @@ def launched(environment: Mapping[str, str]) -> bool:
 
 @contextmanager
 def no_leftovers() -> Iterator[None]:
-    """Within, transformers and accelerate see no trace of other processes, unless a launcher started this one."""
+    """A context without variables of launchers, unless one started this process."""
     hidden: dict[str, str] = {}
     if not launched(os.environ):
         hidden = {name: os.environ.pop(name) for name in _LEFTOVERS if name in os.environ}
@@ -106,13 +105,13 @@ def no_leftovers() -> Iterator[None]:
 
 
 def _leave_process_group() -> None:
-    """End the threads of the process group before the interpreter does: a gloo thread that still runs aborts it."""
+    """End the process group before the interpreter: a gloo thread that still runs would abort it."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def _announce_others(environment: Mapping[str, str]) -> None:
-    """One notice where the variables are not those of a known launcher, since without the others this process waits."""
+    """A notice if the variables are not torchrun's: without the other processes this one waits."""
     if torch.distributed.is_initialized() or "TORCHELASTIC_RUN_ID" in environment:
         return
     print(

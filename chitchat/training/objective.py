@@ -1,7 +1,7 @@
-"""A model as it is trained: `forward` gives the summed loss of a batch, whatever the objective is.
+"""The model as the Trainer sees it: `forward` gives the summed loss of a batch under an objective.
 
-The loss lives inside `forward` so that it is the same code in one process, in `DistributedDataParallel` and under
-mixed precision. Logits are computed for positions that have a label only, and a large vocabulary in pieces.
+The loss is inside `forward`, so the code is the same in one process, in `DistributedDataParallel` and under mixed
+precision. Logits are computed only for positions with a label, and in pieces for a large vocabulary.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from transformers.activations import NewGELUActivation
 from chitchat.architectures.registry import architecture_of
 from chitchat.architectures.states import last_hidden
 
-# More logits than this at once (float32: 256 MB) are computed piece by piece, and again in the backward pass.
+# More logits than this (float32: 256 MB) are computed in pieces, and again in the backward pass.
 MAX_LOGITS = 2**26
 
 
@@ -32,7 +32,7 @@ class Objective(Protocol):
 
 
 class LossModel(PreTrainedModel):
-    """A view of a model (the same parameters) whose forward pass is its objective."""
+    """A view of a model (the same parameters) whose forward pass is an objective."""
 
     objective: Objective
 
@@ -44,7 +44,7 @@ class LossModel(PreTrainedModel):
         for name, child in model.named_children():
             setattr(view, name, child)
         view.objective = objective
-        # The tied head is not saved twice, and its absence in a checkpoint is no cause for a warning.
+        # A tied head is not saved twice, and no warning is given for its absence.
         head = f"{architecture_of(model).head_name}.weight"
         view._keys_to_ignore_on_save = [head] if model.config.tie_word_embeddings else None
         return view
@@ -54,7 +54,7 @@ class LossModel(PreTrainedModel):
         return self.objective.loss_sum(self, input_ids, labels)
 
     def floating_point_ops(self, inputs: object, exclude_embeddings: bool = True) -> int:
-        """Nothing: the Trainer would walk over all modules in every step for a figure that nobody reads."""
+        """0: the Trainer would go through all modules in every step for an unused figure."""
         return 0
 
 
@@ -65,11 +65,9 @@ class NextToken:
         self._evaluate = evaluate
 
     def loss_sum(self, model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """See `Objective`."""
         return next_token_loss(model, input_ids, labels)
 
     def evaluate(self, model: PreTrainedModel, max_tokens: int) -> dict[str, float]:
-        """See `Objective`."""
         return self._evaluate(model, max_tokens)
 
 
@@ -104,7 +102,7 @@ def sum_by_parts(part: Callable[..., Tensor], vocab_size: int, *tensors: Tensor)
 
 @contextmanager
 def fused_gelu(model: PreTrainedModel) -> Iterator[None]:
-    """While training, compute `gelu_new` by torch's fused kernel: the same function, a sixth of the step time less."""
+    """A context in which torch's fused kernel computes `gelu_new`: saves a sixth of the step time."""
     originals = [
         (parent, name, child)
         for parent in model.modules()

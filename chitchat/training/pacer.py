@@ -1,9 +1,8 @@
-"""Keeps a run within its minutes: measures steps as they come, and moves the end when the promise would break.
+"""Keeps a run within its minutes: measures the steps, and moves the end if the run would be too early or too late.
 
-The end that was planned stays as long as the run would end between 92 and 103 % of its minutes, so that a kill, whose
-lost work and second start cost a few per cent, changes no step. Beyond that the end is moved, to where 97 % are used,
-or all where the machine got slow and little is known. A step in progress is never cut, and what no one could foresee is
-not made good: a run that is stopped beyond its end takes only as many steps more as it needs to decay.
+The planned end stays as long as the run would take between 92 and 103 % of its minutes, so that a kill, whose lost work
+and restart cost a few per cent, changes no step. Otherwise the end is moved to use 97 % of them, or all of them if the
+machine got slow. A run that was stopped until after its end takes only the steps that it needs to decay.
 """
 
 import math
@@ -15,17 +14,15 @@ from chitchat.training.rate import Decision, RateSchedule, patient_end
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.workfolder import TrainingPlan
 
-AIM, EARLY, LATE = 0.97, 0.92, 1.03  # shares of the minutes: where the end is planned, and when it is moved
-LAST_DECAY = 0.03  # of the minutes, for a decay whose time is over before it began
-# Of the minutes, for what the caller does with the result where the machine got slow: one thread suffers less from
-# others than the steps do.
-MAX_CLOSING = 0.05
-_STEPS_SEEN, _LAST_STEPS = 16, 5  # that tell how fast the machine is
+AIM, EARLY, LATE = 0.97, 0.92, 1.03  # shares of the minutes: the planned end, and the limits beyond which it is moved
+LAST_DECAY = 0.03  # of the minutes, for a decay that begins after its time
+MAX_CLOSING = 0.05  # of the minutes, for the work after the training; on a slow machine it suffers less than the steps
+_STEPS_SEEN, _LAST_STEPS = 16, 5  # steps that the speed of the machine is estimated from
 
 
 class Pacer:
-    """Decides after every step, in the process that decides. Costs are counted in padded ids, `tokens(step)` of a step
-    (0-based): batches differ in length, and evaluations and saves get slower with the machine as steps do."""
+    """Decides after every step, in the main process. Costs are measured in padded ids, `tokens(step)` of a step
+    (0-based): batches differ in length, and evaluations and saves slow down with the machine as steps do."""
 
     def __init__(
         self, plan: TrainingPlan, schedule: RateSchedule, tokens: Callable[[int], int], stopwatch: Stopwatch
@@ -37,29 +34,29 @@ class Pacer:
         self._planned_token_seconds = planned
         self._evaluations, self._saves = [plan.evaluation_seconds / planned], [plan.save_seconds / planned]
         self._lap, self._warm = stopwatch.seconds, False
-        self._grace = 0.0  # until when a decay that began beyond its time may go on
+        self._grace = 0.0  # the time until which a late decay may continue
 
     def begin(self) -> None:
-        """The steps begin now."""
+        """Note that the steps begin now."""
         self._lap, self._warm = self.stopwatch.seconds, False
 
     def evaluated(self) -> None:
-        """An evaluation has just ended."""
+        """Note that an evaluation has just ended."""
         self._evaluations.append(self._seconds_since() / self._rate())
 
     def saved(self) -> None:
-        """A checkpoint has just been written."""
+        """Note that a checkpoint has just been written."""
         self._saves.append(self._seconds_since() / self._rate())
 
     @property
     def evaluation_seconds(self) -> float:
-        """Seconds that an evaluation takes now."""
+        """Seconds of an evaluation at the current speed."""
         return self._rate() * statistics.median(self._evaluations)
 
     def stepped(self, step: int) -> Decision | None:
-        """The decision after `step` steps, if one is due; None where an earlier process has decided already."""
+        """The decision after `step` steps, if one is due; None if an earlier process has taken it."""
         token_seconds = self._seconds_since() / self.tokens(step - 1)
-        if self._warm:  # the first step of a process makes ready what the others use
+        if self._warm:  # the first step of a process is slower
             self._token_seconds.append(token_seconds)
         self._warm = True
         if self.plan.ends is None or step <= self.schedule.decisions[-1].step:
@@ -68,11 +65,12 @@ class Pacer:
         ready = now + (end - step) * self._step_seconds() + self._closing_seconds()
         window = self._window
         late = ready > max(self.plan.begins + LATE * window, self._grace)
-        early = ready < self.plan.begins + EARLY * window and step < end and self._knows() and not self._gave_up()
+        gave_up = any(decision.cause == "patience" for decision in self.schedule.decisions)
+        early = ready < self.plan.begins + EARLY * window and step < end and self._knows() and not gave_up
         if not late and not early:
             return None
         moved = step + self._steps_left(step, now, 1.0 if late else AIM)
-        if len(self._token_seconds) < _LAST_STEPS < moved - step:  # too few to know, and no need to know yet
+        if len(self._token_seconds) < _LAST_STEPS < moved - step:  # too few measurements, and no hurry
             return None
         return Decision(step, moved, "clock") if (moved < end if late else moved > end) else None
 
@@ -91,13 +89,9 @@ class Pacer:
             self._grace = now + 2 * left + self._closing_seconds()
         return max(0, math.floor(left / self._step_seconds()))
 
-    def _gave_up(self) -> bool:
-        return any(decision.cause == "patience" for decision in self.schedule.decisions)
-
     def _rate(self) -> float:
-        """Seconds per padded id of late: the mean of the last steps without the slowest eighth, since a process that
-        was stopped for a minute is not slow. The median of the very last ones where that is more, since a machine that
-        has just become slow is."""
+        """Recent seconds per padded id: the mean of the last steps without the slowest eighth (a process that was
+        stopped for a minute is not slow), or the median of the very last ones if that is more."""
         if not self._token_seconds:
             return self._planned_token_seconds
         last = statistics.median(list(self._token_seconds)[-_LAST_STEPS:])
@@ -109,13 +103,13 @@ class Pacer:
         return len(self._token_seconds) == _STEPS_SEEN
 
     def _step_seconds(self) -> float:
-        """Of a step to come, with its share of evaluations and saves."""
+        """Of a future step, with its share of evaluations and saves."""
         between = statistics.median(self._evaluations) / self.plan.eval_every
         between += statistics.median(self._saves) / self.plan.save_every
         return self._rate() * (self._mean_tokens + between)
 
     def _closing_seconds(self) -> float:
-        """Of what comes after the last step: an evaluation, a checkpoint, and what the caller does with the result."""
+        """Of the work after the last step: an evaluation, a checkpoint, and what the caller does."""
         planned, slowness = self.plan.closing_seconds, self._rate() / self._planned_token_seconds
         closing = min(planned * slowness, max(planned, MAX_CLOSING * self._window))
         return self.evaluation_seconds + self._rate() * statistics.median(self._saves) + closing

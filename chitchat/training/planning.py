@@ -1,7 +1,7 @@
-"""How many steps fit into the minutes, and when to evaluate and save: planned once, before the first step.
+"""The plan of a run, made before the first step: how many steps fit into the minutes, when to evaluate and to save.
 
-A few steps are timed on a throw-away copy. By epochs or steps, nothing depends on the clock from then on; by minutes,
-the plan holds for as long as the machine is as fast as it was (`chitchat.training.pacer`).
+A few steps are timed on a copy of the model. By epochs or steps, nothing depends on the clock afterwards; by minutes,
+the plan is corrected if the speed of the machine changes (`chitchat.training.pacer`).
 """
 
 import copy
@@ -11,10 +11,9 @@ import statistics
 import torch
 
 from chitchat.training.batches import share_out, training_batch
-from chitchat.training.objective import LossModel, Objective
+from chitchat.training.objective import LossModel
 from chitchat.training.pacer import AIM
 from chitchat.training.run import FitRun
-from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.workfolder import TrainingPlan
 
 EVALUATION_SHARE = 0.08  # of the time goes to evaluations, at most
@@ -23,7 +22,7 @@ SECONDS_BETWEEN_EVALUATIONS = 40.0
 STEPS_BETWEEN_EVALUATIONS = 100  # where the budget is a number of steps
 EVALUATIONS = (3, 40)  # fewest and most of a run
 EVALUATION_TOKENS = (1_000, 50_000)  # fewest and most validation tokens of one evaluation
-_DISK_BYTES_PER_SECOND = 200e6  # a slow disk; saving may take a twentieth of the time
+_DISK_BYTES_PER_SECOND = 200e6  # of a slow disk; saving may take a twentieth of the time
 _PROBE_TOKENS = 500
 _LOGS_PER_EVALUATION = 8
 
@@ -36,11 +35,12 @@ _FEW_STEPS, _MOST_SHARE = 2, 0.1  # where steps are that slow: of the time that 
 def make_plan(run: FitRun, model: LossModel, step_seconds: float, begins: float) -> TrainingPlan:
     """The plan of a run that began at `begins`, seconds on its stopwatch; `model` is the view that is trained.
 
-    By epochs or steps, nothing that the weights depend on is taken from the clock, so two machines plan the same run.
+    By epochs or steps, nothing that affects the weights depends on the clock, so two machines make the same plan.
     """
     objective, batches, stopwatch, ends = run.objective, run.batches, run.stopwatch, run.ends
     epochs, steps, eval_tokens = run.options.epochs, run.options.steps, run.options.eval_tokens
-    token_seconds, save_seconds, before = 0.0, _state_bytes(model) / _DISK_BYTES_PER_SECOND, None
+    state_bytes = 3 * sum(parameter.numel() * 4 for parameter in model.parameters())  # weights and two moments
+    token_seconds, save_seconds, before = 0.0, state_bytes / _DISK_BYTES_PER_SECOND, None
     if steps is not None:
         total = steps
         evaluations = _clamp(steps / STEPS_BETWEEN_EVALUATIONS, EVALUATIONS)
@@ -52,14 +52,14 @@ def make_plan(run: FitRun, model: LossModel, step_seconds: float, begins: float)
     else:
         assert ends is not None
         if eval_tokens is None:
-            token_seconds = _time_evaluation(objective, model, stopwatch)
-        else:
-            started = stopwatch.seconds
-            before = objective.evaluate(model, eval_tokens)
-            token_seconds = max((stopwatch.seconds - started) / eval_tokens, 1e-9)
+            objective.evaluate(model, _PROBE_TOKENS)  # warms up
+        started = stopwatch.seconds
+        figures = objective.evaluate(model, eval_tokens or _PROBE_TOKENS)
+        token_seconds = max((stopwatch.seconds - started) / (eval_tokens or _PROBE_TOKENS), 1e-9)
+        before = figures if eval_tokens is not None else None
         left = max(0.0, begins + AIM * (ends - begins) - stopwatch.seconds - run.closing_seconds)
         evaluations, eval_tokens = _affordable(left, token_seconds, eval_tokens)
-        # One evaluation more than the run has where the untrained model is still to be evaluated.
+        # One more evaluation if the untrained model is still to be evaluated.
         left -= (evaluations + (before is None)) * (eval_tokens * token_seconds + save_seconds)
         total = max(1, int(left / step_seconds))
     log_every, save_every, eval_every = _intervals(total, evaluations, step_seconds, save_seconds)
@@ -80,7 +80,7 @@ def make_plan(run: FitRun, model: LossModel, step_seconds: float, begins: float)
 
 
 def _affordable(seconds: float, token_seconds: float, tokens: int | None) -> tuple[int, int]:
-    """`(evaluations, tokens of each)` that `seconds` are enough for; the latter is `tokens` where that is given."""
+    """`(evaluations, tokens of each)` that `seconds` suffice for; the latter is `tokens` if given."""
     evaluations = _clamp(seconds / SECONDS_BETWEEN_EVALUATIONS, EVALUATIONS)
     share = EVALUATION_SHARE * seconds / token_seconds
     if tokens is None:
@@ -91,9 +91,9 @@ def _affordable(seconds: float, token_seconds: float, tokens: int | None) -> tup
 def step_seconds(run: FitRun) -> float:
     """Seconds of an average optimizer step, timed with real batches on a copy of the model, in all processes at once.
 
-    The time per padded id (the median or the mean, whichever is longer, of 3 to 10 steps after 2 to warm up) is
-    multiplied by the mean padded ids of a step. On a machine that others use too, the mean knows of their bursts and
-    the median does not. Where a few steps take a tenth of the time that is left, they are all: the last one counts.
+    The time per padded id (the longer of median and mean of 3 to 10 steps after 2 to warm up; the mean includes bursts
+    of other programs) is multiplied by the mean padded ids of a step. No more steps are timed once two or more have
+    taken a tenth of the time that is left; the last one counts where none was to count yet.
     """
     options, distributed, clock = run.options, run.distributed, run.stopwatch.clock
     trial = LossModel.wrap(copy.deepcopy(run.model), run.objective).to(distributed.device).train()
@@ -105,7 +105,7 @@ def step_seconds(run: FitRun) -> float:
     for step in range(_TIMED_STEPS):
         used = clock() - begun
         late = (step >= _MIN_STEPS and used > limit) or (step >= _FEW_STEPS and used > most)
-        if distributed.broadcast(late):  # all leave, or one waits for the others
+        if distributed.broadcast(late):  # in all processes, or one would wait for the others
             break
         started = clock()
         _trial_step(run, trial, optimizer, step)
@@ -123,7 +123,7 @@ def _seconds_left(run: FitRun) -> float:
 
 
 def _trial_step(run: FitRun, trial: LossModel, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """What the Trainer does in one optimizer step in this process, the exchange of gradients included."""
+    """One optimizer step as the Trainer does it in this process, with the exchange of gradients."""
     distributed = run.distributed
     micro_batches = share_out(run.batches[step], run.parts)[distributed.index :: distributed.count]
     for numbers in micro_batches:
@@ -141,18 +141,10 @@ def _trial_step(run: FitRun, trial: LossModel, optimizer: torch.optim.Optimizer,
         torch.cuda.synchronize()
 
 
-def _time_evaluation(objective: Objective, model: LossModel, stopwatch: Stopwatch) -> float:
-    """Seconds per validation token; the first call warms up."""
-    objective.evaluate(model, _PROBE_TOKENS)
-    started = stopwatch.seconds
-    objective.evaluate(model, _PROBE_TOKENS)
-    return max((stopwatch.seconds - started) / _PROBE_TOKENS, 1e-9)
-
-
 def _intervals(total: int, evaluations: int, step_seconds: float, save_seconds: float) -> tuple[int, int, int]:
     """`(log_every, save_every, eval_every)`, each a multiple of the one before.
 
-    Saving more or less often changes no weights, so it alone may depend on the clock.
+    Only the interval of saving depends on the clock, since it does not affect the weights.
     """
     log_every = max(1, math.ceil(total / evaluations / _LOGS_PER_EVALUATION))
     eval_every = log_every * math.ceil(total / evaluations / log_every)  # the last one falls on the last step or later
@@ -162,11 +154,6 @@ def _intervals(total: int, evaluations: int, step_seconds: float, save_seconds: 
     divisors = [count for count in range(1, logs + 1) if logs % count == 0]
     per_evaluation = max((count for count in divisors if count <= max(1.0, saves)), default=1)
     return log_every, log_every * (logs // per_evaluation), eval_every
-
-
-def _state_bytes(model: LossModel) -> int:
-    """Bytes of a checkpoint: the weights and two moments of each."""
-    return 3 * sum(parameter.numel() * 4 for parameter in model.parameters())
 
 
 def _clamp(value: float, bounds: tuple[int, int]) -> int:

@@ -1,4 +1,4 @@
-"""What the parts of one training share: model, windows, objective and options, processes and clock."""
+"""The common state of a training: model, windows, objective and options, processes and clock."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ from chitchat.training.stopwatch import Stopwatch
 @dataclass(frozen=True)
 class FitRun:
     """One training. By minutes it ends at `ends`, seconds on the `stopwatch`, of which the caller needs
-    `closing_seconds` after the training. Raises `BadInput` unless the batch can be shared out evenly."""
+    `closing_seconds` after the training. Raises `BadInput` if the batch cannot be divided evenly."""
 
     model: PreTrainedModel
     windows: TrainingWindows
@@ -31,13 +31,13 @@ class FitRun:
         size, accumulation = self.options.batch_size, self.options.grad_accumulation
         if size % self.parts:
             raise BadInput(
-                f"--batch-size {size}: cannot be shared out among {self.distributed.count} processes times "
+                f"--batch-size {size}: cannot be divided among {self.distributed.count} processes times "
                 f"{accumulation} accumulation steps; give a multiple of {self.parts}"
             )
 
     @property
     def parts(self) -> int:
-        """Into how many micro-batches the batch of an optimizer step is shared out, over all processes."""
+        """The number of micro-batches of an optimizer step, over all processes."""
         return self.distributed.count * self.options.grad_accumulation
 
     @cached_property
@@ -46,5 +46,5 @@ class FitRun:
         return GlobalBatches(self.windows.lengths, self.options.batch_size, self.options.seed)
 
     def padded_tokens(self, step: int) -> int:
-        """How many ids step `step` (0-based) reads with its padding, over all processes."""
+        """The ids that step `step` (0-based) reads with padding, over all processes."""
         return self.batches.padded_tokens(step, self.parts)

@@ -1,24 +1,23 @@
-"""The seconds that a run has taken, over all the processes that worked on it one after another.
+"""The seconds that a run has taken, over all processes that worked on it one after another.
 
-Minutes that a user gives are kept by this figure. It is read from a clock that is passed, so that a test can be slow
-without waiting. The default, `time.monotonic`, goes on while a process is stopped or its machine busy, and stands still
-while the machine is suspended (Linux, macOS): a sleeping machine does not work, so that time is not counted.
+The clock is an argument, so that a test can simulate time. The default, `time.monotonic`, continues while a process is
+stopped or the machine is busy, and stands still while the machine is suspended (Linux, macOS).
 """
 
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from chitchat.system.folder import write_json
 
 CLOCK = "clock.json"
-NOTE_SECONDS = 5.0  # between two notes in the file: what a kill can make a resumed run forget, at most
+NOTE_SECONDS = 5.0  # between two notes in the file: the most that a kill loses
 
 
 class Stopwatch:
-    """Runs from the moment that it is made; `clock` gives seconds from any beginning."""
+    """Runs from the moment that it is made; `clock` gives seconds from an arbitrary time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -32,38 +31,31 @@ class Stopwatch:
         return self.clock() - self._begun
 
     def part(self, ends: float, share: float) -> float:
-        """When that share of the time from now to `ends` will be over."""
+        """The time at which that share of the time from now to `ends` is over."""
         now = self.seconds
         return now + share * max(0.0, ends - now)
 
     def keep_in(self, file: Path, resume: bool) -> None:
         """Note the seconds in `file` from now on and, to `resume`, add those that an earlier process noted there.
 
-        Only the first call has an effect: parts of a run share the stopwatch of the whole.
+        Only the first call has an effect: the parts of a run share its stopwatch.
         """
         if self._file is not None:
             return
         self._file, self._noted = file, self.seconds
         if resume:
-            try:
+            with suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or the disk was full
                 self._begun -= float(json.loads(file.read_text(encoding="utf-8"))["seconds"])
-            except (
-                OSError,
-                ValueError,
-                KeyError,
-                TypeError,
-            ):  # none yet, or the disk was full: what is lost is seconds
-                return
 
     def note(self) -> None:
-        """Write the seconds down, once in a while."""
+        """Write the seconds to the file, at most every `NOTE_SECONDS`."""
         if self._file is not None and self.seconds - self._noted >= NOTE_SECONDS:
             self._noted = self.seconds
             write_json(self._file, {"seconds": self._noted})
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within, the stopwatch stands still."""
+        """A context in which the stopwatch stands still."""
         begun = self.clock()
         try:
             yield

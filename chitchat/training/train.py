@@ -1,13 +1,16 @@
 """The stage `train`: a chat model from scratch or from a checkpoint, fine-tuned on a data set.
 
-Both chit-chat families count every turn in the loss, so that is the default; `loss="replies"` leaves out what the
-other side says. How a run is planned, killed and resumed stands in `chitchat.training.trainer`.
+The loss counts every turn, as in both chit-chat families, or with `loss="replies"` the bot's turns only. How a run is
+planned, killed and resumed is in `chitchat.training.trainer`.
 """
 
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
 
 from chitchat.architectures.registry import DEFAULT, architecture_of
 from chitchat.checkpoint import load_model, save_checkpoint
@@ -26,12 +29,9 @@ from chitchat.training.trainer import fit, weights_sha256
 from chitchat.training.workfolder import WorkFolder
 from serve.geometry import Geometry
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 FINE_TUNING_RATE = 1e-4
 SCRATCH_DECAY, FINE_TUNING_DECAY = 0.1, 0.01
-CLOSING = 2.0  # times a first curve: the time for the last one, the hashes and the checkpoint, after the training
+CLOSING = 2.0  # times the time of a first curve: for the last one, the hashes and the checkpoint
 
 
 def train(
@@ -39,9 +39,9 @@ def train(
 ) -> dict[str, Any]:
     """Train on the data set `data` and write the checkpoint `out`; returns the figures.
 
-    With `resume` an unfinished run with the same options goes on; where there is none it begins. `max_minutes` are
-    those on the `stopwatch` (default: one that begins now), everything that is done here counted. Under a launcher
-    every process calls this; the first one writes. Figures: `validation_loss`, `perplexity`, `bits_per_byte`,
+    With `resume` an unfinished run with the same options continues, if there is one. `max_minutes` are measured on the
+    `stopwatch` (default: one that begins now) and include all work here. Under a launcher every process calls this;
+    the first one writes. Figures: `validation_loss`, `perplexity`, `bits_per_byte`,
     `token_accuracy` (of the best evaluation), `steps`, `tokens`, `parameters`, `minutes`, `stopped_early`.
     """
     out, stopwatch = Path(out), stopwatch or Stopwatch()
@@ -57,7 +57,7 @@ def train(
     if not len(windows):
         raise BadInput(f"{data}: no training turn counts in the loss; train on all turns, or give turns a weight of 1")
 
-    def evaluate(model: "PreTrainedModel", max_tokens: int) -> dict[str, float]:
+    def evaluate(model: PreTrainedModel, max_tokens: int) -> dict[str, float]:
         result = score(torch_scorer(model), held_out, max_tokens)
         return {"loss": result.nll_per_token, **{name: result.as_json()[name] for name in FIGURES}}
 
@@ -83,11 +83,11 @@ FIGURES = ("perplexity", "bits_per_byte", "token_accuracy", "tokens")
 
 
 def scratch_rate(width: int) -> float:
-    """The peak learning rate of a model from scratch: narrow models want more, 2e-3 at most (measured at width 192)."""
+    """The peak learning rate from scratch: higher for narrow models, at most 2e-3 (measured at width 192)."""
     return min(2e-3, 0.4 / width)
 
 
-def _initial_model(options: TrainOptions, data: ChatData) -> "PreTrainedModel":
+def _initial_model(options: TrainOptions, data: ChatData) -> PreTrainedModel:
     if options.init is None:
         return _new_model(options, data)
     model = load_model(options.init)
@@ -98,10 +98,8 @@ def _initial_model(options: TrainOptions, data: ChatData) -> "PreTrainedModel":
     return model
 
 
-def _new_model(options: TrainOptions, data: ChatData) -> "PreTrainedModel":
-    """A model with random weights that depend on the seed and the shape alone."""
-    import torch
-
+def _new_model(options: TrainOptions, data: ChatData) -> PreTrainedModel:
+    """A model with random weights that depend only on seed and shape."""
     shape = {name: getattr(options, name) or default for name, default in SCRATCH_SHAPE.items()}
     geometry = Geometry(
         layers=shape["layers"],
@@ -124,9 +122,7 @@ def _new_model(options: TrainOptions, data: ChatData) -> "PreTrainedModel":
         return DEFAULT.new_model(config)
 
 
-def _set_dropout(model: "PreTrainedModel", dropout: float) -> None:
-    import torch
-
+def _set_dropout(model: PreTrainedModel, dropout: float) -> None:
     for name, share in architecture_of(model).dropout_fields(dropout).items():
         setattr(model.config, name, share)
     for module in model.modules():
@@ -134,17 +130,16 @@ def _set_dropout(model: "PreTrainedModel", dropout: float) -> None:
             module.p = dropout
 
 
-def _context(options: TrainOptions, model: "PreTrainedModel") -> int:
+def _context(options: TrainOptions, model: PreTrainedModel) -> int:
     longest = model.config.max_position_embeddings
     context = options.context or longest
     if context > longest:
-        raise BadInput(
-            f"--context {context}: the model of --init {options.init} has {longest} positions; give at most {longest}"
-        )
+        reason = f"the model of --init {options.init} has {longest} positions"
+        raise BadInput(f"--context {context}: {reason}; give at most {longest}")
     return context
 
 
-def _fit_options(options: TrainOptions, model: "PreTrainedModel") -> FitOptions:
+def _fit_options(options: TrainOptions, model: PreTrainedModel) -> FitOptions:
     scratch = options.init is None
     default = scratch_rate(model.config.hidden_size) if scratch else FINE_TUNING_RATE
     return FitOptions(
@@ -160,14 +155,14 @@ def _fit_options(options: TrainOptions, model: "PreTrainedModel") -> FitOptions:
 
 
 def _closing_seconds(stopwatch: Stopwatch) -> float:
-    """What comes after the training, by the time that an empty curve takes; its libraries are loaded then, too."""
+    """Seconds of the work after the training, estimated by an empty curve, which also loads the libraries."""
     began = stopwatch.seconds
     with tempfile.TemporaryDirectory() as folder:
         save_curve(Path(folder), [{"step": 0, "loss": 0.0}])
     return CLOSING * (stopwatch.seconds - began)
 
 
-def _figures(model: "PreTrainedModel", result: FitResult, stopwatch: Stopwatch) -> dict[str, Any]:
+def _figures(model: PreTrainedModel, result: FitResult, stopwatch: Stopwatch) -> dict[str, Any]:
     return {
         "validation_loss": result.after["loss"],
         **{name: result.after[name] for name in FIGURES if name != "tokens"},
@@ -181,7 +176,7 @@ def _figures(model: "PreTrainedModel", result: FitResult, stopwatch: Stopwatch) 
 
 
 def _stage(options: TrainOptions, data: ChatData, result: FitResult, figures: dict[str, Any]) -> Stage:
-    """The record for the lineage; figures are those of the validation tokens that evaluations read."""
+    """The record for the lineage."""
     folder = Path(options.init) if options.init else None
     return Stage(
         "train",

@@ -1,11 +1,11 @@
-"""What fine-tuning and healing share: transformers' Trainer, made exact.
+"""Training with transformers' Trainer that can be resumed exactly, for fine-tuning and healing.
 
-`fit` trains a model on windows and leaves the best weights in it. A run that is killed at any moment and resumed ends
-with the same bits on a CPU as one that was left alone: the number of steps is planned once, the windows of a step are a
+`fit` trains a model on windows and leaves the best weights in it. A run that is killed at any time and resumed gives
+the same bits on a CPU as an uninterrupted one: the number of steps is planned once, the windows of a step are a
 function of its number, checkpoints are complete or ignored, and the Trainer restores optimizer, schedule and random
-state. Where a run by minutes has to end earlier or later than it was planned to, that decision is written down before
-it is followed, and a resumed run follows it again. Under torchrun or `accelerate launch` every process calls `fit`; the
-first one decides and writes.
+state. If a run by minutes must end earlier or later than planned, the decision is written before it takes effect, and a
+resumed run repeats it. Under torchrun or `accelerate launch` every process calls `fit`; the first one decides and
+writes.
 """
 
 import hashlib
@@ -35,9 +35,8 @@ from chitchat.training.run import FitRun
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.workfolder import PLAN, TrainingFolder, TrainingPlan
 
-RATE = "warm-up, stable, decay"  # a run of an earlier version had another schedule, and does not go on with this one
-# Steps that a run by minutes never has: the clock ends it.
-NO_END = 2**31
+RATE = "warm-up, stable, decay"  # a run with another schedule, of an earlier version, cannot be resumed
+NO_END = 2**31  # steps; a run by minutes is ended by the clock
 
 
 def fit(
@@ -55,12 +54,12 @@ def fit(
 ) -> FitResult:
     """Train `model` in place; afterwards it holds the weights of the best evaluation, in eval mode, on the CPU.
 
-    `inputs` names what the run depends on beside `options` (hashes of data and weights). Without `resume` an earlier
-    work folder is removed; with it the run goes on where the folder says, or begins where there is none. The caller
-    removes the folder once the result is stored. A run by minutes ends at `ends`, seconds on the `stopwatch` (default:
-    `options.max_minutes`, on a stopwatch that begins now), `closing_seconds` of which the caller needs afterwards.
-    Raises `BadInput` for a resume with other values, `WorkFailed` when the loss is not finite. Ctrl-C leaves the folder
-    only if there is something to go on from.
+    `inputs` is what the run depends on beside `options` (hashes of data and weights). Without `resume` an earlier work
+    folder is removed; with it the run continues from the folder, if there is one. The caller removes the folder once
+    the result is stored. A run by minutes ends at `ends`, seconds on the `stopwatch` (default: `options.max_minutes`,
+    on a stopwatch that begins now), `closing_seconds` of which the caller needs afterwards. Raises `BadInput` for a
+    resume with other values, `WorkFailed` if the loss is not finite. Ctrl-C keeps the folder only if it has a
+    checkpoint.
     """
     if options.max_minutes is not None and ends is None:
         ends = 60 * options.max_minutes
@@ -80,7 +79,7 @@ def fit(
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """A sha256 over names and values of all weights: the identity of a model that need not be on a disk."""
+    """A sha256 over names and values of all weights, for a model that need not be on disk."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -89,7 +88,7 @@ def weights_sha256(model: torch.nn.Module) -> str:
 
 
 class ExactTrainer(Trainer):
-    """transformers' Trainer with our batches, our objective and our evaluation. One epoch is the whole run."""
+    """transformers' Trainer with other batches, objective and evaluation. One epoch is the whole run."""
 
     control: TrainerControl
 
@@ -98,10 +97,10 @@ class ExactTrainer(Trainer):
     ) -> None:
         arguments = _arguments(run, plan, folder.path)
         windows = run.windows
-        # The Trainer insists on an evaluation set; our `evaluate` never reads it.
+        # The Trainer requires an evaluation set, which `evaluate` never reads.
         super().__init__(view, arguments, data_collator=training_batch, train_dataset=windows, eval_dataset=windows)
         self.remove_callback(PrinterCallback)
-        self.model_accepts_loss_kwargs = True  # the number of labels of a whole step is counted and passed to us
+        self.model_accepts_loss_kwargs = True  # the Trainer then passes the number of labels of a step
         self.run, self.folder, self.plan = run, folder, plan
         self.schedule = RateSchedule(decisions, run.options.warmup)
         self.pacer = Pacer(plan, self.schedule, run.padded_tokens, run.stopwatch)
@@ -126,14 +125,14 @@ class ExactTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """The loss per label of the whole global batch; gradients are averaged over processes, hence the factor."""
+        """The loss per label of the global batch; the factor is there because gradients are averaged over processes."""
         loss = model(input_ids=inputs["input_ids"], labels=inputs["labels"])
-        # Turns of one id without a start before them can fill a batch: nothing predicts those.
+        # A batch may have turns of one id without a start id only: nothing predicts those.
         labels = self.run.options.labels_per_step or max(num_items_in_batch, 1)
         return loss * (self.run.distributed.count / labels)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate in the main process and tell the others, so that all take the same decisions."""
+        """Evaluate in the main process and broadcast the figures, so that all processes decide alike."""
         figures = self.run.distributed.run_on_main(
             lambda: self.run.objective.evaluate(self.model, self.plan.eval_tokens)
         )
@@ -147,7 +146,7 @@ class ExactTrainer(Trainer):
 
 
 def _trainer(run: FitRun, folder: TrainingFolder, key: Mapping[str, Any]) -> ExactTrainer:
-    """The trainer with its plan and decisions: those in the work folder, else new ones, the same in every process."""
+    """The trainer with the plan and decisions in the work folder, else new ones, the same in every process."""
     view = LossModel.wrap(run.model, run.objective)
 
     def make() -> dict[str, Any]:
@@ -167,17 +166,17 @@ def _train(trainer: ExactTrainer) -> None:
     if found:
         state = TrainerState.load_from_json(str(found[-1] / "trainer_state.json"))
         if state.global_step >= trainer.schedule.end(state.global_step):
-            trainer.state = state  # what came after this run was killed, or the run before it could say that it ended
+            trainer.state = state  # the process was killed after the last step
             trainer._load_best_model()
             return
-    with no_progress_bar():  # of the checkpoints that it saves; the run's own bar is a callback's
+    with no_progress_bar():  # of saving checkpoints; the run's own bar is a callback
         trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
 
 
 def _result(trainer: ExactTrainer) -> FitResult:
     state = trainer.state
     noted = [entry for entry in state.log_history if "loss" in entry or "eval_loss" in entry]
-    # `epoch` is the share of the run here; sorted, since a log that was read from a checkpoint is.
+    # Without `epoch`, which is the share of the run; sorted, as in a log that was read from a checkpoint.
     log = [{name: entry[name] for name in sorted(entry) if name != "epoch"} for entry in noted]
     best = next(entry for entry in log if entry["step"] == state.best_global_step and "eval_loss" in entry)
     after = {name.removeprefix("eval_"): value for name, value in best.items() if name.startswith("eval_")}
@@ -213,5 +212,5 @@ def _arguments(run: FitRun, plan: TrainingPlan, work: Path) -> TrainingArguments
         ddp_find_unused_parameters=False, remove_unused_columns=False, dataloader_pin_memory=gpu,
     )  # fmt: skip
     if gpu and run.distributed.count == 1:
-        arguments._n_gpu = 1  # many GPUs are used through a launcher; DataParallel would split our batches again
+        arguments._n_gpu = 1  # no DataParallel, which would split the batches; a launcher uses several GPUs
     return arguments

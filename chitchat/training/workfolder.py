@@ -1,6 +1,6 @@
-"""Work folders: what training, healing and pruning keep on the disk so that a killed run can be resumed.
+"""Work folders: the files from which a killed training, healing or pruning is resumed.
 
-A process can be killed at any moment, so files are the old or the new one, and folders are complete or ignored.
+A process can be killed at any time, so files are replaced atomically, and folders are complete or ignored.
 """
 
 import json
@@ -24,10 +24,10 @@ _CHECKPOINT = "checkpoint-"
 
 
 class WorkFolder:
-    """What a run has finished, so that the same command with --resume continues it after a kill.
+    """The finished part of a run, from which the same command with --resume continues.
 
-    The folder stands beside the output (`.NAME.training/`) while the run works; the main process writes it. What was
-    decided once (a plan, a budget) is a JSON file with the `key` that it holds for: options, hashes of the inputs.
+    The folder is beside the output (`.NAME.training/`) during the run; the main process writes it. A decision (a plan,
+    a budget) is a JSON file with the `key` that it is valid for: options, hashes of the inputs.
     """
 
     def __init__(self, path: Path, distributed: Distributed | None = None) -> None:
@@ -43,17 +43,31 @@ class WorkFolder:
         stopwatch: Stopwatch,
         resume_point: Callable[[BaseException], str | None],
     ) -> Iterator[None]:
-        """The block is the run. It begins in an empty folder, unless it is to `resume`; every process enters it.
+        """A context for the run, which every process enters; the folder is empty at first, unless it is to `resume`.
 
-        The seconds of the `stopwatch` are kept in the folder. After an error the folder is kept where `resume_point`
-        of the error says where a resume would continue ("step 30"), else it is removed. Raises `BadInput` for a resume
-        whose `file` has another key, and for a full disk; a Ctrl-C gets a message that says how to go on.
+        The seconds of the `stopwatch` are kept in the folder. After an error the folder is kept if `resume_point` of
+        the error gives the point from which a resume would continue ("step 30"), else it is removed. Raises `BadInput`
+        for a resume whose `file` has another key, and for a full disk; Ctrl-C gets a message about resuming.
         """
-        self.distributed.run_on_main(lambda: self._begin(file, key, resume, stopwatch))
+
+        def begin() -> None:
+            if resume:
+                read_keyed(self.path / file, key)
+                self.sweep()
+            else:
+                self.remove()
+            stopwatch.keep_in(self.path / CLOCK, resume)
+
+        self.distributed.run_on_main(begin)
         try:
             yield
         except BaseException as error:
-            point = self._tidy(resume_point, error) if self.distributed.is_main else None
+            point = None
+            if self.distributed.is_main:
+                self.sweep()
+                point = resume_point(error)
+                if point is None:
+                    self.remove()
             if isinstance(error, KeyboardInterrupt) and self.distributed.is_main:
                 message = f"stopped; the same command with --resume goes on from {point}"
                 raise KeyboardInterrupt(*(error.args or [message]) if point else ()) from error
@@ -63,9 +77,9 @@ class WorkFolder:
             raise
 
     def decide(self, file: str, key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """What this run has decided in `file` before, else what `make` gives in the main process, which is kept there.
+        """The decision in `file`, else that of `make` in the main process, which is written there.
 
-        Every process calls this and `make`, and gets the same values. Raises `BadInput` where the file has another key.
+        Every process calls this and `make`, and gets the same values. Raises `BadInput` if the file has another key.
         """
         values = self.distributed.run_on_main(lambda: read_keyed(self.path / file, key))
         if values is None:
@@ -74,7 +88,7 @@ class WorkFolder:
         return {name: value for name, value in values.items() if name != "key"}
 
     def sweep(self) -> None:
-        """Remove what a killed process left half-written."""
+        """Remove the incomplete files of a killed process."""
 
     def remove(self) -> None:
         """Remove the folder."""
@@ -83,31 +97,16 @@ class WorkFolder:
         if self.path.exists():
             _remove(self.path)
 
-    def _begin(self, file: str, key: Mapping[str, Any], resume: bool, stopwatch: Stopwatch) -> None:
-        if resume:
-            read_keyed(self.path / file, key)
-            self.sweep()
-        else:
-            self.remove()
-        stopwatch.keep_in(self.path / CLOCK, resume)
-
-    def _tidy(self, resume_point: Callable[[BaseException], str | None], error: BaseException) -> str | None:
-        self.sweep()
-        point = resume_point(error)
-        if point is None:
-            self.remove()
-        return point
-
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What is fixed once, before the first step, so that a resumed run ends where an uninterrupted one does.
+    """The plan made before the first step, so that a resumed run ends like an uninterrupted one.
 
-    Every `log_every` steps the loss is logged, every `save_every` (a multiple of it) a checkpoint is written, every
+    Every `log_every` steps the loss is logged, every `save_every` (a multiple) a checkpoint is written, and every
     `eval_every` (a multiple of that) the model is evaluated on `eval_tokens` validation tokens. `before` are the
-    figures of the untrained model. A run by minutes has the seconds from `begins` to `ends` on its stopwatch (`ends`
-    None: it is not by minutes); `total_steps` are then those that seemed to fit, and an evaluation, a save, and what
-    comes after the last step were expected to take so long.
+    figures of the untrained model. A run by minutes lasts from `begins` to `ends`, seconds on its stopwatch (`ends`
+    None: it is not by minutes); `total_steps`, and the seconds of an evaluation, a save and the closing work, are then
+    estimates.
     """
 
     total_steps: int
@@ -125,21 +124,21 @@ class TrainingPlan:
 
 
 class TrainingFolder(WorkFolder):
-    """The work folder of one training: its plan, what was decided since, and checkpoints, complete or ignored.
+    """The work folder of one training: plan, decisions and checkpoints.
 
-    A checkpoint counts once its marker `complete` is there, and what goes away is renamed first, so that half of a
-    removed checkpoint is never taken for a whole one.
+    A checkpoint is complete if it has the file `complete`; it is renamed before it is removed, so that a partly removed
+    one is not used.
     """
 
     def read_decisions(self) -> list[Decision]:
-        """The decisions that were written, oldest first."""
+        """The written decisions, oldest first."""
         file = self.path / DECISIONS
         if not file.is_file():
             return []
         return [Decision(**decision) for decision in json.loads(file.read_text(encoding="utf-8"))["decisions"]]
 
     def write_decisions(self, decisions: Sequence[Decision]) -> None:
-        """Write the decisions so that the file is the old or the new one."""
+        """Write the decisions atomically."""
         write_json(self.path / DECISIONS, {"decisions": [asdict(decision) for decision in decisions]})
 
     def checkpoints(self) -> list[Path]:
@@ -148,12 +147,12 @@ class TrainingFolder(WorkFolder):
         return sorted(found, key=_step)
 
     def newest(self, error: BaseException | None = None) -> str | None:
-        """ "step N" of the newest complete checkpoint; None where there is none. See `resumable`."""
+        """ "step N" of the newest complete checkpoint, or None; a `resume_point` of `resumable`."""
         found = self.checkpoints()
         return f"step {_step(found[-1])}" if found else None
 
     def mark_complete(self, step: int) -> None:
-        """Declare the checkpoint of `step` whole."""
+        """Mark the checkpoint of `step` as complete."""
         (self.path / f"{_CHECKPOINT}{step}" / MARKER).touch()
 
     def keep_only(self, keep: set[str]) -> None:
@@ -163,7 +162,7 @@ class TrainingFolder(WorkFolder):
                 _remove(path)
 
     def sweep(self) -> None:
-        """Remove incomplete checkpoints and what is left of removed ones."""
+        """Remove incomplete and partly removed checkpoints."""
         whole = {path.name for path in self.checkpoints()}
         for path in self.path.glob("*"):
             if path.is_dir() and path.name not in whole:
@@ -171,9 +170,9 @@ class TrainingFolder(WorkFolder):
 
 
 def read_keyed(file: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The JSON object of an earlier run whose `key` is the same, or None where there is no file.
+    """The JSON object of an earlier run with the same `key`; None if there is no file.
 
-    Raises `BadInput` when the key is another one, or the file cannot be read.
+    Raises `BadInput` if the key differs or the file cannot be read.
     """
     if not file.is_file():
         return None
@@ -192,7 +191,7 @@ def read_keyed(file: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _remove(path: Path) -> None:
-    """Rename, which is atomic, then delete, which is not."""
+    """Rename the folder, which is atomic, then remove it."""
     gone = path.with_name(f"{path.name}.removed-{os.getpid()}")
     path.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
@@ -204,7 +203,7 @@ def _step(path: Path) -> int:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`name old, now new` for every value that differs, in flat order."""
+    """`name old, now new` for every value that differs, sorted by name."""
     found = []
     for name in sorted({*old, *new}):
         before, now = old.get(name), new.get(name)

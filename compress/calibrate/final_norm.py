@@ -27,7 +27,7 @@ def fit_final_norm(
     bias = getattr(norm, "bias", None)
     if bias is not None:
         plain["bias"] = torch.zeros_like(bias)
-    moments = Moments.zeros(*reversed(cross.shape))
+    moments = Moments(*reversed(cross.shape))
     for ours, theirs in streams:
         moments.add(torch.func.functional_call(norm, plain, (ours,)), their_norm(theirs))
     square, right = moments.xx * gram, (moments.xy * cross.T).sum(1)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from chitchat.architectures.states import last_hidden
 from chitchat.data.dataset import ChatData
-from chitchat.divergence import compare_states, score_states
+from chitchat.divergence import compare_states, nll_of_states
 from chitchat.errors import BadInput
 from chitchat.score import score, torch_scorer
 from chitchat.training.objective import fused_gelu, label_positions
@@ -23,12 +23,13 @@ SCORE_TOKENS, KL_TOKENS = 20_000, 4_096
 @dataclass(frozen=True)
 class Divergence:
     """How far a model's predictions are from a reference's. `kl` is the mean of KL(reference || model), in nats per
-    token; `top1` the share of positions where both have the same most likely token; `loss` the model's mean negative
-    log likelihood in nats."""
+    token; `top1` the share of positions where both have the same most likely token; `loss` and `reference_loss` the
+    mean negative log likelihood in nats of each."""
 
     kl: float
     top1: float
     loss: float
+    reference_loss: float
     tokens: int
 
     def as_json(self) -> dict[str, Any]:
@@ -36,30 +37,46 @@ class Divergence:
 
 
 @torch.no_grad()
-def divergence(reference: PreTrainedModel, model: PreTrainedModel, batches: Sequence[Batch]) -> Divergence:
-    """Compare two models of one vocabulary at every position whose next token is scored. Raises `BadInput` when there
-    is no such position."""
-    kl, loss, same, tokens = 0.0, 0.0, 0, 0
-    for batch in batches:
-        (reference_states, targets), (states, _) = (_scored(_states(one, batch), batch) for one in (reference, model))
-        found = compare_states(reference.lm_head, reference_states, model.lm_head, states, targets)
+def divergence(
+    reference: PreTrainedModel,
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    reference_states: Sequence[Tensor] | None = None,
+) -> Divergence:
+    """Compare two models of one vocabulary at every position whose next token is scored.
+
+    `reference_states` are the reference's `final_states` where they are known: several models may be compared with it.
+    Raises `BadInput` when there is no such position.
+    """
+    kl, loss, reference_loss, same, tokens = 0.0, 0.0, 0.0, 0, 0
+    for index, batch in enumerate(batches):
+        theirs = _states(reference, batch) if reference_states is None else reference_states[index]
+        (hidden, targets), (ours, _) = (_scored(states, batch) for states in (theirs, _states(model, batch)))
+        found = compare_states(reference.lm_head, hidden, model.lm_head, ours, targets)
         kl, loss = kl + float(found.kl.sum()), loss + float(found.nll.sum())
+        reference_loss += float(found.reference_nll.sum())
         same, tokens = same + int(found.same.sum()), tokens + len(targets)
     if not tokens:
         raise BadInput("--data: the windows hold no position to score; make the data set from more conversations")
-    return Divergence(kl / tokens, same / tokens, loss / tokens, tokens)
+    return Divergence(kl / tokens, same / tokens, loss / tokens, reference_loss / tokens, tokens)
+
+
+@torch.no_grad()
+def final_states(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Tensor]:
+    """What the head reads, [batch, tokens, width] of every batch: 4 bytes x width for each position."""
+    return [_states(model, batch) for batch in batches]
 
 
 @torch.no_grad()
 def mean_loss(model: PreTrainedModel, batches: Sequence[Batch], states: Sequence[Tensor] | None = None) -> float:
     """Mean negative log likelihood in nats per scored token (the logarithm of perplexity).
 
-    `states` are the final hidden states [batch, tokens, width] of every batch, where they are known.
+    `states` are its `final_states` where they are known.
     """
     loss, tokens = 0.0, 0
     for index, batch in enumerate(batches):
         hidden, targets = _scored(_states(model, batch) if states is None else states[index], batch)
-        loss += float(score_states(model.lm_head, hidden, targets).nll.sum())
+        loss += float(nll_of_states(model.lm_head, hidden, targets).sum())
         tokens += len(targets)
     return loss / max(1, tokens)
 

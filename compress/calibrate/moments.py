@@ -4,49 +4,59 @@ Pruning and quantization both repair by ridge regression what they did to a laye
 of its inputs. `Moments` collects what all of them need, batch by batch; memory does not grow with the rows.
 """
 
-from dataclasses import dataclass, replace
+import copy
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+_BLOCK = 512  # columns of a symmetric product that are formed at once: what lies below the diagonal's blocks is not
 DAMPING = 1e-2  # penalty on leaving the given weights, as a share of the mean squared input
 
 
-@dataclass(frozen=True)
 class Moments:
     """Sums over rows x float [rows, inputs] and targets y float [rows, outputs], float64 on the CPU.
 
     `xx` [inputs, inputs] and `xy` [inputs, outputs] are the sums of x x^T and x y^T, `x` [inputs] and `y` [outputs]
-    those of the rows, `count` [] their number. Products of a batch are formed in its own dtype and device, and summed
-    in float64. 8 bytes for each entry of `xx` and `xy`.
+    those of the rows, `count` their number. Products of a batch are formed in its own dtype and device, and summed in
+    float64. Memory: 8 bytes for each entry of `xx` and `xy`.
     """
 
-    xx: Tensor
-    xy: Tensor
-    x: Tensor
-    y: Tensor
-    count: Tensor
-
-    @classmethod
-    def zeros(cls, inputs: int, outputs: int = 0) -> "Moments":
+    def __init__(self, inputs: int, outputs: int = 0) -> None:
         """No rows yet."""
-        shapes = (inputs, inputs), (inputs, outputs), (inputs,), (outputs,), ()
-        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+        self._xx = torch.zeros(inputs, inputs, dtype=torch.float64)  # on and above the diagonal blocks
+        self.xy = torch.zeros(inputs, outputs, dtype=torch.float64)
+        self.x, self.y = torch.zeros(inputs, dtype=torch.float64), torch.zeros(outputs, dtype=torch.float64)
+        self.count = 0
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
         """Add rows and, where there are `outputs`, their targets."""
-        self.xx.add_(_gram(x))
+        for begin in range(0, x.shape[1], _BLOCK):
+            block = slice(begin, begin + _BLOCK)
+            _accumulate(self._xx[block, begin:], x[:, block].T @ x[:, begin:])
         self.x.add_(x.sum(0).cpu())
-        self.count.add_(len(x))
+        self.count += len(x)
         if y is not None:
-            self.xy.add_((x.T @ y).cpu())
+            _accumulate(self.xy, x.T @ y)
             self.y.add_(y.sum(0).cpu())
 
-    def of(self, outputs: slice) -> "Moments":
-        """The same rows with some of the targets."""
-        return replace(self, xy=self.xy[:, outputs], y=self.y[outputs])
+    def with_targets(self, weight: Tensor, bias: Tensor | None) -> "Moments":
+        """The moments of the same rows with the targets y W + b: `weight` [outputs, n], `bias` [n] or None."""
+        weight = weight.detach().double().cpu()
+        bias = weight.new_zeros(weight.shape[1]) if bias is None else bias.detach().double().cpu()
+        other = copy.copy(self)
+        other.xy = torch.addmm(torch.outer(self.x, bias), self.xy, weight)
+        other.y = self.y @ weight + self.count * bias
+        return other
+
+    @property
+    def xx(self) -> Tensor:
+        """The sum of x x^T, float64 [inputs, inputs]."""
+        for begin in range(0, len(self._xx), _BLOCK):
+            block, below = slice(begin, begin + _BLOCK), slice(begin + _BLOCK, None)
+            self._xx[below, block] = self._xx[block, below].T
+        return self._xx
 
     @property
     def mean(self) -> Tensor:
@@ -61,29 +71,27 @@ class Moments:
     @property
     def covariance(self) -> Tensor:
         """The covariance of the inputs, float64 [inputs, inputs]: what an error costs where a bias is free."""
-        return self.second - torch.outer(self.mean, self.mean)
+        return self.second.addr_(self.mean, self.mean, alpha=-1)
 
     def ridge(self, weight: Tensor, bias: Tensor | None, damping: float = DAMPING) -> tuple[Tensor, Tensor | None]:
         """The `(weight [inputs, outputs], bias [outputs])` that y = x W + b is nearest to, in the dtype of `weight`.
 
         The penalty is `damping` times the mean of x^2 over all inputs, on the distance of W from the given weight; the
-        bias is free, and stays None where there is none.
+        bias is free, and stays None where there is none. Raises `torch.linalg.LinAlgError` where the inputs are all 0.
         """
-        before, square, right = weight.detach().double().cpu(), self.xx, self.xy
-        penalty = torch.full((len(square),), damping * float(square.diagonal().mean()), dtype=torch.float64)
-        if bias is not None:  # a last input that is always 1
-            before = torch.cat([before, bias.detach().double().cpu()[None]])
-            border = torch.cat([self.x, self.count[None]])
-            square = torch.cat([torch.cat([square, self.x[None]]), border[:, None]], dim=1)
-            right = torch.cat([right, self.y[None]])
-            penalty = torch.cat([penalty, 1e-9 * self.count[None]])
-        after = before + solve_positive(square + penalty.diag(), right - square @ before)
-        after = after.to(weight.device, weight.dtype)
-        return (after, None) if bias is None else (after[:-1], after[-1])
+        before, right = weight.detach().double().cpu(), self.xy / self._rows
+        square = self.second
+        penalty = damping * float(square.diagonal().mean())
+        if bias is not None:
+            square, right = self.covariance, right.addr_(self.mean, self.y / self._rows, alpha=-1)
+        square.diagonal().add_(penalty)
+        after = solve_positive(square, right.add_(before, alpha=penalty))
+        offset = None if bias is None else (self.y / self._rows - self.mean @ after).to(bias.device, bias.dtype)
+        return after.to(weight.device, weight.dtype), offset
 
     @property
-    def _rows(self) -> Tensor:
-        return self.count.clamp(min=1)
+    def _rows(self) -> int:
+        return max(1, self.count)
 
 
 class Variance:
@@ -118,9 +126,7 @@ def solve_positive(square: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.solve(square, right) if failed else torch.cholesky_solve(right, factor)
 
 
-def _gram(x: Tensor) -> Tensor:
-    """x^T x. numpy knows that the result is symmetric, and computes half of it."""
-    if x.is_cuda:
-        return (x.T @ x).cpu()
-    rows = x.contiguous().numpy()
-    return torch.from_numpy(rows.T @ rows)
+def _accumulate(total: Tensor, product: Tensor) -> None:
+    """Add a float product to float64 sums [rows, columns], in place: numpy is three times as fast at it as torch."""
+    sums = total.numpy()
+    np.add(sums, product.cpu().numpy(), out=sums)

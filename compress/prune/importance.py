@@ -6,9 +6,8 @@ alone: `magnitude`. By lot: `random`, the control. The scores are pure functions
 their statistics are set by a context manager and always removed. How many units stay is decided in `shape`.
 
 Sources: neurons as FLAP (arXiv 2312.11983), variance of the activation times the squared norm of its way out; heads the
-same on the context vector; channels as Minitron (arXiv 2407.14679), L2 over conversations of the mean magnitude
-over tokens, summed over all LayerNorm outputs; `taylor` as Molchanov et al. (arXiv 1906.10771), the squared first-order
-change of the loss when the unit's output is set to 0.
+same on the context vector; channels as Minitron, see `channels`; `taylor` as Molchanov et al. (arXiv 1906.10771), the
+squared first-order change of the loss when the unit's output is set to 0.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from chitchat.errors import BadInput
 from chitchat.training.objective import next_token_loss
 from compress.calibrate.batches import Batch
 from compress.calibrate.moments import Variance
+from compress.prune.channels import ChannelMagnitudes
 from compress.prune.elimination import unit_scores
 from compress.prune.slicing import Kept
 from serve.geometry import Geometry
@@ -62,7 +62,7 @@ def score_units(model: PreTrainedModel, batches: Sequence[Batch], importance: st
     """Rank all units of `model`. `batches` are calibration windows, not read by `magnitude` and `random`. Raises
     `BadInput` for a ranking that does not exist."""
     if importance == "obs":
-        return Scores(channel_scores(model, batches), *unit_scores(model, batches))
+        return Scores(*unit_scores(model, batches))
     if importance == "activation":
         return activation_scores(model, batches)
     if importance == "taylor":
@@ -104,33 +104,31 @@ def by_unit(columns: Floats, units: int) -> Floats:
 class Activations:
     """What one forward run over the calibration windows leaves behind.
 
-    units: per sublayer, the inputs of its out-projection. channels: per norm, the sum over conversations of the squared
-    mean magnitude of its outputs, [width].
+    units: per sublayer, the inputs of its out-projection. channels: per norm, its outputs.
     """
 
     units: list[Variance]
-    channels: list[Floats]
+    channels: list[ChannelMagnitudes]
     mask: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 @contextmanager
-def watch(model: PreTrainedModel, units: bool = True) -> Iterator[Activations]:
-    """Collect statistics of every forward run inside the block; `mask` must be set to its attention mask before it.
-
-    Without `units` those of the channels alone.
-    """
+def watch(model: PreTrainedModel) -> Iterator[Activations]:
+    """Collect statistics of every forward run inside the block; `mask` must be set to its attention mask before it."""
     architecture = architecture_of(model)
     sublayers, norms = architecture.all_sublayers(model), architecture.norms(model)
     width = architecture.geometry(model.config).width
-    seen = Activations(units=[Variance() for _ in sublayers], channels=[np.zeros(width) for _ in norms])
+    seen = Activations([Variance() for _ in sublayers], [ChannelMagnitudes(width) for _ in norms])
     hooks: list[Any] = []
     try:
-        if units:
-            hooks += [
-                sublayer.out_proj.module.register_forward_pre_hook(_variance_hook(seen, variance))
-                for sublayer, variance in zip(sublayers, seen.units, strict=True)
-            ]
-        hooks += [norm.register_forward_hook(_norm_hook(seen, index)) for index, norm in enumerate(norms)]
+        hooks += [
+            sublayer.out_proj.module.register_forward_pre_hook(_variance_hook(seen, variance))
+            for sublayer, variance in zip(sublayers, seen.units, strict=True)
+        ]
+        hooks += [
+            norm.register_forward_hook(_norm_hook(seen, magnitudes))
+            for norm, magnitudes in zip(norms, seen.channels, strict=True)
+        ]
         yield seen
     finally:
         for hook in hooks:
@@ -144,11 +142,9 @@ def _variance_hook(seen: Activations, running: Variance) -> Callable[..., None]:
     return hook
 
 
-def _norm_hook(seen: Activations, index: int) -> Callable[..., None]:
+def _norm_hook(seen: Activations, magnitudes: ChannelMagnitudes) -> Callable[..., None]:
     def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        mask = seen.mask.to(output.dtype)[..., None]  # [batch, tokens, 1]
-        means = (output.abs() * mask).sum(dim=1) / mask.sum(dim=1)  # [batch, width]
-        seen.channels[index] += means.double().square().sum(dim=0).cpu().numpy()
+        magnitudes.add(output, seen.mask)
 
     return hook
 
@@ -156,13 +152,18 @@ def _norm_hook(seen: Activations, index: int) -> Callable[..., None]:
 @torch.no_grad()
 def activation_scores(model: PreTrainedModel, batches: Sequence[Batch]) -> Scores:
     """Scores from one forward run over the calibration windows; padding is left out."""
-    seen = _run_watched(model, batches, units=True)
+    model.eval()
+    with watch(model) as seen:
+        for batch in batches:
+            seen.mask = batch["attention_mask"].to(model.device)
+            last_hidden(model, batch["input_ids"].to(model.device))
     sublayers = architecture_of(model).all_sublayers(model)
     found = [
         by_unit(flap_scores(seen_units.variance, _array(sublayer.out_proj.weight)), sublayer.units)
         for sublayer, seen_units in zip(sublayers, seen.units, strict=True)
     ]
-    return _scores(_channels(seen), sublayers, found)
+    channels = np.sum([magnitudes.scores for magnitudes in seen.channels], axis=0)
+    return _scores(channels, sublayers, found)
 
 
 def _scores(channels: Floats, sublayers: Sequence[Sublayer], units: Sequence[Floats]) -> Scores:
@@ -172,25 +173,6 @@ def _scores(channels: Floats, sublayers: Sequence[Sublayer], units: Sequence[Flo
         for kind in ("attention", "feed_forward")
     }
     return Scores(channels, by_kind["attention"], by_kind["feed_forward"])
-
-
-@torch.no_grad()
-def channel_scores(model: PreTrainedModel, batches: Sequence[Batch]) -> Floats:
-    """The channels' part of `activation_scores`, [width]."""
-    return _channels(_run_watched(model, batches, units=False))
-
-
-def _run_watched(model: PreTrainedModel, batches: Sequence[Batch], units: bool) -> Activations:
-    model.eval()
-    with watch(model, units) as seen:
-        for batch in batches:
-            seen.mask = batch["attention_mask"].to(model.device)
-            last_hidden(model, batch["input_ids"].to(model.device))
-    return seen
-
-
-def _channels(seen: Activations) -> Floats:
-    return np.sum([np.sqrt(squares) for squares in seen.channels], axis=0)
 
 
 def taylor_scores(model: PreTrainedModel, batches: Sequence[Batch]) -> Scores:

@@ -21,11 +21,11 @@ from compress.calibrate.walk import Streams
 
 
 @torch.no_grad()
-def removal_order(model: PreTrainedModel, batches: Sequence[Batch], count: int) -> list[int]:
-    """Indices of the `count` layers that go, the first to go first."""
-    left = list(range(model.config.num_hidden_layers))
-    order: list[int] = []
-    trials = sum(len(left) - gone - 1 for gone in range(count))
+def removal_order(model: PreTrainedModel, batches: Sequence[Batch], count: int, known: Sequence[int] = ()) -> list[int]:
+    """Indices of the `count` layers that go, the first to go first; `known` are the first of them, where they are."""
+    order = list(known[:count])
+    left = [layer for layer in range(model.config.num_hidden_layers) if layer not in order]
+    trials = sum(len(left) - gone - 1 for gone in range(count - len(order)))
     with tqdm(total=trials, desc="trying layers", unit="layer", disable=None) as bar:
         while len(order) < count:
             losses = {}

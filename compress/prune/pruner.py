@@ -5,6 +5,7 @@ whole layers, slices out units, and repairs what is left in closed form.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
@@ -14,12 +15,12 @@ from chitchat.training.objective import fused_gelu
 from compress.calibrate.batches import Batch, calibration_batches
 from compress.prune.importance import Scores, score_units
 from compress.prune.layers import keep_layers, removal_order
-from compress.prune.refit import refit
+from compress.prune.refit import Sliced, refit
 from compress.prune.slicing import slice_model
 from serve.geometry import Geometry
 
 # Units are ranked and refitted on more tokens than layers are tried on, since every trial of a layer is a run.
-RANKING_TOKENS, LAYER_TOKENS, REFIT_TOKENS, TRIAL_TOKENS = 16_384, 4_096, 32_768, 12_288
+RANKING_TOKENS, LAYER_TOKENS, REFIT_TOKENS, TRIAL_TOKENS = 16_384, 2_048, 32_768, 8_192
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,30 @@ class Pruner:
 
     def prune(self, shape: Geometry, refit_tokens: int = REFIT_TOKENS) -> PrunedModel:
         """A copy of the model in `shape` (of its vocabulary and positions)."""
-        layers = self.layers(shape.layers)
-        kept = self.scores().of_layers(layers).keep(shape)
-        student = slice_model(keep_layers(self.model, layers), kept)
+        return self.prune_to_all([shape], refit_tokens)[0]
+
+    def prune_to_all(self, shapes: Sequence[Geometry], refit_tokens: int = REFIT_TOKENS) -> list[PrunedModel]:
+        """A copy of the model in each of the shapes; they are in memory together."""
+        sliced = []
+        for shape in shapes:
+            layers = self.layers(shape.layers)
+            kept = self.scores().of_layers(layers).keep(shape)
+            sliced.append(Sliced(slice_model(keep_layers(self.model, layers), kept), layers, kept))
         if self.refits:
-            with fused_gelu(student), fused_gelu(self.model):
-                refit(student, self.model, layers, kept, self.calibration(refit_tokens))
-        return PrunedModel(student, layers)
+            with ExitStack() as fused:
+                for model in (self.model, *(one.student for one in sliced)):
+                    fused.enter_context(fused_gelu(model))
+                refit(sliced, self.model, self.calibration(refit_tokens))
+        return [PrunedModel(one.student, list(one.layers)) for one in sliced]
 
     def layers(self, keep: int) -> list[int]:
         """The `keep` layers that stay, ascending. Fewer layers are a part of more."""
         every = range(self.model.config.num_hidden_layers)
-        if len(self._order) < len(every) - keep:
+        count = len(every) - keep
+        if len(self._order) < count:
             with fused_gelu(self.model):
-                self._order = removal_order(self.model, self.calibration(LAYER_TOKENS), len(every) - keep)
-        gone = self._order[: len(every) - keep]
+                self._order = removal_order(self.model, self.calibration(LAYER_TOKENS), count, self._order)
+        gone = self._order[:count]
         return [layer for layer in every if layer not in gone]
 
     def scores(self) -> Scores:

@@ -12,50 +12,71 @@ Least squares with the inputs of the pruned model is how channel pruning has bee
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from chitchat.architectures.registry import architecture_of
-from chitchat.architectures.sublayers import Projection
+from chitchat.architectures.sublayers import Projection, Sublayer
 from compress.calibrate.batches import Batch
 from compress.calibrate.final_norm import fit_final_norm
 from compress.calibrate.moments import DAMPING, Moments
-from compress.calibrate.walk import PairedStreams
+from compress.calibrate.walk import FittedStreams, Streams
 from compress.prune.slicing import Kept
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """A model that was sliced out of another: `layers` of it stayed, and of these the units `kept`."""
+
+    student: PreTrainedModel
+    layers: Sequence[int]
+    kept: Kept
 
 
 @torch.no_grad()
 def refit(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    layers: Sequence[int],
-    kept: Kept,
-    batches: Sequence[Batch],
-    damping: float = DAMPING,
+    sliced: Sequence[Sliced], teacher: PreTrainedModel, batches: Sequence[Batch], damping: float = DAMPING
 ) -> None:
-    """Fit `student`, sliced out of `teacher`, to it in place, on right-padded calibration windows.
+    """Fit students, sliced out of `teacher`, to it in place, on right-padded calibration windows.
 
-    `layers` are the teacher's layers that stayed, `kept` the units (of these layers). Both models are left in eval
-    mode; the teacher does not change.
+    The teacher is run once for all of them, and does not change. All models are left in eval mode.
     """
-    architecture = architecture_of(teacher)
-    streams = PairedStreams(student, teacher, batches, kept.channels)
-    every = range(len(architecture.layers(teacher)))
-    reads_change = len(layers) < len(every) or len(kept.channels) < architecture.geometry(teacher.config).width
+    architecture, reference = architecture_of(teacher), Streams(teacher, batches)
+    fits = [_Refit(one, teacher, FittedStreams(one.student, reference, batches, one.kept.channels)) for one in sliced]
 
     def store(projection: Projection, moments: Moments) -> None:
         projection.store(*moments.ridge(projection.weight, projection.bias, damping))
 
-    for layer in tqdm(every, desc="refitting", unit="layer", disable=None):
-        theirs = architecture.sublayers(teacher, layer)
-        if layer not in layers:
-            for sublayer in theirs:
-                streams.reference.advance(sublayer)
-            continue
-        index = list(layers).index(layer)
-        units = {"attention": kept.heads[index], "feed_forward": kept.neurons[index]}
-        for ours, their in zip(architecture.sublayers(student, index), theirs, strict=True):
-            streams.fit(ours, their, store, their.in_columns(units[their.kind]), in_projs=reads_change)
-    fit_final_norm(student, teacher, streams.final_rows(), damping)
+    for layer in tqdm(range(len(architecture.layers(teacher))), desc="refitting", unit="layer", disable=None):
+        for place, theirs in enumerate(architecture.sublayers(teacher, layer)):
+            here = [(fit, fit.sublayers(layer)[place]) for fit in fits if layer in fit.sliced.layers]
+            for fit, ours in here:
+                if fit.reads_change:
+                    fit.streams.fit_in(ours, theirs, store, theirs.in_columns(fit.units(layer, theirs.kind)))
+            reference.advance(theirs)
+            for fit, ours in here:
+                fit.streams.fit_out(ours, store)
+    for fit in fits:
+        fit_final_norm(fit.sliced.student, teacher, fit.streams.final_rows(), damping)
+
+
+class _Refit:
+    """A student while it is fitted."""
+
+    def __init__(self, sliced: Sliced, teacher: PreTrainedModel, streams: FittedStreams) -> None:
+        self.sliced, self.streams = sliced, streams
+        full = architecture_of(teacher).geometry(teacher.config)
+        self.reads_change = len(sliced.layers) < full.layers or len(sliced.kept.channels) < full.width
+
+    def sublayers(self, layer: int) -> Sequence[Sublayer]:
+        """Those of the student that came of a layer of the teacher."""
+        student = self.sliced.student
+        return architecture_of(student).sublayers(student, list(self.sliced.layers).index(layer))
+
+    def units(self, layer: int, kind: str) -> Sequence[int]:
+        """The units of a sublayer of the teacher that stayed."""
+        kept, index = self.sliced.kept, list(self.sliced.layers).index(layer)
+        return kept.heads[index] if kind == "attention" else kept.neurons[index]

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from chitchat.architectures.registry import geometry_of
-from compress.calibrate.batches import Batch, calibration_batches
-from compress.calibrate.measure import divergence, mean_loss
+from chitchat.training.objective import fused_gelu
+from compress.calibrate.batches import calibration_batches
+from compress.calibrate.measure import divergence, final_states
 from compress.distill.heal import heal
 from compress.distill.options import HealOptions
 from compress.prune.plan import Candidate, CostModel, find_candidates
@@ -104,18 +105,25 @@ def try_candidates(
     data = run.source.data
     windows = data.windows("validation", pruner.model.config.max_position_embeddings)
     held_out = calibration_batches(windows, data.dialogue.pad_id, COMPARED_TOKENS, run.options.seed)
-    uncut = mean_loss(pruner.model, held_out)
+    with fused_gelu(pruner.model):
+        states = final_states(pruner.model, held_out)
+
+    def measured(candidate: Candidate, student: PreTrainedModel) -> Candidate:
+        with fused_gelu(student):
+            found = divergence(pruner.model, student, held_out, states)
+        ratio = math.exp(found.loss - found.reference_loss)
+        return replace(candidate, kl=found.kl, perplexity=math.exp(found.loss), perplexity_ratio=ratio)
+
     with run.stopwatch.paused():
-        tried = [
-            _measured(candidate, pruner.prune(candidate.shape, TRIAL_TOKENS).student, pruner.model, held_out, uncut)
-            for candidate in tqdm(candidates, desc="cutting candidates", unit="shape", disable=None)
-        ]
+        shapes = [candidate.shape for candidate in candidates]
+        students = dict(enumerate(pruned.student for pruned in pruner.prune_to_all(shapes, TRIAL_TOKENS)))
+        tried = [measured(candidate, students[index]) for index, candidate in enumerate(candidates)]
     if trial is not None:
         order = run.distributed.broadcast(sorted(range(len(tried)), key=lambda index: tried[index].kl or 0.0))
         chosen = order[: finalists(len(tried))]
+        students = {index: students[index] for index in chosen}  # the others' memory is free for healing
         for number, index in enumerate(tqdm(chosen, desc="healing candidates", unit="shape", disable=None)):
-            with run.stopwatch.paused():
-                student = pruner.prune(tried[index].shape, TRIAL_TOKENS).student
+            student = students.pop(index)
             until = None if ends is None else run.stopwatch.part(ends, 1 / (len(chosen) - number))
             if not run.distributed.broadcast(_long_enough(run, trial, until)):
                 break
@@ -123,18 +131,10 @@ def try_candidates(
             result = heal(student, run.teacher, data, folder, trial, stopwatch=run.stopwatch, ends=until)
             with run.stopwatch.paused():
                 healed = replace(tried[index], steps=result.steps)
-                tried[index] = _measured(healed, student, pruner.model, held_out, uncut)
+                tried[index] = measured(healed, student)
         shutil.rmtree(run.work / "trials", ignore_errors=True)
     best = min(tried, key=lambda candidate: (-min(candidate.steps, 1), candidate.kl))
     return [replace(candidate, chosen=candidate is best) for candidate in tried]
-
-
-def _measured(
-    candidate: Candidate, student: PreTrainedModel, model: PreTrainedModel, held_out: Sequence[Batch], uncut: float
-) -> Candidate:
-    found = divergence(model, student, held_out)
-    ratio = math.exp(found.loss - uncut)
-    return replace(candidate, kl=found.kl, perplexity=math.exp(found.loss), perplexity_ratio=ratio)
 
 
 def _long_enough(run: PruneRun, trial: HealOptions, until: float | None) -> bool:

@@ -1,4 +1,4 @@
-"""GPTQ: integers that make up for each other's rounding, as far as the inputs allow. Pure numpy.
+"""GPTQ: integers that make up for each other's rounding, as far as the inputs allow. Arrays in, arrays out.
 
 The loss of rounding W to V is tr((W - V) H (W - V)^T), H the covariance of the inputs. Columns are rounded one after
 another, the most important first, and what a column loses is made good by the columns that are still free (GPTQ, arXiv
@@ -19,6 +19,7 @@ This module knows nothing of models, files and calibration.
 """
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from compress.quantize.blockwise import LIMITS, BlockTensor, check_grid, from_integers
@@ -27,7 +28,7 @@ from compress.quantize.scales import search_scales
 Floats = NDArray[np.float32]
 
 DAMPING = 1e-2  # added to the diagonal of H, as a share of its mean
-SWEEPS = 3
+SWEEPS = 2
 _GROUP = 64  # columns that are rounded one by one between two products
 _CHUNK = 2**22  # weights that are rounded at once
 
@@ -105,11 +106,11 @@ def _damped(hessian: NDArray[np.float64], damping: float) -> NDArray[np.float64]
 def _carry(hessian: NDArray[np.float64], order: NDArray[np.int64]) -> Floats:
     """float32 [K, K], columns in `order`: row j says how much of the errors of the columns before it column j takes."""
     back = order[::-1]
-    try:
-        upper = np.linalg.cholesky(hessian[np.ix_(back, back)])[::-1, ::-1]  # H = R R^T
-    except np.linalg.LinAlgError as error:
-        raise SingularHessian(str(error)) from error
-    return np.ascontiguousarray((upper / np.diagonal(upper)).T, dtype=np.float32)
+    lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(hessian[np.ix_(back, back)]))
+    if failed:
+        raise SingularHessian("the covariance is not positive definite")
+    upper = (lower.mT / lower.diagonal()[:, None]).numpy()  # H = R R^T: R^T in `back`, by rows, over R's diagonal
+    return np.ascontiguousarray(upper[::-1, ::-1], dtype=np.float32)
 
 
 class _Chunk:

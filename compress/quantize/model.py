@@ -81,8 +81,8 @@ def calibrate_model(
         return quantize_matrix_or_search(name, weight, chosen[name], method, covariance)
 
     with fused_gelu(rounded), fused_gelu(model):
-        folded = smooth(rounded, batches, product)
-        matrices = quantize_in_turn(rounded, model, batches, settle)
+        smoothed = smooth(rounded, batches, product)
+        matrices = quantize_in_turn(rounded, model, batches, smoothed.head_inputs, settle)
     if linear.static_inputs:
         found = input_ranges(rounded, sequences)
         matrices |= {
@@ -90,7 +90,7 @@ def calibrate_model(
             for name, tensor in matrices.items()
             if isinstance(tensor, ChannelTensor)
         }
-    return QuantizedModel(rounded, matrices, before, folded)
+    return QuantizedModel(rounded, matrices, before, smoothed.left)
 
 
 @torch.no_grad()

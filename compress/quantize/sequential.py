@@ -20,30 +20,33 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from chitchat.architectures.registry import architecture_of
-from chitchat.architectures.states import last_hidden
 from chitchat.architectures.sublayers import Projection
-from compress.calibrate.batches import Batch, thin
+from compress.calibrate.batches import Batch
 from compress.calibrate.final_norm import fit_final_norm
 from compress.calibrate.moments import Moments
-from compress.calibrate.walk import PairedStreams
+from compress.calibrate.walk import FittedStreams, Streams
 from compress.quantize.checkpoint import QuantizedTensor, dequantize
 
 # (module, weight float32 [N, K], covariance of its input float64 [K, K] or None) to the integers
 Decide = Callable[[str, NDArray[np.float32], NDArray[np.float64] | None], QuantizedTensor]
 
 DAMPING = 1e-2  # of the fit before the integers are decided
-HEAD_TOKENS = 8_192  # that the covariance of the head's inputs is taken on: it is as wide as the stream, not as an FFN
 
 
 @torch.no_grad()
 def quantize_in_turn(
-    model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[Batch], quantize_matrix: Decide
+    model: PreTrainedModel,
+    original: PreTrainedModel,
+    batches: Sequence[Batch],
+    head_inputs: Tensor,
+    quantize_matrix: Decide,
 ) -> dict[str, QuantizedTensor]:
     """Decide the integers of every matrix and table, and put what they stand for into `model`, in place.
 
     `model` computes what `original` does (the same weights, or rescaled ones) and is not it; biases and the final norm
     change with its matrices. `batches` are right-padded calibration windows. A tied table is decided as the head that
-    it is, with the second moments of the original's last states. Both models are left in eval mode.
+    it is, with `head_inputs`, the mean of x x^T over what the original's head reads, float64 [width, width]. Both
+    models are left in eval mode.
     """
     model.eval()
     original.eval()
@@ -65,24 +68,18 @@ def quantize_in_turn(
         projection.store(rounded, bias)
 
     tied = model.config.tie_word_embeddings
-    head_inputs = _head_inputs(original, thin(batches, HEAD_TOKENS))
     for name, table in architecture.tables(model):
         used_as_head = tied and name == architecture.token_table(model)[0]
         table.weight.copy_(decide(name, table.weight, head_inputs if used_as_head else None))
-    streams = PairedStreams(model, original, batches)
-    pairs = list(zip(streams.model.sublayers(), streams.reference.sublayers(), strict=True))
+    reference = Streams(original, batches)
+    streams = FittedStreams(model, reference, batches)
+    pairs = list(zip(streams.model.sublayers(), reference.sublayers(), strict=True))
     for ours, theirs in tqdm(pairs, desc="quantizing", unit="sublayer", disable=None):
-        streams.fit(ours, theirs, store)
+        streams.fit_in(ours, theirs, store)
+        reference.advance(theirs)
+        streams.fit_out(ours, store)
     if not tied:
         name, head = architecture.head(model)
         head.weight.copy_(decide(name, head.weight, head_inputs))
     fit_final_norm(model, original, streams.final_rows(), DAMPING)
     return matrices
-
-
-def _head_inputs(original: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:
-    """The mean product of the states that the head reads, float64 [width, width]."""
-    moments = Moments.zeros(architecture_of(original).geometry(original.config).width)
-    for batch in batches:
-        moments.add(last_hidden(original, batch["input_ids"])[batch["attention_mask"].bool()])
-    return moments.second

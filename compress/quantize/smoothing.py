@@ -13,6 +13,7 @@ feed-forward's out-projection reads through its activation, where nothing can be
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,28 +21,38 @@ from transformers import PreTrainedModel
 
 from chitchat.architectures.sublayers import Sublayer
 from compress.calibrate.batches import Batch, thin
+from compress.calibrate.moments import Moments
 from compress.calibrate.walk import Streams
 
 EXPONENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ROWS = 512  # calibration positions that an exponent is tried on
+COLUMNS = 768  # and outputs, or somewhat more
 TOKENS = 8 * ROWS  # of which they are taken, evenly
 
 # (inputs [rows, in], weight [in, out]) to the product as the scheme would round it, [rows, out]
 RoundedProduct = Callable[[Tensor, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class Smoothed:
+    """`left` is the share of the rounding error that rescaling left, by module (1 where nothing was gained);
+    `head_inputs` the mean of x x^T over what the head reads, float64 [width, width]: the walk comes by there."""
+
+    left: dict[str, float]
+    head_inputs: Tensor
+
+
 @torch.no_grad()
-def smooth(model: PreTrainedModel, batches: Sequence[Batch], rounded: RoundedProduct) -> dict[str, float]:
+def smooth(model: PreTrainedModel, batches: Sequence[Batch], rounded: RoundedProduct) -> Smoothed:
     """Rescale the channels of `model` in place for products that are computed by `rounded`.
 
-    Gives the share of the rounding error that is left, by module (1 where nothing was gained). The function of the
-    model does not change but for float32 rounding. `batches` are right-padded calibration windows.
+    The function of the model does not change but for float32 rounding. `batches` are right-padded calibration windows.
     """
     streams = Streams(model, thin(batches, TOKENS))
     left: dict[str, float] = {}
     for sublayer in streams.sublayers():
         read = _rows(list(streams.read(sublayer)))
-        written = _rows([passed.inputs for passed in streams.through(sublayer)])
+        written = _rows(list(streams.through(sublayer)))
         scale, share = search(read, torch.cat([projection.weight for projection in sublayer.in_projs], dim=1), rounded)
         left |= {projection.name: share for projection in sublayer.in_projs}
         _rescale(sublayer, scale)
@@ -49,7 +60,10 @@ def smooth(model: PreTrainedModel, batches: Sequence[Batch], rounded: RoundedPro
             columns = _value_columns(sublayer)
             scale, left[sublayer.out_proj.name] = search(written, sublayer.out_proj.weight, rounded, columns)
             _rescale_values(sublayer, scale, columns)
-    return left
+    moments = Moments(streams.states[0].shape[-1])
+    for rows in streams.head_inputs():
+        moments.add(rows)
+    return Smoothed(left, moments.second)
 
 
 def search(
@@ -59,11 +73,12 @@ def search(
 
     `inputs` [rows, in], `weight` [in, out]. Inputs with the same number in `channels`, int64 [in], get one scale.
     """
-    exact = inputs.double() @ weight.double()
     channels = torch.arange(len(weight)) if channels is None else channels
+    tried = weight[:, :: max(1, weight.shape[1] // COLUMNS)]
+    exact = inputs.double() @ tried.double()
 
     def error(scale: Tensor) -> float:
-        return float((rounded(inputs / scale, weight * scale[:, None]).double() - exact).square().mean())
+        return float((rounded(inputs / scale, tried * scale[:, None]).double() - exact).square().mean())
 
     best = torch.ones(len(weight))
     least = plain = error(best)

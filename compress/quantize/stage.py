@@ -30,7 +30,7 @@ from chitchat.tokenizer import tokenizer_of
 from chitchat.training.distributed import Distributed
 from chitchat.training.stopwatch import Stopwatch
 from compress.calibrate.batches import CALIBRATION_TOKENS, calibration_batches, calibration_sequences
-from compress.calibrate.measure import KL_TOKENS, divergence, measure
+from compress.calibrate.measure import KL_TOKENS, divergence, final_states, measure
 from compress.calibrate.ranges import input_ranges
 from compress.quantize.allocation import Allocation, Sensitivity, allocate
 from compress.quantize.blockwise import BlockTensor
@@ -173,13 +173,14 @@ class _QuantizeRun:
         every = [matrix.module for matrix in self.architecture.matrices(self.geometry)]
         low = mixed_grids(self.geometry, every, self.options.block_size)
         high = grids(self.geometry, "w8", self.options.block_size)
-        trial, found = copy.deepcopy(self.model), []
+        trial, found, states = copy.deepcopy(self.model), [], final_states(self.model, batches)
         for name in tqdm(every, desc="trying 4 bits", unit="matrix", disable=None):
             weight = self.model.get_submodule(name).weight.detach()
             matrix = (weight.T if self.architecture.is_transposed(name) else weight).float().contiguous().numpy()
             four, eight = (quantize_matrix(matrix, grid[name], "mse") for grid in (low, high))
             load_dequantized_(trial, {name: four})
-            found.append(Sensitivity(name, divergence(self.model, trial, batches).kl, eight.nbytes - four.nbytes))
+            lost = divergence(self.model, trial, batches, states).kl
+            found.append(Sensitivity(name, lost, eight.nbytes - four.nbytes))
             trial.get_submodule(name).weight.data.copy_(weight)
         return found
 

@@ -113,9 +113,6 @@ class Llama(Architecture):
     def layers(self, model: LlamaForCausalLM) -> nn.ModuleList:
         return model.model.layers
 
-    def set_layers(self, model: LlamaForCausalLM, layers: nn.ModuleList) -> None:
-        model.model.layers = layers
-
     def sublayers(self, model: LlamaForCausalLM, layer: int) -> tuple[Sublayer, Sublayer]:
         block, name = model.model.layers[layer], f"model.layers.{layer}"
         attn, mlp, config = block.self_attn, block.mlp, model.config
