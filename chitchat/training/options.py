@@ -56,7 +56,7 @@ class TrainOptions(Options):
     epochs: float | None = option(None, "Passes over the training conversations.", group=_LENGTH, unit="passes", gt=0)
     max_minutes: float | None = option(
         None,
-        "Train for these minutes, loading and saving included, whatever the machine does (from 1 up).",
+        "Train for these minutes, loading and saving included, whatever the machine does; loading can exceed one.",
         group=_LENGTH,
         unit="minutes",
         gt=0,
