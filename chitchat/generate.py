@@ -155,14 +155,15 @@ class TorchGenerator:
 def no_defaults(model: PreTrainedModel) -> Iterator[None]:
     """A context in which `generate` uses only the given configuration.
 
-    transformers 5 would take settings that are not given from the checkpoint, for example a repetition penalty.
+    transformers 5 would take settings that are not given from the checkpoint, for example a repetition penalty. The
+    model's own padding id is hidden too: it would warn of a prompt that ends with it, although no row here is padded.
     """
-    kept = model.generation_config
-    model.generation_config = GenerationConfig()
+    kept, pad_id = model.generation_config, model.config.pad_token_id
+    model.generation_config, model.config.pad_token_id = GenerationConfig(), None
     try:
         yield
     finally:
-        model.generation_config = kept
+        model.generation_config, model.config.pad_token_id = kept, pad_id
 
 
 class _QueueStreamer(BaseStreamer):

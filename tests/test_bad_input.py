@@ -12,29 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from chitchat_compress.cli import app as cli
+from support.command_line import type_in
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder; signal handlers are put back afterwards."""
+    """An empty working folder."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    before = signal.getsignal(signal.SIGTERM)
-    yield folder
-    signal.signal(signal.SIGTERM, before)
-
-
-def type_in(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """What the shell would get for `compress ARGUMENTS`, without a new process for each case."""
-    monkeypatch.setattr(sys, "argv", ["compress", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    return int(left.value.code or 0)
+    return folder
 
 
 class Files:
@@ -183,7 +172,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     case: str,
     here: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     tiny_data: Path,
     tiny_checkpoint: Path,
@@ -195,7 +183,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     arguments, expected = CASES[case]
     typed = arguments(Files(tmp_path, tiny_data, tiny_checkpoint, tiny_bundle))
     capfd.readouterr()
-    code = type_in(monkeypatch, *typed)
+    code = type_in(*typed)
     said = capfd.readouterr()
     assert code == 2, said.err
     assert expected in said.err
@@ -210,7 +198,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     verb: str,
     small_disk: Path,
     here: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     tiny_data: Path,
     tiny_checkpoint: Path,
@@ -224,7 +211,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         typed = [verb, "talk.txt", "--out", out]
     else:
         typed = [verb, tiny_checkpoint, "--data", tiny_data, "--out", out, *options]
-    code = type_in(monkeypatch, *typed)
+    code = type_in(*typed)
     said = capfd.readouterr().err
     assert code == 2, said
     assert said.splitlines()[-1].startswith("compress: --out ")
@@ -235,7 +222,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 
 def test_ctrl_c_ends_with_130_and_nothing_half_written(tmp_path: Path) -> None:
     """An interrupted stage used to leave a folder that the next one took for whole."""
-    lines = (f"what is {n}\n{n} is a number between {n - 1} and {n + 1}\n" for n in range(400_000))
+    lines = (f"what is {n}\n{n} is a number between {n - 1} and {n + 1}\n" for n in range(40_000))
     (tmp_path / "talk.txt").write_text("\n".join(lines))
     command = [sys.executable, "-m", "chitchat_compress", "data", "talk.txt", "--out", "out"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

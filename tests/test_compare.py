@@ -3,8 +3,6 @@
 import copy
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.command_line import type_in
 from support.reports import record, report
 
 from bench.report.compare import _between, compare
@@ -107,19 +106,16 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         compare(good, tmp_path / "absent.json")
 
 
-def test_the_command_line_compares_two_reports(tmp_path: Path) -> None:
+def test_the_command_line_compares_two_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Stops an option that is parsed and then measures something, or a refusal with a traceback."""
     paths = [str(write(tmp_path, name, report({"t": 100, "q": ms}))) for name, ms in (("a.json", 50), ("b.json", 25))]
-    command = [sys.executable, "-m", "chitchat_compress", "bench", "--compare", *paths, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stderr
-    assert "beyond noise:\n  q: speed against t x 2.0" in done.stdout
-    changes = json.loads(done.stdout.splitlines()[-1])["changes"]
+    assert type_in("bench", "--compare", *paths, "--json") == 0
+    said = capfd.readouterr().out
+    assert "beyond noise:\n  q: speed against t x 2.0" in said
+    changes = json.loads(said.splitlines()[-1])["changes"]
     assert {change["row"] for change in changes if change["beyond_noise"]} == {"q"}
-    command[-2] = str(tmp_path / "absent.json")
-    refused = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert refused.returncode == 2
-    assert refused.stderr.count("\n") == 1
+    assert type_in("bench", "--compare", paths[0], tmp_path / "absent.json", "--json") == 2
+    assert capfd.readouterr().err.count("\n") == 1
 
 
 @settings(max_examples=15)

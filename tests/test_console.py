@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from support.command_line import type_in
 
 from chitchat_compress.cli.app import COMMANDS, make_app
 from chitchat_compress.cli.console import show, show_table
@@ -93,25 +94,36 @@ def test_a_traceback_shows_only_when_asked_for() -> None:
         (["info"], "Missing argument 'MODEL'"),
     ],
 )
-def test_wrong_usage_is_one_line(arguments: list[str], line: str) -> None:
+def test_wrong_usage_is_one_line(arguments: list[str], line: str, capfd: pytest.CaptureFixture[str]) -> None:
     """The library's boxes are three lines; ours names the option and the way to the help."""
-    ran = run(*arguments)
-    assert ran.returncode == 2
-    assert line in ran.stderr
-    assert ran.stderr.count("\n") == 1
+    assert type_in(*arguments, program="__main__.py") == 2
+    said = capfd.readouterr()
+    assert line in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+def test_the_module_is_the_command_line() -> None:
+    """`python -m chitchat_compress` that ends otherwise than `compress`, or calls itself by another name."""
+    ran = run("nonsense")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "compress: No such command 'nonsense'; see `python -m chitchat_compress --help`\n"
 
 
 @pytest.mark.parametrize(
     "arguments",
     [("info", "{}"), ("export", "{}", "--out", "o"), ("serve", "{}"), ("eval", "{}", "--data", "o")],
 )
-def test_a_name_that_no_system_takes_is_bad_input(arguments: tuple[str, ...]) -> None:
+def test_a_name_that_no_system_takes_is_bad_input(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """`OSError: [Errno 36]` and exit code 1, as if the work had failed; Python 3.14 calls such a file absent."""
-    ran = run(*(word.format("x" * 5000) for word in arguments))
-    assert ran.returncode == 2
-    assert ran.stderr.startswith("compress: ")
-    assert ran.stderr.count("\n") == 1
-    assert "COMPRESS_DEBUG" not in ran.stderr
+    monkeypatch.chdir(tmp_path)
+    assert type_in(*(word.format("x" * 5000) for word in arguments)) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("compress: ")
+    assert said.count("\n") == 1
+    assert "COMPRESS_DEBUG" not in said
 
 
 def test_sigterm_unwinds_so_that_nothing_half_written_stays(tmp_path: Path) -> None:
@@ -155,6 +167,23 @@ def test_an_interval_stands_on_the_line_of_its_figure(capsys: pytest.CaptureFixt
     assert json.loads(lines[-1]) == figures
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_of_a_group_speaks(rank: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two ranks used to print the figures twice."""
+    import torch.distributed
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # a group of which the others need not be there
+
+    torch.distributed.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
+    try:
+        show({"tokens": 1}, as_json=True)
+        show_table([{"row": 2}])
+    finally:
+        torch.distributed.destroy_process_group()
+    said = ["tokens", "1", '{"tokens":', "1}", "row", "2"]
+    assert capsys.readouterr().out.split() == (said if rank == 0 else [])
+
+
+@pytest.mark.slow
 def test_one_process_of_a_distributed_run_speaks(tmp_path: Path) -> None:
     """Two ranks used to print the figures twice."""
     script = tmp_path / "run.py"

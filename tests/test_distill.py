@@ -213,7 +213,9 @@ HEALED_ON = {
 }
 
 
-@pytest.mark.parametrize("name", HEALED_ON)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if "slower" in name else pytest.mark.slow) for name in HEALED_ON]
+)
 def test_all_parts_together_take_the_minutes(data, tmp_path, monkeypatch, name):
     """Stops: a healing by the clock whose parts add up to more, or whose plan is found anew when it goes on."""
     monkeypatch.setattr("compress.distill.budget.STEPS_PER_ROUND", 1)

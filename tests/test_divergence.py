@@ -67,10 +67,7 @@ class Scripted(SteppingModel):
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def feed(self, ids, *, fresh: bool):
-        raise NotImplementedError
-
-    def logits(self, ids):
+    def run(self, ids, *, fresh: bool):
         random = np.random.default_rng([self._seed, *ids])
         return (random.normal(0, 3, size=(len(ids), 300)) + random.normal(40, 5)).astype(np.float32)
 

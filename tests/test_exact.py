@@ -34,9 +34,11 @@ GRAPHS = {  # weights, heads, cache
     "heads of 8": (None, 9, "float32"),
     "heads of 36": (None, 2, "float32"),
 }
+FAST = ("w8", "w4, int8 cache", "heads of 36")
+CASES = [pytest.param(graph, id=name, marks=[] if name in FAST else pytest.mark.slow) for name, graph in GRAPHS.items()]
 
 
-@pytest.fixture(scope="module", params=GRAPHS.values(), ids=GRAPHS)
+@pytest.fixture(scope="module", params=CASES)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Widths and a vocabulary that are no multiples of what kernels compute at once; heads of several sizes."""
     bits, heads, kv = request.param

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -52,10 +53,19 @@ def test_the_notebook_is_committed_without_outputs() -> None:
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
-def test_a_model_is_pruned_in_memory(tmp_path: Path, tiny_checkpoint: Path, tiny_corpus: Path) -> None:
+def test_a_model_is_pruned_in_memory(
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    tiny_corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """The script names arguments that the function does not take any more."""
-    script = (ROOT / "examples" / "prune_in_memory.py").read_text(encoding="utf-8")
-    before, after = run(script, tmp_path, str(tiny_checkpoint), str(tiny_corpus)).splitlines()
+    script = str(ROOT / "examples" / "prune_in_memory.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, str(tiny_checkpoint), str(tiny_corpus)])
+    runpy.run_path(script, run_name="__main__")
+    before, after = capsys.readouterr().out.splitlines()
     parameters = [int(line.split()[1].replace(",", "")) for line in (before, after)]
     assert parameters[1] < 0.6 * parameters[0]
 

@@ -167,6 +167,21 @@ def test_unconditional_generation_begins_with_the_blank_prompt(generator, caplog
     assert not caplog.records
 
 
+def test_a_prompt_that_ends_with_the_padding_id_is_answered_without_a_warning(generator, prompt, monkeypatch):
+    """DialoGPT pads with its end of turn: transformers drops a mask of ones, and then says that there is none."""
+    plain, warned = list(generator.stream([*prompt, generator.dialogue.end_of_turn_id], GREEDY)), []
+    generator.model.config.pad_token_id = generator.dialogue.end_of_turn_id
+    monkeypatch.setattr(
+        generator.model.transformer,
+        "warn_if_padding_and_no_attention_mask",
+        lambda ids, mask: warned.append(mask is None and generator.model.transformer.config.pad_token_id is not None),
+    )
+    assert list(generator.stream([*prompt, generator.dialogue.end_of_turn_id], GREEDY)) == plain
+    assert len(warned) >= len(plain)
+    assert not any(warned)
+    assert generator.model.config.pad_token_id == generator.dialogue.end_of_turn_id
+
+
 def test_the_checkpoints_own_generation_settings_do_not_leak_into_a_reply(generator, prompt):
     """transformers 5 fills what a caller leaves out from them: a repetition penalty made greedy replies others."""
     plain = list(generator.stream(prompt, GREEDY))

@@ -51,7 +51,12 @@ def trained(shared: Path):
 
 @pytest.mark.parametrize(
     ("scheme", "kv", "kl"),
-    [("fp32", "int8", 5e-5), ("w8", "float32", 2.5e-4), ("w8", "int8", 3e-4), ("w8a8", "float32", 1e-3)],
+    [
+        pytest.param("fp32", "int8", 5e-5, marks=pytest.mark.slow),
+        pytest.param("w8", "float32", 2.5e-4, marks=pytest.mark.slow),
+        ("w8", "int8", 3e-4),
+        ("w8a8", "float32", 1e-3),
+    ],
 )
 def test_integers_cost_next_to_nothing_on_held_out_conversations(
     trained, scheme: str, kv: str, kl: float, tmp_path: Path

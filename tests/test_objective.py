@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pytest
@@ -77,6 +78,18 @@ def test_the_loss_of_next_tokens_is_the_sum_over_labels(limit: int, monkeypatch:
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+@cache
+def healed_pair() -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:
+    """A teacher and a student; copy them before a gradient."""
+    return model(layers=4), model(layers=3, seed=1)
+
+
+@cache
+def rows_of_the_pair() -> list[tuple[Row, Row]]:
+    """The teacher's and the student's rows over seven windows."""
+    return list(zip(*(positions(one, MaskedWindows(7).rows) for one in healed_pair()), strict=True))
+
+
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize(("skew", "share"), [(0.0, 0.0), (0.1, 0.0), (0.5, 0.3), (0.0, 0.3), (0.0, 0.9)])
 @pytest.mark.parametrize("dropped", [False, True])
@@ -85,9 +98,8 @@ def test_the_loss_of_healing_is_its_definition(
 ) -> None:
     """Stops: the reverse divergence, shares swapped, labels of its own words, a hidden loss of another layer."""
     monkeypatch.setattr(module, "MAX_LOGITS", limit)
-    teacher, student, windows = model(layers=4), model(layers=3, seed=1), MaskedWindows(7)
-    batch = training_batch(windows.rows)
-    pairs = list(zip(positions(teacher, windows.rows), positions(student, windows.rows), strict=True))
+    windows, teacher, student = MaskedWindows(7), *copy.deepcopy(healed_pair())
+    batch, pairs = training_batch(windows.rows), rows_of_the_pair()
     divergence = math.fsum(kl(theirs.log_p, ours.log_p, skew) for theirs, ours in pairs)
     nll = -math.fsum(ours.log_p[ours.label] for _, ours in pairs)
     expected = divergence if skew else (1 - share) * divergence + share * nll

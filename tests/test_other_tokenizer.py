@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.in_process import bench_in_process
 from transformers import GPT2LMHeadModel
 
 from bench.evaluate.other_tokenizer import retokenized, turns_of
@@ -60,12 +61,12 @@ def test_the_same_conversations_stand_in_other_ids(tiny_data: Path, other: Path,
     assert said[0] == said[1]
 
 
-@pytest.mark.slow
 def test_only_bits_per_byte_compare_between_tokenizers(
-    tiny_data: Path, tiny_checkpoint: Path, other: Path, tmp_path: Path
+    tiny_data: Path, tiny_checkpoint: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stops a KL between ids that mean different things, and a perplexity of larger tokens that looks worse."""
     work = BenchOptions(prompt_tokens=20, new_tokens=8, repetitions=2, threads=1)
+    bench_in_process(monkeypatch)
     report = bench([str(tiny_checkpoint), str(other)], tmp_path / "out", tiny_data, work)
     first, second = report["rows"]
     assert second["error"] is None

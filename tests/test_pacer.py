@@ -65,7 +65,15 @@ MACHINES = {
 }
 
 
-@pytest.mark.parametrize("name", MACHINES)
+FAST = (
+    *("8 times slower after planning", "8 times slower in the decay", "8 times faster after planning"),
+    *("slow for a while", "slower and slower", "stopped in the decay"),
+)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in MACHINES]
+)
 def test_a_run_takes_its_minutes_whatever_the_machine_does(run, name):
     """Stops: 45 minutes for `--max-minutes 5.5`, a run that ends undecayed, a decayed end that nobody evaluates."""
     machine = MACHINES[name]()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.in_process import bench_in_process
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import chitchat.system.interpreters
@@ -162,7 +163,8 @@ def test_a_peer_gets_its_rows_from_one_descriptor(
     from support.made_up_peer import KINDS
 
     monkeypatch.setattr(registry, "PEERS", dict(PEERS))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for the conversion, in a process of its own
+    bench_in_process(monkeypatch)
     (peer,) = KINDS
     registry.register(peer)
     report = bench([str(tiny_checkpoint)], tmp_path / "out", tiny_data, replace(SMALL, peers="next-id"))
@@ -241,7 +243,7 @@ from serve.dialogue import Dialogue
 from serve.options import SamplingOptions
 convert(Path(sys.argv[1]), Path(sys.argv[2]), "float32", 1)
 model = CTranslate2Model(sys.argv[2], 1, "cpu")
-model.logits = None  # what would compute the whole text again
+model.run = None  # what would compute the whole text again
 greedy = SamplingOptions(top_k=1, repetition_penalty=1.0, max_new_tokens=10, seed=0)
 dialogue = Dialogue.from_json(json.loads(sys.argv[3]))
 print(json.dumps(list(model.reply(json.loads(sys.argv[4]), greedy, dialogue))))

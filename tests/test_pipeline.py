@@ -1,6 +1,8 @@
 """The pipeline: what is run again and what is not, and what a killed run leaves. A fake command line does the work."""
 
+import contextlib
 import fcntl
+import io
 import json
 import logging
 import os
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import fake_compress
 
 from chitchat.errors import BadInput
 from chitchat.lineage import hash_files
@@ -21,7 +24,7 @@ from chitchat_compress.api import run_recipe
 from chitchat_compress.pipeline.run import StageFailed, run
 from serve.digest import sha256
 
-FAKE = Path(__file__).parent / "support" / "fake_compress.py"
+FAKE = Path(fake_compress.__file__)
 RECIPE = """
 data:      {run: data, corpora: [CORPUS], vocab-size: 300}
 teacher:   {run: train, from: data, layers: 2, epochs: 1}
@@ -31,6 +34,16 @@ bundle:    {run: export, from: quantized, data: data}
 report:    {run: bench, models: [teacher, bundle], data: data}
 """
 NAMES = ["data", "teacher", "pruned", "quantized", "bundle", "report"]
+
+
+def run_here(argv: list[str], echo: Any) -> tuple[int, dict[str, Any]]:
+    """In place of `run_child`: the fake command line as a call, whose output and exit code are a process's."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = fake_compress.main(*argv[2:])
+    lines = said.getvalue().splitlines()
+    for line in lines[:-1]:
+        echo("  " + line)
+    return code, json.loads(lines[-1])
 
 
 class Bench:
@@ -52,8 +65,12 @@ class Bench:
     def command(self) -> list[str]:
         return [sys.executable, str(FAKE), str(self.log)]
 
-    def run(self, echo: Any = lambda line: None) -> dict[str, Any]:
-        return run(self.recipe, self.out, command=self.command(), echo=echo)
+    def run(self, echo: Any = lambda line: None, *, apart: bool = False) -> dict[str, Any]:
+        """A run of the recipe; its stages run in this process, or `apart` from it as they do for users."""
+        with pytest.MonkeyPatch.context() as patch:
+            if not apart:
+                patch.setattr("chitchat_compress.pipeline.run.run_child", run_here)
+            return run(self.recipe, self.out, command=self.command(), echo=echo)
 
     def ran(self) -> list[str]:
         """The verbs that were run since the last call."""
@@ -91,7 +108,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 def test_every_stage_runs_once_in_order_and_the_reports_files_stand_in_the_output(bench: Bench) -> None:
     """A stage that was given another stage's name instead of its folder read nothing."""
     lines: list[str] = []
-    result = bench.run(lines.append)
+    result = bench.run(lines.append, apart=True)
     assert bench.ran() == ["data", "train", "prune", "quantize", "export", "bench"]
     command = f"compress prune {bench.out}/teacher --out {bench.out}/pruned --data {bench.out}/data --keep 0.5"
     assert any(command in line for line in lines), "the command is shown as the user could type it"
@@ -196,7 +213,7 @@ def test_a_failing_stage_gives_its_exit_code_and_keeps_what_was_done(bench: Benc
     """Bad input of a stage became exit code 1 and a traceback."""
     bench.write(("tokenizer: plain", "tokenizer: fail"))
     with pytest.raises(StageFailed, match="stage pruned ended with exit code 2") as caught:
-        bench.run()
+        bench.run(apart=True)
     assert caught.value.exit_code == 2
     assert "compress: --keep 7: too much" in capfd.readouterr().err, "the stage's own line passes through"
     assert bench.ran() == ["data", "train", "prune"]

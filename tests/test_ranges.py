@@ -11,6 +11,8 @@ from transformers import DynamicCache
 from chitchat.errors import BadInput
 from compress.calibrate.ranges import HEADROOM, calibrate_kv, input_ranges
 
+WARNS = "warn_if_padding_and_no_attention_mask"  # of transformers' models
+
 
 def test_the_scales_of_the_cache_are_those_of_torchs_keys_and_values() -> None:
     """Queries for keys, heads in another order, or padding among the rows give scales of the right size."""
@@ -30,6 +32,19 @@ def test_the_scales_of_the_cache_are_those_of_torchs_keys_and_values() -> None:
             assert scale.shape == (1, 4, 1, 8)
             assert scale.dtype == np.float32
             np.testing.assert_allclose(scale, want, rtol=1e-5)
+
+
+def test_a_sequence_that_ends_with_the_padding_id_is_read_whole_and_without_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """DialoGPT pads with its end of turn, and transformers told users of the library to pass a mask."""
+    model, masks = random_gpt2(), []
+    ids = random_ids(model, 0)
+    plain = input_ranges(model, [ids])
+    model.config.pad_token_id = ids[-1]
+    monkeypatch.setattr(type(model.base_model), WARNS, lambda self, ids, mask: masks.append(mask))
+    assert input_ranges(model, [ids]) == plain
+    assert [mask.tolist() for mask in masks] == [[[1] * len(ids)]]
 
 
 def test_the_ranges_are_those_of_every_linear_layers_input() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support.cuda import why_not_cuda
 from support.families import tiny_family
+from support.in_process import bench_in_process
 
 from bench.models.torch import CHECKPOINT, CheckpointModel
 from bench.peers.torch import HalfModel
@@ -35,6 +36,7 @@ FIGURES = {
     *("load_s", "bits_per_byte", "perplexity", "token_accuracy", "parameters", "ratio"),
 }
 
+WORK = BenchOptions(prompt_tokens=20, new_tokens=10, repetitions=2, threads=1)
 SMALL = {"prompt_tokens": 8, "new_tokens": 4, "repetitions": 2, "threads": 1}
 
 
@@ -47,8 +49,9 @@ def family(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny
 def made(tmp_path_factory: pytest.TempPathFactory, family: dict[str, Path], tiny_data: Path) -> tuple[Path, Any]:
     """A report of all forms of the tiny model, and its folder."""
     out = tmp_path_factory.mktemp("report") / "out"
-    models = [str(path) for path in family.values()]
-    report = bench(models, out, tiny_data, BenchOptions(prompt_tokens=20, new_tokens=10, repetitions=2, threads=1))
+    with pytest.MonkeyPatch.context() as patch:
+        bench_in_process(patch)
+        report = bench([str(path) for path in family.values()], out, tiny_data, WORK)
     return out, report
 
 
@@ -97,6 +100,22 @@ def test_a_row_holds_all_figures_and_all_forms_of_one_model_give_the_same_ids(ma
     assert integer_ids == ids["bundle-w8"]
     assert all(len(sample) == 10 and 2 not in sample for sample in float_ids), "all do the same work, to its end"
     assert len({row["eval_tokens"] for row in report["rows"]}) == 1
+
+
+@pytest.mark.slow
+def test_in_a_process_of_its_own_each_form_says_the_same(
+    made: tuple[Path, Any], family: dict[str, Path], tiny_data: Path, tmp_path: Path
+) -> None:
+    """A process that knows less than the bench's own, and the memory of one for all."""
+    report = bench([str(path) for path in family.values()], tmp_path / "out", tiny_data, WORK)
+    for row, expected in zip(report["rows"], made[1]["rows"], strict=True):
+        assert row["error"] is None
+        assert (row["name"], row["kl"], row["perplexity"]) == tuple(expected[n] for n in ("name", "kl", "perplexity"))
+    ids = [
+        {name: [each["ids"] for each in samples] for name, samples in one["samples"].items()}
+        for one in (report, made[1])
+    ]
+    assert ids[0] == ids[1]
     assert report["rows"][3]["peak_rss_mb"] < report["rows"][0]["peak_rss_mb"], "the engine's process holds no torch"
 
 
@@ -326,15 +345,16 @@ def test_ctrl_c_leaves_a_report_of_what_is_done(family: dict[str, Path], tmp_pat
 
 
 def test_a_gpu_that_is_not_there_is_a_row_beside_the_cpus(family: dict[str, Path], tmp_path: Path) -> None:
-    """The row was missing, and nobody knew whether it had been asked for."""
+    """The row was missing, and nobody knew whether it had been asked for; one memory for all processes."""
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA GPU here")
     work = BenchOptions(**SMALL, device="cpu,cuda", peers="torch-fp16")
-    report = bench([str(family["checkpoint"])], tmp_path / "out", options=work)
-    on_cpu, on_gpu, peer = report["rows"]
+    report = bench([str(family["checkpoint"]), str(family["bundle-fp32"])], tmp_path / "out", options=work)
+    on_cpu, on_gpu, bundle, _, peer = report["rows"]
     assert (on_cpu["device"], on_cpu["error"]) == ("cpu", None)
+    assert bundle["peak_rss_mb"] < on_cpu["peak_rss_mb"], "the engine's process holds no torch"
     assert on_gpu["name"] == "teacher on cuda"
     assert on_gpu["device"] == "cuda"
     assert on_gpu["error"] == "skipped: torch finds no CUDA GPU on this machine"

@@ -46,6 +46,13 @@ def log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting between models: the timed worker has no threads that go on spinning."""
+    for module in (controller, rounds):
+        monkeypatch.setattr(module, "wait_for_idle_threads", lambda: None)
+
+
 def test_known_times_are_measured_within_three_percent(tmp_path: Path) -> None:
     """Stops a figure that holds the waiting between models, the protocol, or half of the first token."""
     measured = run(tmp_path, ["a 60 20 0", "b 30 10 0"], new_tokens=6)
@@ -62,6 +69,7 @@ def test_known_times_are_measured_within_three_percent(tmp_path: Path) -> None:
         assert figures["cpu_s_per_token"] < 0.01, "a sleep costs no CPU"
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_known_size_is_measured_within_five_percent(tmp_path: Path) -> None:
     """Stops a memory figure of the controller, of the machine, or of the model before."""
     large, none = run(tmp_path, ["large 1 1 400", "none 1 1 0"]).rows
@@ -101,6 +109,7 @@ def test_gpu_memory_is_the_drivers_count_for_this_process(tmp_path: Path, monkey
     assert device_mb() == pytest.approx(1048.576)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_all_scenarios_take_turns_and_leave_raw_samples(tmp_path: Path) -> None:
     """Stops a scenario that runs one model after the other, or whose samples nobody can look at."""
     measured = run(tmp_path, ["a 1 1 0", "b 1 1 0"], kinds=(BUNDLE, PEERS["openvino"]), scenarios=list(SCENARIOS))
@@ -127,6 +136,7 @@ def test_all_scenarios_take_turns_and_leave_raw_samples(tmp_path: Path) -> None:
     assert figures["turns_ms"] >= TURNS * 4
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_conversation_grows_by_the_reply_and_the_next_turn(tmp_path: Path) -> None:
     """Stops turns that are all of one length, whose prefix nobody could reuse, and a reuse of another conversation."""
     run(tmp_path, ["a 0 0 0"], scenarios=["turns"])
@@ -140,6 +150,7 @@ def test_a_conversation_grows_by_the_reply_and_the_next_turn(tmp_path: Path) -> 
     assert len(turns[TURNS - 1]["prompt"]) + len(turns[TURNS - 1]["slept"]) <= 64, "it fits the context"
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_wrong_answers_are_found_before_anything_is_timed(tmp_path: Path) -> None:
     """Stops a peer that is fast because it computes something else, and one form's verdict on another peer."""
     entries = [
@@ -159,6 +170,7 @@ def test_wrong_answers_are_found_before_anything_is_timed(tmp_path: Path) -> Non
     assert [entry["name"] for entry in log(tmp_path)].count("wrong") == 2  # loaded, and one answer was enough
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_tie_is_no_wrong_answer_and_ends_the_comparison_of_its_reply(tmp_path: Path) -> None:
     """Where two ids are as good as equal the rest is another text, and every peer was wrong sooner or later."""
     entries = [
@@ -246,6 +258,7 @@ def test_stopped_before_the_first_round_there_is_nothing_to_report(
         run(tmp_path, ["a 0 0 0"])
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_job_that_cannot_be_measured_keeps_its_reason_and_is_asked_nothing(tmp_path: Path) -> None:
     """Stops a missing GPU or package from ending the run, or from a row of zeros."""
     entries = [

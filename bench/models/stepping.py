@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SteppingModel(LoadedModel):
-    """One conversation at a time; a peer's class adds `__init__`, `feed` and `logits`."""
+    """One conversation at a time; a peer's class adds `__init__` and `run`."""
 
     @abstractmethod
     def __init__(self, spec: str, threads: int, device: str, slots: int = 1) -> None:
@@ -25,11 +25,19 @@ class SteppingModel(LoadedModel):
         return cls(spec, threads, device, slots)
 
     @abstractmethod
-    def feed(self, ids: Ids, *, fresh: bool) -> Floats:
-        """Add `ids` to the conversation, or to an empty one (`fresh`); the logits after the last, float32 [vocab].
+    def run(self, ids: Ids, *, fresh: bool) -> Floats:
+        """Add `ids` to the conversation, or to an empty one (`fresh`); the logits after each, float32 [n, vocab].
 
-        The array may be written to, and holds until the next call.
+        A class with a `logits` of its own may give those after the last id alone, [1, vocab]. The array may be written
+        to, and holds until the next call.
         """
+
+    def feed(self, ids: Ids, *, fresh: bool) -> Floats:
+        """The last row of `run`, [vocab]."""
+        return self.run(ids, fresh=fresh)[-1]
+
+    def logits(self, ids: Ids) -> Floats:
+        return self.run(ids, fresh=True).copy()
 
     def begin(self, prompt: Ids, *, reuse: bool) -> Floats:
         """Start a conversation with `prompt`; a peer that can keep the beginning of the last one overrides this."""

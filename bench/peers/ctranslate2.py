@@ -79,7 +79,7 @@ class CTranslate2Model(SteppingModel):
         return [as_timed_reply(started, stamps, reply, new_tokens) for stamps, reply in zip(times, ids, strict=True)]
 
     def reply(self, prompt: Ids, options: "SamplingOptions", dialogue: "Dialogue") -> Iterator[int]:
-        """See `LoadedModel.reply`: its own loop and sampler, which keep the cache that `feed` cannot."""
+        """See `LoadedModel.reply`: its own loop and sampler, which keep the cache that `run` cannot."""
         import ctranslate2
 
         ctranslate2.set_random_seed(options.seed)
@@ -98,13 +98,10 @@ class CTranslate2Model(SteppingModel):
                 return
             yield int(step.token_id)
 
-    def feed(self, ids: Ids, *, fresh: bool) -> Floats:
-        """See `SteppingModel.feed`: CTranslate2 takes no cache from outside, so the whole text is computed."""
+    def run(self, ids: Ids, *, fresh: bool) -> Floats:
+        """See `SteppingModel.run`: CTranslate2 takes no cache from outside, so the whole text is computed."""
         self._held = [*([] if fresh else self._held), *ids]
-        return self.logits(self._held)[-1]
-
-    def logits(self, ids: Ids) -> Floats:
-        return np.array(self._generator.forward_batch([self._strings(ids)]))[0]
+        return np.array(self._generator.forward_batch([self._strings(self._held)]))[0, -len(ids) :]
 
     def _strings(self, ids: Ids) -> list[str]:
         return [self._tokens[token] for token in ids]

@@ -33,11 +33,11 @@ class GenaiModel(SteppingModel):
             generator.generate_next_token()
             yield int(generator.get_next_tokens()[0])
 
-    def feed(self, ids: Ids, *, fresh: bool) -> Floats:
+    def run(self, ids: Ids, *, fresh: bool) -> Floats:
         if fresh:
             self._generator = self._open(self.context)
         self._generator.append_tokens(list(ids))
-        return np.array(self._generator.get_logits(), dtype=np.float32).reshape(-1)
+        return np.array(self._generator.get_logits(), dtype=np.float32).reshape(1, -1)
 
     def logits(self, ids: Ids) -> Floats:
         """See `LoadedModel.logits`. genai gives those of the last id only, so the ids go in one by one."""

@@ -152,13 +152,13 @@ class LlamaCppModel(SteppingModel):
         del self._held[same:]
         return self.feed(prompt[same:], fresh=False)
 
-    def feed(self, ids: Ids, *, fresh: bool) -> Floats:
+    def run(self, ids: Ids, *, fresh: bool) -> Floats:
         if fresh:
             self._forget()
         array = (self._llama.llama_token * len(ids))(*ids)
         self._decode(self._llama.llama_batch_get_one(array, len(ids)))
         self._held += ids
-        return self._row(-1)
+        return self._row(-1)[None]
 
     def logits(self, ids: Ids) -> Floats:
         self._forget()

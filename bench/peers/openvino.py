@@ -62,14 +62,7 @@ class OpenVinoModel(SteppingModel):
         self._seen = 0
         self.context = geometry_of(config).context
 
-    def feed(self, ids: Ids, *, fresh: bool) -> Floats:
-        return self._run(ids, fresh=fresh)[-1]
-
-    def logits(self, ids: Ids) -> Floats:
-        return self._run(ids, fresh=True).copy()
-
-    def _run(self, ids: Ids, *, fresh: bool) -> Floats:
-        """Logits [n, vocab] of further ids; they hold until the next call."""
+    def run(self, ids: Ids, *, fresh: bool) -> Floats:
         if fresh:
             self._request.reset_state()
             self._seen = 0

@@ -27,14 +27,7 @@ class OptimumModel(TransformersModel, SteppingModel):
         self._seen = 0
         self.context = geometry_of(self._model.config).context
 
-    def feed(self, ids: Ids, *, fresh: bool) -> Floats:
-        return self._run(ids, fresh=fresh)[-1]
-
-    def logits(self, ids: Ids) -> Floats:
-        return self._run(ids, fresh=True)
-
-    def _run(self, ids: Ids, *, fresh: bool) -> Floats:
-        """Logits [n, vocab] of further ids."""
+    def run(self, ids: Ids, *, fresh: bool) -> Floats:
         import torch
 
         if fresh:

@@ -53,8 +53,9 @@ class NoCacheModel(CheckpointModel):
         """Logits [vocab] after the whole text."""
         import torch
 
+        input_ids = torch.tensor([ids], device=self._model.device)
         with torch.no_grad():
-            output = self._model(input_ids=torch.tensor([ids], device=self._model.device), use_cache=False)
+            output = self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
         logits: Tensor = output.logits[0, -1]
         return logits
 

@@ -132,16 +132,13 @@ def unique_names(models: Sequence[ModelHandle]) -> list[str]:
     depth = 1
     while len(set(names)) < len(names):
         depth += 1
-        if depth > max(len(part) for part in parts):
-            raise BadInput(f"MODEL {models[_first_repeated(names)].spec}: given twice; give each model once")
+        if depth > max(map(len, parts)):
+            again = next(index for index, name in enumerate(names) if name in names[:index])
+            raise BadInput(f"MODEL {models[again].spec}: given twice; give each model once")
         names = [
             "/".join(part[-depth:]) if names.count(name) > 1 else name for name, part in zip(names, parts, strict=True)
         ]
     return names
-
-
-def _first_repeated(names: Sequence[str]) -> int:
-    return next(index for index, name in enumerate(names) if name in names[:index])
 
 
 def why_no_cuda() -> str | None:

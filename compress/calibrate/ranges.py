@@ -94,7 +94,9 @@ def _run(
     model.eval()
     with _observed(model, names, observe):
         for sequence in sequences:
-            model.base_model(torch.tensor([list(sequence)], device=model.device), use_cache=False)
+            ids = torch.tensor([list(sequence)], device=model.device)
+            # A sequence may end with the id that pads others: the mask says that this one has no padding.
+            model.base_model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
 
 @contextlib.contextmanager

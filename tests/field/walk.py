@@ -1,10 +1,13 @@
 """Take a stand-in of each family through every verb, as its user would type them: `python tests/field/walk.py`.
 
-Each command runs as `python -m chitchat_compress …` in a process of its own. The first one that fails ends the walk,
-with what it said. `--out` keeps what was made; without it everything goes into a folder that is removed.
+Each command runs as `python -m chitchat_compress …` in a process of its own; with `--in-process` all but the server are
+calls in this one, which imports torch once. The first one that fails ends the walk, with what it said. `--out` keeps
+what was made; without it everything goes into a folder that is removed.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -27,6 +30,7 @@ class Walk:
 
     family: str
     out: Path
+    in_process: bool = False
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self) -> dict[str, dict[str, Any]]:
@@ -112,14 +116,31 @@ class Walk:
         yield "eval w8", ["eval", at["bundle-w8"], *data, "--samples", "4", "--teacher", at["bundle-fp32"]], None
 
     def _verb(self, step: str, arguments: list[str], typed: str | None) -> None:
-        command = [sys.executable, "-m", "chitchat_compress", *arguments, "--json"]
-        done = subprocess.run(
-            command, input=typed or "", capture_output=True, text=True, env=environment(), cwd=self.out
-        )
-        if done.returncode:
-            raise SystemExit(f"{self.family}, {step}: exit code {done.returncode}\n{' '.join(command)}\n{done.stderr}")
-        self.figures[step] = json.loads(done.stdout.splitlines()[-1])
+        run = self._call if self.in_process else self._start
+        code, said, errors = run([*arguments, "--json"], typed or "")
+        if code:
+            raise SystemExit(f"{self.family}, {step}: exit code {code}\n{' '.join(arguments)}\n{errors}")
+        self.figures[step] = json.loads(said.splitlines()[-1])
         print(f"{self.family}: {step}", flush=True)
+
+    def _start(self, arguments: list[str], typed: str) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr of a process."""
+        command = [sys.executable, "-m", "chitchat_compress", *arguments]
+        done = subprocess.run(command, input=typed, capture_output=True, text=True, env=environment(), cwd=self.out)
+        return done.returncode, done.stdout, done.stderr
+
+    def _call(self, arguments: list[str], typed: str) -> tuple[int, str, str]:
+        """The same of a call."""
+        from chitchat_compress.cli import app
+
+        said, errors, code = io.StringIO(), io.StringIO(), 0
+        sys.argv, sys.stdin = ["compress", *arguments], io.StringIO(typed)
+        with contextlib.chdir(self.out), contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
+            try:
+                app.main()
+            except SystemExit as left:
+                code = int(left.code or 0)
+        return code, said.getvalue(), errors.getvalue()
 
     def _serve(self) -> None:
         command = [
@@ -156,12 +177,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="folder that keeps what was made")
     parser.add_argument("--family", choices=list(FAMILIES), action="append", help="only this one (may be repeated)")
+    parser.add_argument("--in-process", action="store_true", help="call the verbs in this process")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         for family in asked.family or FAMILIES:
             folder = (asked.out or Path(scratch)) / family
             folder.mkdir(parents=True, exist_ok=True)
-            figures = Walk(family, folder.resolve()).run()
+            figures = Walk(family, folder.resolve(), asked.in_process).run()
             (folder / "figures.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False), encoding="utf-8")
 
 

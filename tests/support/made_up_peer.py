@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.models.loaded import Floats
 from bench.models.stepping import SteppingModel
-from bench.peers.descriptor import Peer, Source
+from bench.peers.descriptor import Peer
 
 
 def convert(source: Path, out: Path, weight_format: str, threads: int) -> None:
@@ -28,10 +28,7 @@ class NextIdModel(SteppingModel):
         (file,) = Path(spec).iterdir()
         self._size = int(file.read_text(encoding="utf-8"))
 
-    def feed(self, ids: Sequence[int], *, fresh: bool) -> Floats:
-        return self.logits(ids)[-1]
-
-    def logits(self, ids: Sequence[int]) -> Floats:
+    def run(self, ids: Sequence[int], *, fresh: bool) -> Floats:
         logits = np.zeros((len(ids), self._size), dtype=np.float32)
         logits[np.arange(len(ids)), (np.asarray(ids) + 1) % self._size] = 5.0
         return logits
@@ -44,9 +41,6 @@ KINDS = (
         modules=("numpy",),
         weight_formats=("big", "small"),
         full_precision="big",
-        source=Source.CHECKPOINT,
-        install="nothing",
-        import_name="numpy",
         convert=convert,
     ),
 )
