@@ -1,8 +1,8 @@
 """The exceptions that the edge runtime raises on purpose.
 
-One tree, mapped once by the command line (`exit_code`) and once by the HTTP server (`status`, `code`).
-`serve` imports nothing of ours, hence this tree beside `chitchat.errors`. Errors of onnxruntime, tokenizers and the
-socket layer are mapped to it where they occur, with `from`.
+The command line maps them by `exit_code`, the HTTP server by `status` and `code`. They are separate from
+`chitchat.errors`, since `serve` imports no other package. Errors of onnxruntime, tokenizers and sockets are converted
+where they occur, with `from`.
 """
 
 from typing import ClassVar

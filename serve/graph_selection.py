@@ -1,6 +1,6 @@
 """Which of a bundle's graphs runs: by what the bundle has, what the runtime finds, and what was asked for.
 
-Nothing is loaded here. The choice is announced with its reason, so that nobody wonders why the GPU is idle.
+Nothing is loaded here. The choice is printed with its reason.
 """
 
 import ctypes

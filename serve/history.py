@@ -1,6 +1,6 @@
 """The turns of one conversation, kept within the model's context.
 
-Whole old turns are dropped, never a part of one, and the caller is told how many. Ids only; no text, no roles.
+Whole old turns are dropped, never a part of one; their number is returned. Ids only; no text, no roles.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""Sending one reply over HTTP, whole or as server-sent events, while watching for the client's leaving.
+"""Sending one reply over HTTP, whole or as server-sent events, while watching for a disconnect of the client.
 
-However it ends, the job is cancelled, so that nothing is generated that nobody reads. Pure ASGI: a middleware or
+However it ends, the job is cancelled, so that generation stops. Pure ASGI: a middleware or
 response class in between would hide the disconnect. Reading the request is `serve.api`'s work.
 """
 

@@ -87,7 +87,7 @@ def _read_line(read: Callable[[str], str], out: TextIO) -> str | None:
     try:
         return read("you: ")
     except (EOFError, KeyboardInterrupt):
-        _say(out, "")  # the shell's prompt gets a line of its own
+        _say(out, "")  # the shell's prompt begins a new line
         return None
 
 

@@ -1,8 +1,8 @@
 """Text to ids and back, for whole replies and for streamed ones.
 
-Three promises that a bare tokenizer does not give: text that spells a special token stays text (nobody forges the
-border of a turn); the pieces of a stream never split a character and join to exactly what `decode` gives; Chinese out
-of a WordPiece vocabulary reads without the spaces that its decoder puts between characters. Turns are not known here.
+Beyond the tokenizer itself: text that looks like a special token stays text, so it cannot forge the end of a turn; the
+pieces of a stream never split a character and join to exactly what `decode` gives; Chinese from a WordPiece vocabulary
+has no spaces between characters.
 """
 
 import re

@@ -35,7 +35,7 @@ class ReplyJob:
 
     def put(self, event: int | ServeError | None) -> None:
         """Send an id, an error or the end (None) to the reader, from any thread."""
-        with suppress(RuntimeError):  # the loop is closed: nobody reads any more
+        with suppress(RuntimeError):  # the loop is closed: there is no reader
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def ids(self) -> AsyncIterator[int]:

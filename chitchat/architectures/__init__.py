@@ -1,1 +1,1 @@
-"""The architectures that can be compressed: one file each, behind one protocol that everything else speaks."""
+"""The architectures that can be compressed: one file each, behind one interface."""
