@@ -148,7 +148,7 @@ CASES: dict[str, tuple[Callable[[Files], list[object]], str]] = {
     "target": (lambda f: ["export", f.checkpoint, "--out", "out", "--target", "tpu"], "--target tpu"),
     "folder not ours": (
         lambda f: ["export", f.checkpoint, "--out", mine(f.folder / "letters")],
-        "exists and is not a bundle that compress wrote",
+        "letters: exists and is not a bundle that compress wrote",
     ),
     "prompt and context": (
         lambda f: ["bench", f.bundle, "--out", "out", "--prompt-tokens", 60, "--new-tokens", 60],
