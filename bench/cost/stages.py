@@ -1,7 +1,7 @@
 """What compressing costs: seconds, CPU seconds and peak memory of prune, quantize and export, at three sizes.
 
 Random weights, conversations of random characters, and as many tokens as the stages read of a large data set (they read
-no more of any): 16 k for calibration, 32 k for refitting, 20 k held out. Each stage runs in a process of its own.
+no more of any): 16 k for calibration, 32 k for refitting, 12 k held out. Each stage runs in a process of its own.
 
     python -m bench.cost.stages FOLDER [--sizes 9,96,135] [--stages prune,w8,w4,export]
 

@@ -17,7 +17,7 @@ from chitchat.training.objective import fused_gelu, label_positions
 from compress.calibrate.batches import Batch, calibration_batches
 
 # Held-out tokens that the figures in a lineage are taken on.
-SCORE_TOKENS, KL_TOKENS = 20_000, 4_096
+SCORE_TOKENS, KL_TOKENS = 12_288, 4_096
 
 
 @dataclass(frozen=True)

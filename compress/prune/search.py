@@ -29,7 +29,7 @@ SEARCH_SHARE = 0.2  # of the healing budget goes to trials
 MIN_MINUTES, MIN_STEPS = 1.0, 30  # of a trial: less says no more than the refit does
 MIN_SHARE = 0.6  # of its minutes, for a trial to begin
 MAX_STEPS = 300
-COMPARED_TOKENS = 8_192  # held-out
+COMPARED_TOKENS = 4_096  # held-out
 
 
 @dataclass(frozen=True)

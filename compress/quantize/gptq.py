@@ -28,7 +28,7 @@ from compress.quantize.scales import search_scales
 Floats = NDArray[np.float32]
 
 DAMPING = 1e-2  # added to the diagonal of H, as a share of its mean
-SWEEPS = 2
+SWEEPS = 1
 _GROUP = 64  # columns that are rounded one by one between two products
 _CHUNK = 2**22  # weights that are rounded at once
 
