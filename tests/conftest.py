@@ -1,14 +1,17 @@
 """Small real things that the tests share: a data set, a tokenizer, a model, a checkpoint. Copy before changing one."""
 
+import logging
 import os
 import random
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from chitchat.system.notices import log
 from serve.quiet import silence
 
 silence()  # before a test imports onnxruntime by itself
@@ -54,6 +57,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """The project's log as a script has it: a command line that ran in this process leaves handlers behind."""
+    kept = log.handlers, log.level, log.propagate
+    log.handlers, log.propagate = [], True
+    log.setLevel(logging.NOTSET)
+    yield
+    log.handlers, log.propagate = kept[0], kept[2]
+    log.setLevel(kept[1])
 
 
 @pytest.fixture(scope="session")

@@ -228,7 +228,8 @@ def test_all_parts_together_take_the_minutes(data, tmp_path, monkeypatch, name):
 
     student, options = model(seed=1), HealOptions(heal_minutes=2.0, own_replies=0.5, teacher_samples=True)
     first = heal(student, model(layers=3), data, tmp_path / "work", options, stopwatch=Stopwatch(clock))
-    least = 0.85 if "own replies" in name else 0.9  # a round that would not end in time does not begin
+    # A round that would not end in time does not begin; at the end one takes a sixth of all.
+    least = 0.8 if "own replies" in name else 0.9
     assert least * 120 <= machine.now <= 1.1 * 120
     assert first.minutes == pytest.approx(machine.now / 60, rel=0.02)
     assert first.own_steps > 0 or "slower" in name

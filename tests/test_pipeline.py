@@ -19,7 +19,6 @@ from support import fake_compress
 
 from chitchat.errors import BadInput
 from chitchat.lineage import hash_files
-from chitchat.system.notices import log
 from chitchat_compress.api import run_recipe
 from chitchat_compress.pipeline.run import StageFailed, run
 from serve.digest import sha256
@@ -125,7 +124,6 @@ def test_a_scripts_logger_is_told_and_its_stdout_is_its_own(
 ) -> None:
     """The stages of `run_recipe` were printed among the lines of the script that called it."""
     monkeypatch.setattr("chitchat_compress.pipeline.run.COMPRESS", bench.command())
-    monkeypatch.setattr(log, "handlers", [])
     reports: list[dict[str, Any]] = []
     with caplog.at_level(logging.INFO, logger="chitchat_compress"):
         run_recipe(bench.recipe, bench.out, show_report=reports.append)
