@@ -194,7 +194,10 @@ class Architecture(ABC):
         """
         import copy
 
-        from transformers.initialization import no_init_weights
+        try:
+            from transformers.initialization import no_init_weights
+        except ImportError:  # transformers 4, where optimum runs
+            from transformers.modeling_utils import no_init_weights
 
         with no_init_weights():
             model = self.new_model(config).eval()
