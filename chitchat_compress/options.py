@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from chitchat.options import DIALOGUE, SEED, THREADS, TOKENIZER, Dialogues, Options, option
+from chitchat.errors import BadInput
+from chitchat.options import DIALOGUE, THREADS, TOKENIZER, Dialogues, Options, option
 
 _SAMPLING, _RUNTIME, _SERVER = "Sampling", "Runtime", "Server"
+NEW_TOKENS = 64
 
 # The names and limits are those of `serve.options.SamplingOptions`.
 _TEMPERATURE: dict[str, Any] = {"help": "0 always takes the likeliest token.", "unit": "factor", "ge": 0, "le": 100}
@@ -65,14 +67,49 @@ class ChatOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(ChatOptions):
-    """How texts are drawn: as the model has them, but for the 40 likeliest tokens."""
+    """How texts are drawn: as the model has them, but for the 40 likeliest tokens. Without a `seed` one is drawn."""
 
     prompt: str | None = option(None, "What was said (default: nothing; whole conversations are drawn freely).")
-    samples: int = option(1, "Texts to draw.", unit="texts", ge=1)
+    prompt_file: str | None = option(
+        None, "File of prompts, one a line; blank lines are left out. - reads stdin.", stdin=True
+    )
+    continue_prompt: bool = option(
+        False,
+        "Prompts are texts to continue, not turns to reply to; the reply begins where they end.",
+        alias="continue",
+    )
+    samples: int = option(
+        1, "Texts to draw, of each prompt; 0: go on, round after round, until Ctrl-C.", unit="texts", ge=0
+    )
     temperature: float = option(1.0, **_TEMPERATURE, group=_SAMPLING)
     top_p: float = option(1.0, **_TOP_P, group=_SAMPLING)
     repetition_penalty: float = option(1.0, **_REPETITION_PENALTY, group=_SAMPLING)
-    seed: int | None = option(0, **SEED, group=_SAMPLING)
+    max_new_tokens: int | None = option(  # type: ignore[assignment]
+        None,
+        f"Tokens of a reply at most (default: {NEW_TOKENS}, or what the context leaves; more than that is refused).",
+        group=_SAMPLING,
+        unit="tokens",
+        alias="length",
+        ge=1,
+    )
+    seed: int | None = option(
+        None,
+        "Seed of the first text, the next one has 1 more (default: another each time, which is told).",
+        group=_SAMPLING,
+        unit="seed",
+        ge=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompt is not None and self.prompt_file is not None:
+            raise BadInput("--prompt, --prompt-file: both are given; give one of them")
+        if self.continue_prompt and self.prompt is None and self.prompt_file is None:
+            raise BadInput("--continue: there is no text to continue; give --prompt or --prompt-file")
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields of `serve.options.SamplingOptions`."""
+        return super().sampling() | {"max_new_tokens": self.max_new_tokens or NEW_TOKENS}
 
 
 @dataclass(frozen=True, kw_only=True)

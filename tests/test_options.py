@@ -32,7 +32,7 @@ KINDS: dict[str, tuple[type[Options], set[str]]] = {
     "eval": (EvalOptions, {"data"}),
     "bench": (BenchOptions, {"data", "out", "compare"}),
     "chat": (ChatOptions, set()),
-    "generate": (GenerateOptions, set()),
+    "generate": (GenerateOptions, {"format"}),
     "serve": (ServeOptions, set()),
     "info": (InfoOptions, set()),
     "run": (RunOptions, {"out", "schema"}),

@@ -22,7 +22,8 @@ from transformers import (
 
 from serve.errors import BadRequest, ServeError
 from serve.options import SamplingOptions
-from serve.sampler import ScoredToken, build_sampler, candidates, largest, penalise, repeating, score
+from serve.sampler import build_sampler, candidates, largest, penalise, repeating, score
+from serve.scored import ScoredToken
 
 VOCAB, END = 1000, 7
 WIDE_VOCAB = 13317  # that of GPT2-chitchat
