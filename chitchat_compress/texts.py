@@ -94,7 +94,7 @@ class Texts:
                 f"{where}: {len(ids)} tokens, and the context holds {self._context} with the reply; shorten it"
             )
         if asked is not None and asked > room:
-            taken = f"{where} has {len(ids)} tokens of the context of {self._context}"
+            taken = f"{where} takes {len(ids)} of the {self._context} tokens of the context"
             raise BadInput(f"--max-new-tokens {asked}: {taken}; give at most {room}")
         return min(room, NEW_TOKENS) if asked is None else asked
 

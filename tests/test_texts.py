@@ -156,7 +156,7 @@ def test_ctrl_c_ends_with_130_and_complete_lines(tiny_bundle: Path, form: str) -
          "--samples 0: has no end to print figures at; give --format jsonl in place of --json"),
         (["--json", "--format", "jsonl"], "--json, --format jsonl: both are given; give one of them"),
         (["--length", "64"],
-         "--max-new-tokens 64: the empty prompt has 1 tokens of the context of 64; give at most 63"),
+         "--max-new-tokens 64: the empty prompt takes 1 of the 64 tokens of the context; give at most 63"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_refused_before_the_weights_are_loaded(
