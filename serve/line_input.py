@@ -4,7 +4,6 @@ Editing is readline's, where Python has it and stdin is a terminal. Earlier line
 its owner may read; where it cannot be read or written there are none, and nothing is said.
 """
 
-import locale
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -43,9 +42,6 @@ def edited_input() -> Iterator[Read]:
     if not is_terminal():
         yield input
         return
-    if "utf-8" not in locale.nl_langinfo(locale.CODESET).lower():
-        with suppress(locale.Error):  # or a key would take away half of a wide character
-            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
     with suppress(OSError, RuntimeError):
         readline.read_history_file(history_file())
     known = readline.get_current_history_length()
