@@ -244,6 +244,7 @@ def _settings(options: Any) -> dict[str, Any]:
     settings = {name: given.get(name, default) for name, default in _DEFAULTS.items()}
     if settings["max_new_tokens"] < 1:
         raise BadInput(f"--max-new-tokens {settings['max_new_tokens']}: give at least 1")
+    settings["top_p"] = settings["top_p"] or 1.0  # 0 is off, as 1 is
     return settings
 
 

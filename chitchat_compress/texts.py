@@ -12,7 +12,7 @@ from pathlib import Path
 from secrets import randbelow
 from typing import TYPE_CHECKING, Any, Literal
 
-from chitchat_compress.options import NEW_TOKENS, GenerateOptions
+from chitchat_compress.options import GenerateOptions
 
 if TYPE_CHECKING:
     from bench.models.handle import ModelHandle
@@ -96,7 +96,7 @@ class Texts:
         if asked is not None and asked > room:
             taken = f"{where} takes {len(ids)} of the {self._context} tokens of the context"
             raise BadInput(f"--max-new-tokens {asked}: {taken}; give at most {room}")
-        return min(room, NEW_TOKENS) if asked is None else asked
+        return min(room, self._options.sampling()["max_new_tokens"])
 
     def _draw_all(self, prompts: "Iterable[_Prompt]") -> Iterator[DrawnText]:
         number = count()

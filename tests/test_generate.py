@@ -143,6 +143,13 @@ def test_options_may_be_a_dataclass_and_top_k_one_is_greedy(generator, prompt):
     assert list(generator.stream(prompt, sampled)) == list(generator.stream(prompt, greedy))
 
 
+def test_a_top_p_of_zero_is_off(generator, prompt):
+    """transformers refuses a top-p of 0, which GPT2-chitchat's own chat has."""
+    options = {"temperature": 2.0, "max_new_tokens": 8, "seed": 3}
+    replies = [list(generator.stream(prompt, {**options, "top_p": top_p, "top_k": 0})) for top_p in (0, 1.0)]
+    assert replies[0] == replies[1] != list(generator.stream(prompt, {**options, "top_p": 1e-9}))
+
+
 def test_a_reply_never_exceeds_the_context(generator, prompt):
     """Stops: an index error in the position table in the middle of a reply."""
     long = (prompt * 10)[:60]

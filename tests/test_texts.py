@@ -6,13 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.command_line import type_in
+from support.tiny_codecs import word_piece
 
 import chitchat_compress as cc
+from chitchat_compress.texts import Texts
+from serve.dialogue import Dialogue
+from serve.scored import ScoredToken
 
 ROOT = Path(__file__).parents[1]
 GREEDY = {"temperature": 0.0, "max_new_tokens": 6, "threads": 1}
@@ -69,6 +74,52 @@ def test_a_text_goes_on_within_its_turn(tiny_checkpoint: Path) -> None:
         banned = {*opened.dialogue.banned_ids, opened.dialogue.end_of_turn_id}  # one token comes at least
         allowed = [i for i in range(len(nats)) if i not in banned]
         assert drawn.logprobs[0] == pytest.approx(float(nats[allowed].max()), abs=1e-4)
+
+
+class Spelled:
+    """An opened model and its generator in one, whose every reply is the same ids."""
+
+    context = 64
+
+    def __init__(self, codec: Any, reply: list[int]) -> None:
+        self.dialogue = Dialogue("chitchat", (2,), 3, 0, 1, (2,), (0, 1, 2))
+        self._codec, self._reply = codec, reply
+        self.prompts: list[list[int]] = []
+
+    def codec(self) -> Any:
+        """The tokenizer."""
+        return self._codec
+
+    def generator(self, *_: Any) -> Any:
+        """Itself."""
+        return self
+
+    def stream(self, prompt_ids: list[int], _: Any) -> Iterator[int]:
+        """The ids, each as likely as not."""
+        self.prompts.append(prompt_ids)
+        for token in self._reply:
+            scored = ScoredToken(token)
+            scored.logprob = -0.7
+            yield scored
+
+
+def test_a_word_and_a_sentence_go_on_where_they_were_cut() -> None:
+    """The pieces of a word were put together with a space, or without the one between two words."""
+    codec = word_piece()
+    whole = codec.encode("thanks fine")
+    opened: Any = Spelled(codec, whole[1:])
+    begun = codec.decode(whole[:1])
+    (drawn,) = Texts(opened, cc.GenerateOptions(prompt=begun, continue_prompt=True))
+    assert codec.encode(begun) == whole[:1], "begins with the same token"
+    assert begun + drawn.reply == "thanks fine"
+    assert opened.prompts == [[2, *whole[:1]]]
+    (replied,) = Texts(opened, cc.GenerateOptions(prompt=begun))
+    assert opened.prompts[1:] == [[2, *whole[:1], 3]]
+    assert (replied.tokens, replied.logprobs, replied.finish_reason) == (
+        len(whole) - 1,
+        (-0.7,) * (len(whole) - 1),
+        "stop",
+    )
 
 
 def test_samples_of_each_line_have_successive_seeds_that_draw_them_again(
