@@ -5,8 +5,8 @@ Compressed models are compared with it, so nothing is exported, fused or quantiz
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from chitchat.dialogue import Dialogue
 from chitchat.errors import BadInput
+from serve.scored import ScoredToken
 
 # Defaults of the options: a short greedy reply.
 _DEFAULTS: dict[str, Any] = {
@@ -59,8 +60,9 @@ class TorchGenerator:
         `options` is a mapping or dataclass with the field names of `serve.options.ReplyOptions`. The repetition
         penalty is transformers' (divides positive logits, multiplies negative ones) over `earlier_ids` (the bot's
         earlier turns) and this reply; the no-repeat n-gram is over this reply. The reply ends with the context. With a
-        `seed` it is the same every time. Generation stops if the consumer does. Raises `BadInput` for a prompt that
-        leaves no space for a reply, and for `logprobs`, which only a bundle's engine gives.
+        `seed` it is the same every time. With `logprobs` the ids are `ScoredToken`s, with natural logarithms of the
+        softmax of the model's logits before any processor, as the engine of a bundle gives them. Generation stops if
+        the consumer does. Raises `BadInput` for a prompt that leaves no space for a reply.
         """
         limit = self.context - len(prompt_ids)
         if not prompt_ids or limit < 1:
@@ -102,13 +104,15 @@ class TorchGenerator:
         prompt_ids: list[int],
         settings: dict[str, Any],
         limit: int,
-        streamer: BaseStreamer,
+        streamer: "_QueueStreamer",
         stop: threading.Event,
     ) -> None:
         device = self.model.device
         ids = torch.tensor([prompt_ids], device=device)
         devices = [] if device.type == "cpu" else [device]
-        with torch.inference_mode(), torch.random.fork_rng(devices=devices), no_defaults(self.model):
+        count = settings["logprobs"]
+        scoring = nullcontext() if count is None else streamer.scoring(self.model, count)
+        with torch.inference_mode(), torch.random.fork_rng(devices=devices), no_defaults(self.model), scoring:
             if settings["seed"] is not None:
                 torch.manual_seed(settings["seed"])
             else:
@@ -172,11 +176,32 @@ class _QueueStreamer(BaseStreamer):
     def __init__(self) -> None:
         self.ids: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
         self._prompt_seen = False
+        self._score: Callable[[int], int] = int
+
+    @contextmanager
+    def scoring(self, model: PreTrainedModel, count: int) -> Iterator[None]:
+        """A context in which each id is scored on the newest logits of `model`, with the `count` likeliest ids.
+
+        A hook reads the logits: what `generate` hands to logits processors has its own applied.
+        """
+        newest = torch.empty(0)
+
+        def keep(_module: torch.nn.Module, _given: Any, output: Any) -> None:
+            nonlocal newest
+            newest = output.logits[0, -1]
+
+        self._score = lambda token: _score(newest, token, count)
+        hook = model.register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self._score = int
 
     def put(self, value: torch.Tensor) -> None:
         """Called by `generate` with int64 [1, prompt] once, then [1] per step."""
         if self._prompt_seen:
-            self.ids.put(int(value.reshape(-1)[-1]))
+            self.ids.put(self._score(int(value.reshape(-1)[-1])))
         self._prompt_seen = True
 
     def end(self) -> None:
@@ -219,6 +244,16 @@ def _settings(options: Any) -> dict[str, Any]:
     settings = {name: given.get(name, default) for name, default in _DEFAULTS.items()}
     if settings["max_new_tokens"] < 1:
         raise BadInput(f"--max-new-tokens {settings['max_new_tokens']}: give at least 1")
-    if settings["logprobs"] is not None:
-        raise BadInput("logprobs: the full-precision generator gives none; export a bundle and ask its engine")
+    settings["top_p"] = settings["top_p"] or 1.0  # 0 is off, as 1 is
     return settings
+
+
+def _score(logits: torch.Tensor, token: int, count: int) -> ScoredToken:
+    """The token with its log-probability and those of the `count` likeliest ids; logits float [vocab]."""
+    nats = logits.double().cpu().log_softmax(dim=-1)
+    scored = ScoredToken(token)
+    scored.logprob = float(nats[token])
+    likeliest = nats.sort(descending=True, stable=True) if count else None  # of equals the smaller id first
+    pairs = zip(likeliest.indices[:count].tolist(), likeliest.values[:count].tolist(), strict=True) if likeliest else ()
+    scored.likeliest = tuple(pairs)
+    return scored

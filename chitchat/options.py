@@ -53,6 +53,7 @@ class _About:
     limits: Mapping[str, float]
     takes: tuple[str, ...]
     alias: str
+    stdin: bool
 
 
 def option(
@@ -63,14 +64,15 @@ def option(
     unit: str = "",
     takes: tuple[str, ...] = (),
     alias: str = "",
+    stdin: bool = False,
     **limits: float,
 ) -> Any:
     """A field of an options class. `unit` is that of its number, and `limits` are `gt`, `ge`, `lt` or `le`.
 
     `takes` are the kinds of folders that a recipe may name here: "data", "checkpoint", "quantized", "bundle". `alias`
-    is another name, which the command line and keywords take as well.
+    is another name, which the command line and keywords take as well. With `stdin` the value may be `-`, for stdin.
     """
-    return field(default=default, metadata={"option": _About(help, group, unit, limits, takes, alias)})
+    return field(default=default, metadata={"option": _About(help, group, unit, limits, takes, alias, stdin)})
 
 
 class OptionField:
@@ -81,7 +83,7 @@ class OptionField:
         members = get_args(hint) if NoneType in get_args(hint) else (hint,)
         self.name, self.default = found.name, found.default
         self.help, self.group, self.unit, self.takes = about.help, about.group, about.unit, about.takes
-        self.alias = about.alias
+        self.alias, self.stdin = about.alias, about.stdin
         self.bounds = dict(about.limits)
         self.kind: Any = members[0]  # the type of a value; None means that the option is left out
         self.optional = len(members) > 1

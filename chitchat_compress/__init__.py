@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from chitchat_compress.api import build_dataset as build_dataset
     from chitchat_compress.api import evaluate as evaluate
     from chitchat_compress.api import export as export
+    from chitchat_compress.api import generate as generate
     from chitchat_compress.api import info as info
     from chitchat_compress.api import plan_pruning as plan_pruning
     from chitchat_compress.api import prune as prune
@@ -39,9 +40,12 @@ if TYPE_CHECKING:
     from chitchat_compress.chat import Conversation as Conversation
     from chitchat_compress.chat import load as load
     from chitchat_compress.options import ChatOptions as ChatOptions
+    from chitchat_compress.options import GenerateOptions as GenerateOptions
     from chitchat_compress.options import ServeOptions as ServeOptions
     from chitchat_compress.results import Report as Report
     from chitchat_compress.results import Result as Result
+    from chitchat_compress.texts import DrawnText as DrawnText
+    from chitchat_compress.texts import Texts as Texts
     from compress.prune.options import PruneOptions as PruneOptions
     from compress.quantize.options import QuantizeOptions as QuantizeOptions
     from export.options import ExportOptions as ExportOptions
@@ -49,11 +53,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "chitchat_compress.api": (
         *("build_dataset", "train", "prune", "plan_pruning", "prune_model", "quantize", "export", "evaluate", "bench"),
-        *("info", "run_recipe", "serve"),
+        *("generate", "info", "run_recipe", "serve"),
     ),
     "chitchat_compress.chat": ("load", "Bot", "Conversation"),
     "chitchat_compress.results": ("Result", "Report"),
-    "chitchat_compress.options": ("ChatOptions", "ServeOptions"),
+    "chitchat_compress.options": ("ChatOptions", "GenerateOptions", "ServeOptions"),
+    "chitchat_compress.texts": ("Texts", "DrawnText"),
     "chitchat.data.options": ("DataOptions",),
     "chitchat.training.options": ("TrainOptions",),
     "compress.prune.options": ("PruneOptions",),

@@ -26,7 +26,7 @@ from chitchat.options import make_options
 from chitchat.system.notices import log
 from chitchat.training.options import TrainOptions
 from chitchat_compress.keywords import takes
-from chitchat_compress.options import InfoOptions, RunOptions, ServeOptions
+from chitchat_compress.options import GenerateOptions, InfoOptions, RunOptions, ServeOptions
 from chitchat_compress.results import Report, Result, out_folder
 from compress.prune.options import PruneOptions
 from compress.quantize.options import QuantizeOptions
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from bench.cost.probe import CostProbe
     from chitchat.data.dataset import ChatData
+    from chitchat_compress.texts import Texts
     from serve.geometry import Geometry
 
 PathLike = str | os.PathLike[str]
@@ -249,6 +250,20 @@ def bench(
     specs = _texts(models)
     folder = out_folder(out, specs[0] if specs else "models", "bench")
     return Report(folder, run(specs, folder, None if data is None else Path(data), options))
+
+
+@takes(GenerateOptions)
+def generate(model: PathLike, *, options: GenerateOptions | None = None, **given: Any) -> "Texts":
+    """Texts drawn from any model, each when it is asked for, with the log-probability of each of its tokens.
+
+    A `prompt`, or each line of `prompt_file`, is replied to as a turn or, with `continue_prompt`, continued; without
+    one, conversations are drawn out of nothing. `seed` of what is given back is that of the first text.
+    """
+    options = make_options(GenerateOptions, options, given, "generate")
+    from bench.models.open import open_model
+    from chitchat_compress.texts import Texts
+
+    return Texts(open_model(os.fspath(model), options.dialogue, options.tokenizer), options)
 
 
 @takes(InfoOptions)

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from chitchat.errors import BadInput
 from chitchat.options import make_options
 from chitchat_compress.keywords import takes
-from chitchat_compress.options import ChatOptions
+from chitchat_compress.options import ChatOptions, DrawOptions
 
 
 @takes(ChatOptions)
@@ -15,21 +17,42 @@ def load(
     model: str | os.PathLike[str], *, options: ChatOptions | None = None, announce: bool = False, **given: Any
 ) -> "Bot":
     """A bundle, a checkpoint or a hub id, loaded and ready to talk; with `announce` stderr says what runs it."""
-    options = make_options(ChatOptions, options, given, "load")
+    return open_bot(model, make_options(ChatOptions, options, given, "load"), announce)
+
+
+def open_bot(model: str | os.PathLike[str], options: DrawOptions, announce: bool = False) -> "Bot":
+    """A model with options that are complete. Raises `BadInput` for a system turn where its format has none."""
     from bench.models.open import open_model
 
     opened = open_model(os.fspath(model), options.dialogue, options.tokenizer)
-    bot = Bot(opened.generator(options.threads, options.device), opened.codec(), options)
+    if isinstance(options, ChatOptions) and options.system is not None:
+        family = opened.dialogue.family
+        raise BadInput(f"--system: the dialogue format of {model} ({family}) has no system turn; leave it out")
+    bot = Bot(opened.generator(options.threads, options.device), opened.codec(), options, os.fspath(model))
     if announce:
         opened.announce(options.device)
     return bot
 
 
-class Bot:
-    """A loaded model. `generator` speaks ids, `codec` turns them into text; `options` draw the replies."""
+def file_to_save(save: str | os.PathLike[str]) -> Path:
+    """The file that a conversation is appended to. Raises `BadInput` for one that cannot be; makes nothing."""
+    from serve.errors import BadRequest
+    from serve.transcript import check_file
 
-    def __init__(self, generator: Any, codec: Any, options: ChatOptions) -> None:
+    try:
+        check_file(Path(save))
+    except BadRequest as error:
+        raise BadInput(f"--save {error}") from error
+    return Path(save)
+
+
+class Bot:
+    """A loaded model. `generator` speaks ids, `codec` turns them into text, `options` draw replies; `name` is told."""
+
+    def __init__(self, generator: Any, codec: Any, options: DrawOptions, name: str = "") -> None:
         self.generator, self.codec, self.options = generator, codec, options
+        self.name = name
+        self.history: int = options.resolved("history") if isinstance(options, ChatOptions) else 0
 
     def reply(self, text: str) -> str:
         """The reply to one turn, with no turns before it."""
@@ -43,11 +66,23 @@ class Bot:
         """A conversation that remembers its turns."""
         return Conversation(self)
 
-    def talk(self) -> int:
-        """Hold a conversation in the terminal, until /quit or Ctrl-D; give the number of replies."""
+    def talk(self, save: str | os.PathLike[str] | None = None, quiet: bool = False) -> int:
+        """Hold a conversation in the terminal, until /quit or Ctrl-D; give the number of replies.
+
+        Each exchange is appended to the file `save`; on a terminal a line tells its speed, unless `quiet`. Raises
+        `BadInput` for a file that cannot be appended to.
+        """
         from serve.terminal import run_terminal
 
-        return run_terminal(self.generator, self.codec, self._sampling())
+        return run_terminal(
+            self.generator,
+            self.codec,
+            self._sampling(),
+            history=self.history,
+            save=None if save is None else file_to_save(save),
+            quiet=quiet,
+            model=self.name,
+        )
 
     def sample(self, prompt: str | None = None, number: int = 0) -> str:
         """A text drawn with seed + `number`: a reply to `prompt`, or a whole conversation out of nothing."""
@@ -72,7 +107,7 @@ class Conversation:
         from serve.history import ChatHistory
 
         self._bot = bot
-        self._history = ChatHistory(bot.generator.dialogue, bot.generator.context)
+        self._history = ChatHistory(bot.generator.dialogue, bot.generator.context, bot.history)
         self._replies = 0
         self.forgotten = 0
 
@@ -90,7 +125,6 @@ class Conversation:
 
         Raises `BadInput` for a text that the model cannot read, or that is too long for it.
         """
-        from chitchat.errors import BadInput
         from serve.errors import BadRequest
 
         bot = self._bot

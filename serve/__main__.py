@@ -51,7 +51,7 @@ def _chat(path: Path, threads: int | None, device: str | None) -> None:
     bundle = Bundle.open(path)
     engine = Engine(bundle, threads, device=device)
     engine.choice.announce()
-    run_terminal(engine, TextCodec.open(bundle.tokenizer_path), bundle.sampling)
+    run_terminal(engine, TextCodec.open(bundle.tokenizer_path), bundle.sampling, model=str(path))
 
 
 if __name__ == "__main__":

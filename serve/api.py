@@ -12,7 +12,7 @@ from typing import Any
 
 from serve.errors import BadRequest, ServeError
 from serve.options import SamplingOptions, check_option
-from serve.sampler import ScoredToken
+from serve.scored import ScoredToken
 
 MAX_STOPS = 4
 MAX_STOP_CHARS = 64

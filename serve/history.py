@@ -71,23 +71,35 @@ def check_length(prompt_tokens: int, context: int, what: str, remedy: str) -> No
 
 
 class ChatHistory:
-    """A conversation of any length: `ask`, generate, `answer`, and again."""
+    """A conversation of any length: `ask`, generate, `answer`, and again; `undo` takes the last `ask` back.
 
-    def __init__(self, dialogue: DialogueFormat, context: int) -> None:
+    `shown` turns are in a prompt at most, the newest among them; 0 for all that fit the context.
+    """
+
+    def __init__(self, dialogue: DialogueFormat, context: int, shown: int = 0) -> None:
         self._dialogue = dialogue
         self._context = context
+        self.shown = shown
         self.turns: list[list[int]] = []
         self._from_bot: list[bool] = []
+        self._asked: list[tuple[list[list[int]], list[bool]]] = []  # what each `ask` dropped
+        self._lengths: list[int] = []  # turns that stayed at each `ask`
 
     def ask(self, turn: Sequence[int], max_new_tokens: int) -> FittedPrompt:
         """Add a turn and return the prompt for its reply. Old turns that do not fit are dropped.
+
+        `dropped` counts those that the context has no room for, not those beyond `shown`.
 
         Raises ContextExceeded for a turn that is too long; the conversation is then unchanged.
         """
         turns = [*self.turns, list(turn)]
         from_bot = [*self._from_bot, False]
-        prompt = fit(self._dialogue, turns, self._context, max_new_tokens, from_bot)
-        self.turns, self._from_bot = turns[prompt.dropped :], from_bot[prompt.dropped :]
+        hidden = max(len(turns) - self.shown, 0) if self.shown else 0
+        prompt = fit(self._dialogue, turns[hidden:], self._context, max_new_tokens, from_bot[hidden:])
+        kept = hidden + prompt.dropped if prompt.dropped else 0
+        self._asked.append((turns[:kept], from_bot[:kept]))
+        self._lengths.append(len(self.turns) - kept)
+        self.turns, self._from_bot = turns[kept:], from_bot[kept:]
         return prompt
 
     def answer(self, turn: Sequence[int]) -> None:
@@ -95,7 +107,16 @@ class ChatHistory:
         self.turns.append(list(turn))
         self._from_bot.append(True)
 
+    def undo(self) -> bool:
+        """Take back the last `ask` with its answer; what it dropped is there again. False where there was none."""
+        if not self._asked:
+            return False
+        (turns, from_bot), length = self._asked.pop(), self._lengths.pop()
+        self.turns, self._from_bot = turns + self.turns[:length], from_bot + self._from_bot[:length]
+        return True
+
     def reset(self) -> None:
         """Drop all turns."""
-        self.turns.clear()
-        self._from_bot.clear()
+        self.turns, self._from_bot = [], []
+        self._asked.clear()
+        self._lengths.clear()

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from serve.api import ChatRequest, ResponseBuilder, as_json, error_body, logprobs_of
 from serve.errors import ServeError
 from serve.protocols import Codec
-from serve.sampler import ScoredToken
+from serve.scored import ScoredToken
 from serve.text import StopFilter
 from serve.worker import ReplyJob, ReplyWorker
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from serve.errors import BadRequest, ServeError
 from serve.options import SamplingOptions
+from serve.scored import ScoredToken
 
 Sampler = Callable[[npt.NDArray[np.float32], Sequence[int]], int]
 Ids = npt.NDArray[np.intp]
@@ -32,17 +33,6 @@ _FEW = 128  # up to so many candidates, Python is faster than numpy
 _WIDE = 1024  # above so many, exp is computed in float32, which is four times as fast
 _LOWEST = float(np.finfo(np.float32).min)
 _MIN_TEMPERATURE = 1e-200  # below, nothing changes any more, and a division by it could overflow
-
-
-class ScoredToken(int):
-    """A token id that carries its log-probability, and the likeliest ids with theirs, likeliest first.
-
-    They are natural logarithms of the model's own distribution: the softmax of the logits before any processor, so
-    they do not depend on the options, sum to one over the vocabulary, and may name ids that are never generated.
-    """
-
-    logprob: float
-    likeliest: tuple[tuple[int, float], ...]
 
 
 def build_sampler(options: SamplingOptions, banned_ids: Sequence[int], end_of_turn_id: int) -> Sampler:

@@ -1,21 +1,26 @@
 """A conversation in the terminal with any generator: the engine of a bundle, or the full-precision one.
 
-It reads lines, streams replies and reports dropped turns. Input and output are arguments, for tests. It neither loads
-models nor parses options.
+It reads turns, streams replies, reports dropped turns, and does what `serve.commands` makes of a line. Input and output
+are arguments, for tests. It neither loads models nor parses options.
 """
 
+import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
 from typing import TextIO
 
+from serve.commands import HINT, Action, Exchange, Talk, interpret
 from serve.errors import BadRequest
-from serve.history import ChatHistory, DialogueFormat
+from serve.history import ChatHistory
+from serve.line_input import edited_input, is_terminal, read_turn
 from serve.options import SamplingOptions
 from serve.protocols import Codec, Generator
-
-HELP = "/reset forgets the conversation, /quit (or Ctrl-D) leaves, Ctrl-C stops a reply."
+from serve.transcript import append, check_file, line_of
 
 
 def run_terminal(
@@ -23,40 +28,49 @@ def run_terminal(
     codec: Codec,
     options: SamplingOptions,
     *,
+    history: int = 0,
+    save: Path | None = None,
+    quiet: bool = False,
+    model: str = "",
     read: Callable[[str], str] | None = None,
     out: TextIO | None = None,
 ) -> int:
-    """Talk until the user leaves (/quit, end of input, or Ctrl-C at the prompt); return the number of replies.
+    """Talk until the user leaves (/quit, end of input, or Ctrl-C twice at the prompt); return the number of replies.
 
-    `read(prompt)` returns a line without its newline and raises EOFError at the end; default `input`, with line editing
-    where the platform has it. `out` defaults to stdout. With a seed the whole conversation is reproducible: the n-th
-    reply is drawn with seed + n.
+    `history` turns are shown to the model, 0 for all that fit. Each exchange is appended to `save`, where it has the
+    name `model`. On a terminal a line after each reply says how fast it was, unless `quiet`. `read(prompt)` returns a
+    line without its newline and raises EOFError at the end; default `input`, with line editing where the platform has
+    it. `out` defaults to stdout. With a seed the whole conversation is reproducible: the n-th reply is drawn with
+    seed + n. Raises BadRequest for a file that cannot be appended to.
     """
-    if read is None:
-        with suppress(ImportError):
-            import readline  # noqa: F401 - editing of the line, by its side effect on `input`
-        read = input
-    out = out or sys.stdout
-    dialogue: DialogueFormat = generator.dialogue
-    conversation = ChatHistory(dialogue, generator.context)
-    _say(out, HELP)
-    replies = 0
-    while (line := _read_line(read, out)) is not None:
-        match line.strip():
-            case "":
-                continue
-            case "/quit":
+    if save is not None:
+        check_file(save)
+    if out is None:
+        out = sys.stdout
+        with suppress(AttributeError, ValueError):  # a stdout that takes ASCII only must not end the chat
+            out.reconfigure(errors="replace")  # type: ignore[union-attr]
+    patient = read is not None or is_terminal()
+    chat = _Chat(generator, codec, Talk(options, history), save, model, quiet, out)
+    _say(out, HINT)
+    with edited_input() if read is None else nullcontext(read) as lines:
+        interrupted = False
+        while True:
+            try:
+                action = interpret(read_turn(lines), chat.talk)
+                interrupted = False
+                if action.do == "quit":
+                    break
+                chat.do(action)
+            except EOFError:
+                _say(out, "")  # the shell's prompt begins a new line
                 break
-            case "/reset":
-                conversation.reset()
-                _say(out, "(forgotten)")
-            case text if text.startswith("/"):
-                _say(out, f"(no command {text.split()[0]}. {HELP})")
-            case text:
-                seeded = options if options.seed is None else replace(options, seed=(options.seed + replies) % 2**63)
-                _reply(generator, codec, conversation, text, seeded, out)
-                replies += 1
-    return replies
+            except KeyboardInterrupt:
+                _say(out, "")
+                if interrupted or not patient:
+                    break
+                interrupted = True
+                _say(out, "(Ctrl-C again, Ctrl-D or /quit leaves)")
+    return chat.replies
 
 
 def sample_text(generator: Generator, codec: Codec, options: SamplingOptions, prompt: str | None) -> str:
@@ -83,46 +97,147 @@ def sample_text(generator: Generator, codec: Codec, options: SamplingOptions, pr
     return "\n".join(codec.decode(turn) for turn in turns)
 
 
-def _read_line(read: Callable[[str], str], out: TextIO) -> str | None:
-    try:
-        return read("you: ")
-    except (EOFError, KeyboardInterrupt):
-        _say(out, "")  # the shell's prompt begins a new line
-        return None
+class _Chat:
+    """The conversation of one terminal: its turns as ids and as text, and where they are saved."""
 
+    def __init__(
+        self,
+        generator: Generator,
+        codec: Codec,
+        talk: Talk,
+        save: Path | None,
+        model: str,
+        quiet: bool,
+        out: TextIO,
+    ) -> None:
+        self.generator, self.codec, self.talk = generator, codec, talk
+        self.save, self.model, self.out = save, model, out
+        self.timed = not quiet and out.isatty()
+        self.turns = ChatHistory(generator.dialogue, generator.context, talk.history)
+        self.replies = 0
+        self.began = _now()
 
-def _reply(
-    generator: Generator,
-    codec: Codec,
-    conversation: ChatHistory,
-    text: str,
-    options: SamplingOptions,
-    out: TextIO,
-) -> None:
-    """Answer one turn. For an invalid turn the reason is printed, and it is left out of the conversation."""
-    try:
-        turn = codec.encode(text)
-        if not turn:
-            raise BadRequest("the model's vocabulary has nothing for this text; write something else")
-        prompt = conversation.ask(turn, options.max_new_tokens)
-    except BadRequest as error:
-        _say(out, f"({error})")
-        return
-    if prompt.dropped:
-        _say(out, f"(the {prompt.dropped} oldest turns no longer fit the model's context and are forgotten)")
-    ids: list[int] = []
-    decoder = codec.stream()
-    out.write("bot: ")
-    out.flush()
-    try:
-        for token in generator.stream(prompt.ids, options.for_reply(prompt.max_new_tokens, prompt.bot_ids)):
-            ids.append(token)
-            out.write(decoder.feed(token))
+    def do(self, action: Action) -> None:
+        """Do what a line asks for."""
+        for line in action.say:
+            _say(self.out, line)
+        match action.do:
+            case "ask":
+                self._ask(action.text)
+            case "retry":
+                self._retry(action)
+            case "undo":
+                self.turns.undo()
+                self.talk = action.talk
+            case "reset":
+                self.turns.reset()
+                self.talk, self.began = action.talk, _now()
+            case "save":
+                self._save_all(Path(action.text).expanduser())
+            case _:
+                self.talk = action.talk
+
+    def _retry(self, action: Action) -> None:
+        """Answer the last turn again; where no reply comes, the one before stays."""
+        before, asked, answered = self.talk, *self.turns.turns[-2:]
+        self.turns.undo()
+        self.talk = action.talk
+        self._ask(action.text)
+        if len(self.talk.exchanges) < len(before.exchanges):
+            self.turns.ask(asked, 1)
+            self.turns.answer(answered)
+            self.talk = before
+
+    def _ask(self, text: str) -> None:
+        """Answer one turn. For an invalid turn the reason is printed, and it is left out of the conversation."""
+        self.turns.shown = self.talk.history
+        options = self.talk.options
+        if options.seed is not None:
+            options = replace(options, seed=(options.seed + self.replies) % 2**63)
+        try:
+            turn = self.codec.encode(text)
+            if not turn:
+                raise BadRequest("the model's vocabulary has nothing for this text; write something else")
+            exchange = self._reply(text, turn, options)
+        except Exception as error:
+            if not hasattr(error, "exit_code"):  # ours have one, of this package and of chitchat
+                raise
+            _say(self.out, f"({error})")
+            return
+        if exchange is None:
+            return
+        self.replies += 1
+        self.talk = replace(self.talk, exchanges=(*self.talk.exchanges, exchange))
+        if self.timed:
+            _say(self.out, _dim(_speed(exchange)))
+        if self.save is not None:
+            self._append(self.save, [len(self.talk.exchanges)])
+
+    def _reply(self, text: str, turn: list[int], options: SamplingOptions) -> Exchange | None:
+        """Stream a reply. None, with the turn taken back, where it was stopped before it began."""
+        out, started, begin = self.out, _now(), perf_counter()
+        prompt = self.turns.ask(turn, options.max_new_tokens)
+        if prompt.dropped:
+            _say(out, f"(the {prompt.dropped} oldest turns no longer fit the model's context and are forgotten)")
+        decoder, stopped = self.codec.stream(), False
+        ids: list[int] = []
+        pieces: list[str] = []
+        first = last = begin
+        try:
+            out.write("bot: ")
             out.flush()
-        _say(out, decoder.flush())
-    except KeyboardInterrupt:
-        _say(out, decoder.flush() + " (stopped)")
-    conversation.answer(ids)
+            for token in self.generator.stream(prompt.ids, options.for_reply(prompt.max_new_tokens, prompt.bot_ids)):
+                last = perf_counter()
+                first = first if ids else last
+                ids.append(token)
+                pieces.append(decoder.feed(token))
+                out.write(pieces[-1])
+                out.flush()
+        except KeyboardInterrupt:
+            stopped = True
+        except BaseException:
+            self.turns.undo()
+            _say(out, "")
+            raise
+        pieces.append(decoder.flush())
+        if stopped and not ids:
+            self.turns.undo()
+            _say(out, "(stopped before its first token; the turn is taken back)")
+            return None
+        _say(out, pieces[-1] + " (stopped)" * stopped)
+        self.turns.answer(ids)
+        reply, ttft_ms = "".join(pieces), (first - begin) * 1000
+        return Exchange(text, reply, options, self.talk.history, started, ttft_ms, last - begin, len(ids), stopped)
+
+    def _save_all(self, path: Path) -> None:
+        if self._append(path, range(1, len(self.talk.exchanges) + 1)):
+            _say(self.out, f"({len(self.talk.exchanges)} exchanges appended to {path})")
+
+    def _append(self, path: Path, numbers: Iterable[int]) -> bool:
+        """Append exchanges to a file; where it cannot take them, that is said and the chat goes on."""
+        lines = [line_of(self.talk.exchanges[number - 1], self.began, number, self.model) for number in numbers]
+        try:
+            append(path, b"".join(lines))
+        except BadRequest as error:
+            _say(self.out, f"(not saved: {error})")
+            return False
+        return True
+
+
+def _now() -> str:
+    """This moment in ISO 8601, UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _speed(exchange: Exchange) -> str:
+    rate = exchange.tokens_per_s
+    speed = "" if rate is None else f", {rate:.1f} tokens/s"
+    return f"{exchange.tokens} tokens{speed}, first after {exchange.ttft_ms:.0f} ms"
+
+
+def _dim(text: str) -> str:
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\x1b[2m{text}\x1b[0m"
 
 
 def _say(out: TextIO, text: str) -> None:

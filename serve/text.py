@@ -64,8 +64,15 @@ class TextCodec:
         return [kept for i in ids for kept in (unknown if i in self._special_ids else [i])]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids; special tokens have none, bytes that are not UTF-8 become U+FFFD."""
+        """The text of the ids; special tokens have none, bytes that are not UTF-8 become U+FFFD.
+
+        A piece of a word that opens the text comes without the mark that it goes on one (`##`).
+        """
         text = str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        if self._continuation and text.startswith(self._continuation):
+            opening = next(filter(None, map(self._spelled, ids)), "")
+            if len(opening) > len(self._continuation) and opening.startswith(self._continuation):
+                text = text[len(self._continuation) :]
         return _SPACE_IN_WIDE.sub("", text) if self._joins_wide else text
 
     def decode_alone(self, token: int) -> str:
@@ -74,6 +81,10 @@ class TextCodec:
         if text is None:
             text = self._alone[token] = self.decode([token])
         return text
+
+    def _spelled(self, token: int) -> str:
+        """A token as the vocabulary has it; "" for one that has no text."""
+        return "" if token in self._special_ids else self._tokenizer.id_to_token(token) or ""
 
     def token_bytes(self, token: int) -> bytes:
         """What one id stands for: bytes of UTF-8, perhaps only a part of a character.

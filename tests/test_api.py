@@ -9,7 +9,7 @@ from support.tiny_codecs import byte_level, word_piece
 from serve.api import ChatRequest, logprobs_of, parse_chat
 from serve.errors import BadRequest
 from serve.options import SamplingOptions
-from serve.sampler import ScoredToken
+from serve.scored import ScoredToken
 
 HELLO = [{"role": "user", "content": "hello"}]
 

@@ -81,14 +81,29 @@ def test_no_ngram_comes_twice_in_a_reply_and_the_prompt_does_not_count(generator
     assert list(generator.stream([*prompt, *free[:place]], said)) == [free[place]]
 
 
-def test_min_p_of_one_is_greedy_and_log_probabilities_are_refused(generator, prompt):
+def test_min_p_of_one_is_greedy(generator, prompt):
     """Stops: options that the engine of a bundle knows and this generator ignores."""
     options = {"temperature": 5.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 12, "min_new_tokens": 12, "seed": 1}
     greedy = list(generator.stream(prompt, {**GREEDY, "min_new_tokens": 12}))
     assert list(generator.stream(prompt, {**options, "min_p": 1.0})) == greedy
     assert list(generator.stream(prompt, options)) != greedy
-    with pytest.raises(BadInput, match=r"logprobs: .*bundle"):
-        generator.stream(prompt, {**options, "logprobs": 0})
+
+
+def test_log_probabilities_are_of_the_model_before_penalty_bans_and_filters(generator, prompt):
+    """Stops: figures that change with the sampling options, and those of the token before."""
+    filters = {"temperature": 3.0, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.5, "seed": 3}
+    options = {**filters, "max_new_tokens": 8, "min_new_tokens": 8}
+    plain = list(generator.stream(prompt, options))
+    scored = list(generator.stream(prompt, {**options, "logprobs": 3}))
+    assert scored == plain, "asking for them changes nothing"
+    with torch.no_grad():
+        nats = generator.model(input_ids=torch.tensor([prompt + plain])).logits[0].double().log_softmax(-1)
+    for place, token in enumerate(scored, start=len(prompt) - 1):
+        assert token.logprob == pytest.approx(float(nats[place, token]), abs=1e-4)
+        best = nats[place].topk(3)
+        assert [one for one, _ in token.likeliest] == best.indices.tolist()
+        assert [one for _, one in token.likeliest] == pytest.approx(best.values.tolist(), abs=1e-4)
+    assert not generator.model._forward_hooks, "the hook is removed"
 
 
 def test_the_engine_and_this_generator_take_the_same_options():
@@ -126,6 +141,13 @@ def test_options_may_be_a_dataclass_and_top_k_one_is_greedy(generator, prompt):
     sampled = SamplingOptions(temperature=1.0, top_k=1, top_p=1.0, repetition_penalty=1.0, max_new_tokens=5)
     greedy = SamplingOptions(temperature=0.0, repetition_penalty=1.0, max_new_tokens=5)
     assert list(generator.stream(prompt, sampled)) == list(generator.stream(prompt, greedy))
+
+
+def test_a_top_p_of_zero_is_off(generator, prompt):
+    """transformers refuses a top-p of 0, which GPT2-chitchat's own chat has."""
+    options = {"temperature": 2.0, "max_new_tokens": 8, "seed": 3}
+    replies = [list(generator.stream(prompt, {**options, "top_p": top_p, "top_k": 0})) for top_p in (0, 1.0)]
+    assert replies[0] == replies[1] != list(generator.stream(prompt, {**options, "top_p": 1e-9}))
 
 
 def test_a_reply_never_exceeds_the_context(generator, prompt):

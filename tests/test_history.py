@@ -66,6 +66,40 @@ def test_the_ids_that_the_bot_said_are_told_from_the_users() -> None:
     assert conversation.ask([1], 4).bot_ids == ()
 
 
+def test_only_the_newest_turns_are_shown_where_a_number_is_set() -> None:
+    """`--history 3` that showed three turns and the new one, or that forgot what a larger number would show."""
+    conversation = ChatHistory(CHITCHAT, context=1000, shown=3)
+    for number in range(5):
+        prompt = conversation.ask([200 + number], 5)
+        shown = [200 + number - 1, 300 + number - 1, 200 + number] if number else [200]
+        assert [i for i in prompt.ids if i >= 200] == shown
+        assert prompt.bot_ids == ((299 + number,) if number else ())
+        assert prompt.dropped == 0
+        conversation.answer([300 + number])
+    conversation.shown = 0
+    assert len([i for i in conversation.ask([9], 5).ids if i >= 200]) == 10
+
+
+@pytest.mark.parametrize("shown", [0, 3, 9])
+def test_undo_gives_the_conversation_as_it_was_before_with_what_was_dropped_since(shown: int) -> None:
+    """Another reply to the last turn must be to the same prompt, also where the context was full."""
+    conversation = ChatHistory(CHITCHAT, context=30, shown=shown)
+    assert not conversation.undo()
+    states, prompts = [], []
+    for number in range(12):
+        states.append([list(turn) for turn in conversation.turns])
+        prompts.append(conversation.ask([number + 200] * 2, 4))
+        conversation.answer([number + 300] * 3)
+    assert shown == 3 or any(prompt.dropped for prompt in prompts), "nothing was dropped: proves nothing"
+    while states:
+        assert conversation.undo()
+        assert conversation.turns == states.pop()
+        prompt = prompts.pop()
+        assert conversation.ask([len(prompts) + 200] * 2, 4) == prompt
+        assert conversation.undo()
+    assert not conversation.undo()
+
+
 def test_a_turn_that_is_too_long_is_refused_with_both_numbers_and_changes_nothing() -> None:
     """Stops silent truncation, and a conversation that is stuck after one long paste."""
     conversation = ChatHistory(CHITCHAT, context=20)

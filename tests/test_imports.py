@@ -16,7 +16,7 @@ ALLOWED = {
     "bench": {"bench", "chitchat", "compress", "serve", "export"},
 }
 # Types and small functions of `serve` that need no other package, which all may use.
-FOR_ALL = {"serve.dialogue", "serve.digest", "serve.geometry", "serve.quiet"}
+FOR_ALL = {"serve.dialogue", "serve.digest", "serve.geometry", "serve.quiet", "serve.scored"}
 API = "chitchat_compress"
 # Modules without torch, numpy or a runtime, which the command line and the Python API may import at once.
 LIGHT = {"chitchat.errors", "chitchat.options", "chitchat.system.notices"} | {

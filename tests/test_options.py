@@ -31,8 +31,8 @@ KINDS: dict[str, tuple[type[Options], set[str]]] = {
     "export": (ExportOptions, {"data", "out"}),
     "eval": (EvalOptions, {"data"}),
     "bench": (BenchOptions, {"data", "out", "compare"}),
-    "chat": (ChatOptions, set()),
-    "generate": (GenerateOptions, set()),
+    "chat": (ChatOptions, {"save", "quiet"}),
+    "generate": (GenerateOptions, {"format"}),
     "serve": (ServeOptions, set()),
     "info": (InfoOptions, set()),
     "run": (RunOptions, {"out", "schema"}),
@@ -182,7 +182,7 @@ def test_what_is_listed_twice_is_the_same_in_both_places() -> None:
     from compress.quantize.blockwise import BLOCK_SIZES
     from compress.quantize.schemes import SCHEMES
     from serve.manifest import KV_DTYPES, TARGETS
-    from serve.options import _LIMITS, SamplingOptions
+    from serve.options import _LIMITS, PRESETS, SamplingOptions
 
     def choices(kind: type[Options], name: str) -> tuple[str, ...]:
         return next(field.choices for field in option_fields(kind) if field.name == name)
@@ -199,11 +199,29 @@ def test_what_is_listed_twice_is_the_same_in_both_places() -> None:
             with pytest.raises(BadInput, match=f"--block-size {size}"):
                 QuantizeOptions(block_size=size)
     assert SamplingOptions(**ChatOptions(seed=7).sampling()) == SamplingOptions(seed=7)
+    assert choices(ChatOptions, "preset") == tuple(PRESETS)
     for field in option_fields(ChatOptions):
         if field.name in _LIMITS:
             low, high, _ = _LIMITS[field.name]
             assert field.bounds.get("ge", field.bounds.get("gt")) == low, field.name
             assert field.bounds.get("le", high) == high, field.name
+
+
+def test_what_is_given_wins_over_the_preset_and_the_preset_over_the_default() -> None:
+    """An option that was given with the value of our default lost to the preset."""
+    assert ChatOptions().sampling()["temperature"] == 0.8
+    preset = ChatOptions(preset="gpt2-chitchat")
+    assert preset.sampling() == {
+        **{"temperature": 1.0, "top_k": 8, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0},
+        **{"no_repeat_ngram": 0, "max_new_tokens": 25, "seed": None},
+    }
+    assert (preset.resolved("history"), ChatOptions().resolved("history")) == (3, 0)
+    given = ChatOptions(preset="gpt2-chitchat", temperature=0.8, top_k=0, history=0)
+    assert given.sampling() == {**preset.sampling(), "temperature": 0.8, "top_k": 0}
+    assert given.resolved("history") == 0
+    greedy = ChatOptions(preset="dialogpt").sampling()
+    assert (greedy["temperature"], greedy["top_k"], greedy["max_new_tokens"]) == (0.0, 0, 1000)
+    assert GenerateOptions().sampling()["temperature"] == 1.0
 
 
 def test_the_page_of_the_command_line_has_every_option_under_its_heading() -> None:

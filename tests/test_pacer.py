@@ -88,6 +88,28 @@ def test_a_run_takes_its_minutes_whatever_the_machine_does(run, name):
     assert not decisions or decisions[-1].end == result.steps
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("name", ["8 times slower in the middle", "8 times faster after planning"])
+def test_minutes_are_kept_under_every_schedule(run, schedule, name):
+    """Stops: a clock that waits for a decay that has long begun, or never does."""
+    machine = MACHINES[name]()
+    result, work, _ = run(machine, schedule=schedule)
+    assert 0.9 * MINUTE <= machine.now <= 1.1 * MINUTE
+    assert any(decision.cause == "clock" for decision in work.read_decisions())
+    rates = [entry["learning_rate"] for entry in result.log if "loss" in entry]
+    assert (rates[-1] == 1e-3) if schedule == "constant" else (rates[-1] < 0.4 * 1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_spent_patience_ends_a_run_under_every_schedule(run, schedule):
+    """Stops: patience without effect where the decay has begun with the first step."""
+    machine = Machine()
+    result, work, _ = run(machine, patience=1, minutes=3.0, evaluate=lambda *_: {"loss": 5.0}, schedule=schedule)
+    assert result.stopped_early
+    assert [each.cause for each in work.read_decisions()] == ["plan", "patience"]
+    assert machine.now < 0.9 * 3 * MINUTE
+
+
 def test_a_machine_that_stops_beyond_the_end_leaves_a_short_decay(run):
     """Stops: a run that ends where it was stopped, at its highest rate."""
     machine = Machine(stalls=[(25.0, 100.0)])

@@ -63,7 +63,8 @@ def test_a_model_is_no_worse_than_itself_and_a_bundle_nearly_so(family: dict[str
     itself = evaluate(teacher, tiny_data, EvalOptions(teacher=teacher, samples=12))
     assert (itself["kl"], itself["kl_p99"], itself["top1"], itself["perplexity_ratio"]) == (0, 0, 1, 1)
     assert (itself["distinct_2_ratio"], itself["repetition_4_difference"], itself["replies"]) == (1, 0, 12)
-    for name in ("perplexity", "bits_per_byte", "distinct_1", "distinct_2", "repetition_4", "reply_tokens"):
+    replies = ("distinct_1", "distinct_2", "entropy_4", "repetition_4", "reply_tokens")
+    for name in ("perplexity", "bits_per_byte", *replies):
         assert itself[f"teacher_{name}"] == itself[name], name
     shipped = evaluate(str(family["bundle-w8"]), tiny_data, EvalOptions(teacher=teacher, samples=12))
     assert 0 < shipped["kl"] < shipped["kl_p99"] < 1e-3
@@ -80,6 +81,7 @@ def test_every_interval_holds_its_figure(family: dict[str, Path], tiny_data: Pat
     found = evaluate(str(family["bundle-w8"]), tiny_data, EvalOptions(teacher=str(family["checkpoint"])))
     intervals = {name: value for name, value in found.items() if name.endswith("_interval")}
     names = ("perplexity", "bits_per_byte", "token_accuracy", "kl", "top1", "distinct_1", "distinct_2", "repetition_4")
+    names += ("entropy_4",)
     for name in (*names, "empty_replies", "reply_tokens", "perplexity_ratio", "distinct_2_ratio"):
         low, high = intervals.pop(f"{name}_interval")
         assert low <= found[name] <= high, name

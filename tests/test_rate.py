@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from chitchat.training.rate import DECAY_SHARE, Decision, RateSchedule, patient_end, warmup_steps
 
+KINDS = ("wsd", "linear", "cosine", "constant")
 
-def rates(*decisions: tuple[int, int], warmup: float = 0.05) -> list[float]:
+
+def rates(*decisions: tuple[int, int], warmup: float = 0.05, kind: str = "wsd") -> list[float]:
     """The shares of the peak, step by step to the end."""
     made = [Decision(step, end, "plan" if number == 0 else "clock") for number, (step, end) in enumerate(decisions)]
-    schedule = RateSchedule(made, warmup)
+    schedule = RateSchedule(made, warmup, kind)
     return [schedule.factor(step) for step in range(made[-1].end)]
 
 
@@ -25,6 +27,38 @@ def test_a_planned_run_warms_up_stays_and_decays():
     assert found[:101] == sorted(found[:101])
     assert found[begin - 1 :] == sorted(found[begin - 1 :], reverse=True)
     assert 0 < found[-1] < 0.01
+
+
+def test_the_other_schedules_are_those_of_transformers_but_for_a_last_step_above_0():
+    """Stops: a schedule that goes by a name of the field and is another one."""
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    for kind, name in (("linear", "linear"), ("cosine", "cosine"), ("constant", "constant_with_warmup")):
+        factor = get_scheduler(name, optimizer, num_warmup_steps=100, num_training_steps=1001).lr_lambdas[0]
+        assert rates((0, 1000), kind=kind) == pytest.approx([factor(step) for step in range(1000)], abs=2e-3), kind
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize("moves", [[(500, 600)], [(300, 2000)], [(700, 900), (880, 1200)]])
+def test_a_moved_end_bends_the_other_decays_too(kind, moves):
+    """Stops: a rate that leaps when a run by minutes is shorter or longer than planned."""
+    found = rates((0, 1000), *moves, kind=kind)
+    assert found[100:] == sorted(found[100:], reverse=True)
+    assert 0 < found[-1] < 0.02
+    assert max(abs(after - before) for before, after in itertools.pairwise(found)) < 0.05
+
+
+def test_spent_patience_begins_the_end_once_whatever_the_schedule():
+    """Stops: patience without effect under a schedule that decays all the time, or one that cuts the run twice."""
+    for kind, end in (("wsd", patient_end(200)), ("linear", patient_end(200)), ("constant", 201)):
+        schedule = RateSchedule([Decision(0, 1000, "plan")], 0.05, kind)
+        assert schedule.patient_end(200) == end
+        schedule.decisions.append(Decision(200, end, "patience"))
+        assert schedule.patient_end(200) is None
+    decaying = RateSchedule([Decision(0, 1000, "plan")], 0.05)
+    assert decaying.patient_end(800) is None
 
 
 @pytest.mark.parametrize("moves", [[(500, 600)], [(800, 830)], [(800, 2000)], [(40, 200)], [(700, 900), (880, 1200)]])
@@ -73,16 +107,16 @@ def histories(draw):
     return made
 
 
-@given(histories(), st.sampled_from([0.0, 0.05, 0.5]))
-def test_whatever_is_decided_the_rate_stays_within_its_peak_and_falls_once_it_decays(made, warmup):
+@given(histories(), st.sampled_from([0.0, 0.05, 0.5]), st.sampled_from(KINDS))
+def test_whatever_is_decided_the_rate_stays_within_its_peak_and_falls_once_it_decays(made, warmup, kind):
     """Stops: a rate below 0 or above the peak, a step of the run without one, a decay that ends before its time."""
-    schedule = RateSchedule(made, warmup)
+    schedule = RateSchedule(made, warmup, kind)
     factors = [schedule.factor(step) for step in range(made[-1].end)]
     assert all(0 <= factor <= 1 for factor in factors)
     assert all(factor > 0 for factor in factors[1:])
     decays = [schedule.decays(step) for step in range(made[-1].end)]
     assert decays == sorted(decays)
     for number in range(1, len(made)):
-        earlier = RateSchedule(made[:number], warmup)
+        earlier = RateSchedule(made[:number], warmup, kind)
         assert [earlier.factor(step) for step in range(made[number].step)] == factors[: made[number].step]
         assert earlier.end(made[number].step - 1) == schedule.end(made[number].step - 1) == made[number - 1].end

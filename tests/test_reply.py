@@ -16,7 +16,8 @@ from serve.bundle import Bundle
 from serve.engine import Engine
 from serve.options import SamplingOptions
 from serve.reply import LogprobBuffer
-from serve.sampler import ScoredToken, score
+from serve.sampler import score
+from serve.scored import ScoredToken
 from serve.text import StopFilter, TextCodec
 
 

@@ -1,6 +1,7 @@
 """The health of replies: words in every script, and what is counted within a reply and what over all of them."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -54,6 +55,40 @@ def test_distinct_without_a_conversation_is_distinct_of_the_others() -> None:
         for number in (4, 7, 9)
     ]
     assert found.left_out.tolist() == pytest.approx(without)
+
+
+def test_entropy_of_4_grams_is_that_of_dstc_7() -> None:
+    """Two bots of the same distinct-4, of which one says one thing nearly always, were equally varied."""
+    even = said("a b c d", "e f g h", "a b c d", "e f g h")
+    uneven = said("a b c d", "e f g h", "a b c d", "a b c d")
+    assert even.distinct(4).figure == uneven.distinct(4).figure
+    assert even.figures()["entropy_4"] == pytest.approx(math.log(2))
+    assert uneven.figures()["entropy_4"] == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    assert said("一二三四五").figures()["entropy_4"] == pytest.approx(math.log(2)), "characters, within a reply"
+    low, high = said(*(f"{place} b c {place % 5} e f" for place in range(30))).figures()["entropy_4_interval"]
+    assert 0 < low < high
+    assert said("a b c d").figures()["entropy_4"] == 0
+    same = said("a b c d", "a b c d").figures()
+    assert (same["entropy_4"], same["entropy_4_interval"]) == (0, None)
+    assert said("a b c d", "e f g h").figures()["entropy_4_interval"] is None, "each alone says one thing"
+    assert said("a b c", "d").figures()["entropy_4"] is None, "no reply has four words"
+
+
+def test_the_interval_of_the_entropy_holds_that_of_other_draws() -> None:
+    """An interval that is far too narrow or too wide for what another draw of conversations gives."""
+    random = np.random.default_rng(0)
+
+    def draw() -> tuple[float, list[float]]:
+        weights = 1 / np.arange(1, 41)
+        lengths = random.integers(4, 14, size=60)
+        texts = [" ".join(map(str, random.choice(40, size=n, p=weights / weights.sum()))) for n in lengths]
+        found = said(*texts).figures()
+        return found["entropy_4"], found["entropy_4_interval"]
+
+    drawn = [draw() for _ in range(60)]
+    spread = float(np.std([figure for figure, _ in drawn]))
+    width = float(np.mean([high - low for _, (low, high) in drawn])) / (2 * 1.96)
+    assert 0.7 < width / spread < 1.4
 
 
 def test_repetition_is_counted_within_each_reply() -> None:
@@ -110,7 +145,9 @@ CONVERSATIONS = st.lists(
 
 
 @given(drawn=CONVERSATIONS, size=st.integers(1, 4))
-def test_distinct_and_repetition_are_those_of_a_plain_count(drawn: list[tuple[int, list[str]]], size: int) -> None:
+def test_distinct_entropy_and_repetition_are_those_of_a_plain_count(
+    drawn: list[tuple[int, list[str]]], size: int
+) -> None:
     """An n-gram that two conversations share was lost with either of them, or ran over the end of a reply."""
 
     def distinct(kept: list[list[str]]) -> float:
@@ -123,6 +160,16 @@ def test_distinct_and_repetition_are_those_of_a_plain_count(drawn: list[tuple[in
     assert found.figure == (None if math.isnan(figure) else pytest.approx(figure))
     without = [distinct([text for other, text in drawn if other != number]) for number in sorted({n for n, _ in drawn})]
     assert np.allclose(found.left_out, without, equal_nan=True)
+
+    def entropy(kept: list[list[str]]) -> float:
+        grams = Counter(tuple(text[i : i + size]) for text in kept for i in range(len(text) - size + 1))
+        shares = [count / grams.total() for count in grams.values()]
+        return -sum(one * math.log(one) for one in shares) if shares else math.nan
+
+    found_entropy, figure = stats.entropy(size), entropy([text for _, text in drawn])
+    assert found_entropy.figure == (None if math.isnan(figure) else pytest.approx(figure, abs=1e-12))
+    without = [entropy([text for other, text in drawn if other != number]) for number in sorted({n for n, _ in drawn})]
+    assert np.allclose(found_entropy.left_out, without, equal_nan=True)
     grams = [[tuple(text[i : i + 4]) for i in range(len(text) - 3)] for _, text in drawn]
     repeated = sum(len(of_reply) - len(set(of_reply)) for of_reply in grams)
     assert stats.figures()["repetition_4"] == pytest.approx(repeated / max(1, sum(map(len, grams))))

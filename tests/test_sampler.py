@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from serve.errors import BadRequest, ServeError
-from serve.options import SamplingOptions
-from serve.sampler import ScoredToken, build_sampler, candidates, largest, penalise, repeating, score
+from serve.options import PRESETS, SamplingOptions
+from serve.sampler import build_sampler, candidates, largest, penalise, repeating, score
+from serve.scored import ScoredToken
 
 VOCAB, END = 1000, 7
 WIDE_VOCAB = 13317  # that of GPT2-chitchat
@@ -330,7 +331,7 @@ def test_logits_that_are_not_numbers_are_an_error(bad: float, temperature: float
         ("temperature", None),
         ("top_k", -1),
         ("top_k", 1.5),
-        ("top_p", 0),
+        ("top_p", -0.1),
         ("top_p", 1.01),
         ("repetition_penalty", 0.0),
         ("max_new_tokens", 0),
@@ -357,6 +358,25 @@ def test_a_bad_option_names_itself_and_the_remedy(name: str, value: Any) -> None
     assert isinstance(caught.value, ValueError)
     assert caught.value.exit_code == 2
     assert len(str(caught.value)) < 120
+
+
+def test_a_top_p_of_zero_is_off_as_in_gpt2_chitchat() -> None:
+    """`--topp 0`, GPT2-chitchat's default, was refused; taken literally it would be greedy."""
+    assert SamplingOptions(top_p=0) == SamplingOptions(top_p=1.0)
+    assert SamplingOptions(top_p=0).top_p == 1.0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_every_option_that_shapes_a_draw(name: str) -> None:
+    """A preset that leaves one out would draw with our default of it."""
+    values = {option: value for option, value in PRESETS[name].items() if option != "history"}
+    assert set(values) == {field.name for field in dataclasses.fields(SamplingOptions)} - {
+        "seed",
+        "min_new_tokens",
+        "logprobs",
+    }
+    made = SamplingOptions(**values)  # type: ignore[arg-type]
+    assert {option: getattr(made, option) for option in values} == values
 
 
 def test_a_number_too_long_to_print_is_refused_like_any_other() -> None:

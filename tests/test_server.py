@@ -124,7 +124,7 @@ MALFORMED: list[tuple[str, bytes]] = [
             ("max_tokens", True),
             ("temperature", -1),
             ("temperature", 10**400),
-            ("top_p", 0),
+            ("top_p", -1),
             ("top_k", -1),
             ("repetition_penalty", 0),
             ("seed", -1),

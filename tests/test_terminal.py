@@ -1,13 +1,17 @@
 """The terminal chat: streams, remembers, forgets aloud, and leaves cleanly."""
 
 import io
+import json
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.tiny_codecs import byte_level
 
 from serve.dialogue import Dialogue
+from serve.errors import BadRequest
 from serve.options import SamplingOptions
 from serve.terminal import run_terminal, sample_text
 from serve.text import TextCodec
@@ -65,10 +69,25 @@ def lines(*given: str | type[BaseException]) -> Callable[[str], str]:
     return read
 
 
-def talk(generator: Echo, codec: TextCodec, *given: str | type[BaseException], seed: int | None = None) -> str:
+class Screen(io.StringIO):
+    """A terminal that keeps what was written."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def talk(
+    generator: Any,
+    codec: TextCodec,
+    *given: str | type[BaseException],
+    seed: int | None = None,
+    out: io.StringIO | None = None,
+    **more: Any,
+) -> str:
     """Hold a conversation and give what was printed."""
-    out = io.StringIO()
-    run_terminal(generator, codec, SamplingOptions(max_new_tokens=20, seed=seed), read=lines(*given), out=out)
+    out = out or io.StringIO()
+    options = SamplingOptions(max_new_tokens=20, seed=seed)
+    run_terminal(generator, codec, options, read=lines(*given), out=out, **more)
     return out.getvalue()
 
 
@@ -115,10 +134,10 @@ def test_dropped_turns_are_announced_and_a_long_turn_is_refused(codec: TextCodec
     assert all(len(prompt) + 1 <= echo.context for prompt in echo.prompts)
 
 
-def test_ctrl_c_stops_a_reply_and_at_the_prompt_leaves(codec: TextCodec) -> None:
-    """Stops a traceback on Ctrl-C, and a conversation that forgets what was already said."""
+def test_ctrl_c_stops_a_reply_and_twice_at_the_prompt_leaves(codec: TextCodec) -> None:
+    """Stops a traceback on Ctrl-C, and a conversation that is lost to one that came after the reply's last token."""
     echo = Echo(interrupt_after=3)
-    printed = talk(echo, codec, "qwerty", "zz", KeyboardInterrupt, "never")
+    printed = talk(echo, codec, "qwerty", KeyboardInterrupt, "zz", KeyboardInterrupt, KeyboardInterrupt, "never")
     said = codec.decode(codec.encode("qwerty")[:3])
     assert f"bot: {said} (stopped)\n" in printed
     assert [codec.decode(turn) for turn in echo.split(echo.prompts[1])] == ["qwerty", said, "zz"]
@@ -137,6 +156,111 @@ def test_a_seed_makes_the_whole_conversation_reproducible(codec: TextCodec) -> N
     echo = Echo()
     talk(echo, codec, "a", "b", "c", seed=2**63 - 2)
     assert echo.seeds == [2**63 - 2, 2**63 - 1, 0]
+
+
+def turns(echo: Echo, codec: TextCodec) -> list[list[str]]:
+    """The turns of every prompt, as text."""
+    return [[codec.decode(turn) for turn in echo.split(prompt)] for prompt in echo.prompts]
+
+
+def test_retry_answers_the_same_prompt_with_another_seed_and_undo_takes_an_exchange_back(codec: TextCodec) -> None:
+    """A retry that sees the reply that it replaces, and an undo that leaves it in the model's sight."""
+    echo = Echo()
+    printed = talk(echo, codec, "a", "b", "/retry", "/undo", "c", "/undo", "/undo", "/undo", "d", seed=5)
+    assert turns(echo, codec) == [["a"], ["a", "a", "b"], ["a", "a", "b"], ["a", "a", "c"], ["d"]]
+    assert echo.seeds == [5, 6, 7, 8, 9]
+    assert "(taken back: b)" in printed
+    assert printed.count("(nothing was said yet)") == 1
+
+
+def test_options_are_set_from_the_next_reply_on_and_history_is_what_the_model_is_shown(codec: TextCodec) -> None:
+    """A /set that is confirmed and has no effect."""
+    echo = Echo()
+    talk(echo, codec, "abcdef", "/set max_new_tokens 2", "/set history 1", "ghij", "/set history 0", "k", history=3)
+    cut = codec.decode(codec.encode("ghij")[:2])
+    assert turns(echo, codec) == [["abcdef"], ["ghij"], ["abcdef", "abcdef", "ghij", cut, "k"]]
+    echo = Echo()
+    printed = talk(echo, codec, "a", "b", "c", "/show", history=3)
+    assert turns(echo, codec)[-1] == ["b", "b", "c"]
+    assert "history             3\nyou: a\nbot: a\nyou: b" in printed
+
+
+def test_a_line_that_ends_with_a_backslash_goes_on(codec: TextCodec) -> None:
+    """A turn of two lines that was two turns."""
+    echo = Echo()
+    talk(echo, codec, "a\\", "b\\", "c", "d\\")
+    assert turns(echo, codec)[0] == ["a\nb\nc"]
+    assert turns(echo, codec)[1][-1] == "d"
+
+
+def test_every_exchange_is_saved_as_it_goes_and_save_writes_the_conversation(codec: TextCodec, tmp_path: Path) -> None:
+    """A transcript that lacks the retry, or the options with which a reply was drawn."""
+    path, other = tmp_path / "talk.jsonl", tmp_path / "other.jsonl"
+    said = ["a", "/set temperature 0.5", "/retry", "b", f"/save {other}", "/undo", "/reset", "c"]
+    printed = talk(Echo(), codec, *said, seed=3, save=path, model="bundle")
+    values = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert [(value["number"], value["user"], value["bot"]) for value in values] == [
+        *((1, "a", "a"), (1, "a", "a"), (2, "b", "b"), (1, "c", "c"))
+    ]
+    assert [value["options"]["temperature"] for value in values] == [0.8, 0.5, 0.5, 0.5]
+    assert [value["options"]["seed"] for value in values] == [3, 4, 5, 6]
+    assert {value["model"] for value in values} == {"bundle"}
+    assert other.read_bytes() == b"".join(path.read_bytes().splitlines(keepends=True)[1:3])
+    assert f"(2 exchanges appended to {other})" in printed
+
+
+def test_a_file_that_cannot_be_written_is_said_and_the_chat_goes_on(codec: TextCodec, tmp_path: Path) -> None:
+    """A conversation that ends because a folder was mistyped."""
+    printed = talk(Echo(), codec, "a", f"/save {tmp_path}/gone/talk.jsonl", f"/save {tmp_path}", "b")
+    assert printed.count("(not saved: ") == 2
+    assert "bot: b\n" in printed
+    with pytest.raises(BadRequest, match="is a folder"):
+        talk(Echo(), codec, "a", save=tmp_path)
+
+
+def test_how_fast_a_reply_was_is_told_on_a_terminal_only_and_not_when_quiet(
+    codec: TextCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures in the output of a script."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    shown = talk(Echo(), codec, "hello there", out=Screen())
+    dim = re.search(r"\x1b\[2m(\d+) tokens, [\d.]+ tokens/s, first after \d+ ms\x1b\[0m\n", shown)
+    assert dim
+    assert int(dim[1]) == len(codec.encode("hello there"))
+    assert "tokens/s" not in talk(Echo(), codec, "hello there", out=Screen(), quiet=True)
+    assert "tokens/s" not in talk(Echo(), codec, "hello there")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in talk(Echo(), codec, "hello there", out=Screen())
+
+
+class Failing(Echo):
+    """A generator that cannot answer, after a first reply."""
+
+    def stream(self, prompt_ids: list[int], options: Any) -> Iterator[int]:
+        if self.prompts:
+            self.prompts.append(prompt_ids)
+            raise BadRequest("they leave no token to choose")
+        yield from super().stream(prompt_ids, options)
+
+
+def test_a_reply_that_fails_is_one_line_and_the_conversation_is_as_before(codec: TextCodec, tmp_path: Path) -> None:
+    """Options that leave no token to choose ended the chat, and everything that was said was lost."""
+    failing, path = Failing(), tmp_path / "talk.jsonl"
+    printed = talk(failing, codec, "a", "b", "/retry", "/show", "c", save=path)
+    assert printed.count("(they leave no token to choose)") == 3
+    assert turns(failing, codec) == [["a"], ["a", "a", "b"], ["a"], ["a", "a", "c"]]
+    assert "you: a\nbot: a\n" in printed
+    assert path.read_bytes().count(b"\n") == 1
+
+
+def test_a_reply_that_is_stopped_before_its_first_token_takes_its_turn_back(codec: TextCodec) -> None:
+    """An empty turn of the bot in the model's sight, after Ctrl-C while a long prompt was computed."""
+    echo = Echo(interrupt_after=0)
+    printed = talk(echo, codec, "a", "b", "/show")
+    assert turns(echo, codec) == [["a"], ["b"]]
+    assert printed.count("taken back") == 2
+    assert "you: a" not in printed
 
 
 class Triples:

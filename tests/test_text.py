@@ -142,6 +142,22 @@ def test_chinese_from_a_wordpiece_vocabulary_has_no_spaces_between_characters() 
     assert codec.decode(codec.encode("你好 you 好")) == "你好 you 好"
 
 
+def test_a_piece_of_a_word_that_opens_a_reply_has_no_mark_whole_or_streamed() -> None:
+    """A reply that a model began in the middle of a word was shown as "##day"."""
+    codec = chinese_bert()
+    ids = {name: codec._tokenizer.token_to_id(name) for name in ("##s", "##day", "fine", "[SEP]", "#")}
+    for begin in ([ids["##day"]], [ids["[SEP]"], ids["##day"]]):
+        assert codec.decode([*begin, ids["##s"], ids["fine"]]) == "days fine"
+        assert "".join(streamed(codec, [*begin, ids["##s"], ids["fine"]])) == "days fine"
+    generator = random.Random(0)
+    for codec in (chinese_bert(), word_piece()):
+        pieces = [i for i in range(codec.vocab_size) if codec._tokenizer.id_to_token(i).startswith("##")]
+        for _ in range(200):
+            reply = [generator.choice(pieces), *(generator.randrange(5, codec.vocab_size) for _ in range(5))]
+            assert "##" not in "".join(streamed(codec, reply))
+            assert "".join(streamed(codec, reply)) == codec.decode(reply)
+
+
 def test_half_a_surrogate_pair_is_refused(codec: TextCodec) -> None:
     """Stops JSON's \\ud800 from becoming an internal error."""
     with pytest.raises(BadRequest, match="not valid Unicode"):

@@ -11,9 +11,11 @@ from chitchat.errors import BadInput
 from chitchat.lineage import identity, read_lineage, verify_lineage
 from chitchat.score import score, torch_scorer
 from chitchat.training.options import TrainOptions
-from chitchat.training.train import scratch_rate, train
+from chitchat.training.train import _fit_options, scratch_rate, train
+from serve.digest import sha256
 
 TINY = {"layers": 2, "width": 32, "heads": 4, "context": 32, "batch_size": 8, "epochs": 1}
+OTHERS = ("linear", "cosine", "constant")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,26 @@ def test_the_same_options_give_the_same_folder_and_another_seed_does_not(trained
     for name, seed in (("again", 0), ("other", 1)):
         train(tiny_data, tmp_path / name, TrainOptions(**TINY, ffn=64, seed=seed))
     assert identity(tmp_path / "again") == identity(trained[0]) != identity(tmp_path / "other")
+
+
+def test_each_option_of_the_optimizer_reaches_it_and_the_defaults_are_those_of_before(trained, tiny_data, tmp_path):
+    """Stops: an option that is read and forgotten; other weights from the same seed once the options came."""
+    before = {"schedule": "wsd", "warmup_ratio": 0.05, "max_grad_norm": 1.0, "weight_decay": 0.1, "adam_epsilon": 1e-8}
+    changes = {"warmup_ratio": 0.0, "max_grad_norm": 0.01, "weight_decay": 0.0, "adam_epsilon": 1e-2}
+    each = [{}, *({name: value} for name, value in changes.items()), *({"schedule": kind} for kind in OTHERS)]
+    weights = []
+    for number, change in enumerate(each):
+        out = tmp_path / str(number)
+        train(tiny_data, out, TrainOptions(**TINY, ffn=64, **{**before, **change}))
+        weights.append(sha256(out / "model.safetensors"))
+    assert weights[0] == sha256(trained[0] / "model.safetensors")
+    assert len(set(weights)) == len(weights)
+
+
+def test_patience_0_is_off_and_reaches_the_run_so(tiny_model):
+    """Stops: a run that ends at its first evaluation because patience 0 is spent at once."""
+    assert _fit_options(TrainOptions(**TINY, patience=0), tiny_model).patience is None
+    assert _fit_options(TrainOptions(**TINY), tiny_model).patience == 4
 
 
 def test_init_goes_on_from_a_checkpoint_and_keeps_its_history(trained, tiny_data, tmp_path):
@@ -89,7 +111,12 @@ def test_a_context_longer_than_the_models_is_refused(trained, tiny_data, tmp_pat
     ("changes", "message"),
     [
         ({"width": 30}, r"--width 30: is not a multiple of the 4 heads"),
-        ({"patience": 0}, r"--patience 0"),
+        ({"patience": -1}, r"--patience -1: give a whole number from 0 up"),
+        ({"warmup_ratio": 1.0}, r"--warmup-ratio 1"),
+        ({"max_grad_norm": -1.0}, r"--max-grad-norm -1"),
+        ({"weight_decay": -0.1}, r"--weight-decay -0.1"),
+        ({"adam_epsilon": 0.0}, r"--adam-epsilon 0"),
+        ({"schedule": "step"}, r"--schedule step: give wsd, linear, cosine or constant"),
         ({"epochs": None}, r"--epochs, --max-minutes: neither is given"),
         ({"max_minutes": 1.0}, r"--epochs, --max-minutes: both are given"),
         ({"epochs": 0.0}, r"--epochs 0: give a number above 0"),

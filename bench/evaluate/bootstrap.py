@@ -3,7 +3,8 @@
 Turns of one conversation are alike, so conversations are drawn, never tokens. A figure that divides sums is
 bootstrapped (percentiles; Efron 1979). A count of different things, such as distinct-2, is not: a resample holds
 conversations twice and so fewer different things (measured: 0.7 of the figure, and a spread 2 to 2.7 times too wide),
-so it gets the delete-one jackknife (Tukey 1958), whose spread was measured to be right within 10 %.
+so it gets the delete-one jackknife (Tukey 1958), whose spread was measured to be right within 10 %; so does the entropy
+of n-grams, for the same reason (spread 6 to 14 % too wide on made-up Zipfian replies).
 """
 
 from collections.abc import Sequence

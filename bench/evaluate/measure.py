@@ -218,5 +218,6 @@ def _perplexity_ratio(mine: Sums, theirs: Sums) -> dict[str, Any]:
 def _of_teacher(reference: Quality) -> dict[str, Any]:
     """The figures of the teacher that ratios are read beside."""
     found = reference.figures()
-    names = ("perplexity", "bits_per_byte", "distinct_1", "distinct_2", "repetition_4", "empty_replies", "reply_tokens")
+    of_replies = ("distinct_1", "distinct_2", "entropy_4", "repetition_4", "empty_replies", "reply_tokens")
+    names = ("perplexity", "bits_per_byte", *of_replies)
     return {f"teacher_{name}": found[name] for name in names if name in found}

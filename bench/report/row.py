@@ -145,6 +145,7 @@ class ReportRow:
     distinct_2: Number = _higher(
         "different word pairs over all word pairs of replies to the same held-out prompts", "distinct-2", "{:.3f}"
     )
+    entropy_4: Number = _figure("entropy of the 4-grams of those replies (Ent-4)", unit="nats", better="higher")
     repetition_4: Number = _figure("share of 4-grams that a reply had said already", "repeated", "{:.1%}", "", "lower")
     empty_replies: Number = _figure("share of replies that say nothing", better="lower")
     reply_tokens: Number = _figure("mean tokens of a reply", unit="tokens")
@@ -158,6 +159,7 @@ class ReportRow:
     top1_interval: Interval = _interval()
     distinct_1_interval: Interval = _interval()
     distinct_2_interval: Interval = _interval()
+    entropy_4_interval: Interval = _interval()
     repetition_4_interval: Interval = _interval()
     empty_replies_interval: Interval = _interval()
     reply_tokens_interval: Interval = _interval()

@@ -11,6 +11,8 @@ from chitchat.options import SEED, TOKENIZER, Options, option, require
 SCRATCH_SHAPE = {"layers": 5, "width": 192, "heads": 6, "context": 128}
 
 _MODEL, _LENGTH, _STEPS = "Model", "Length", "Steps"
+ScheduleKind = Literal["wsd", "linear", "cosine", "constant"]
+WARMUP_RATIO, MAX_GRAD_NORM, ADAM_EPSILON = 0.05, 1.0, 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,9 @@ class TrainOptions(Options):
     (default: the model's). `batch_size` counts windows per optimizer step over all processes and accumulation steps.
     Small batches learn most from few tokens (3 M parameters, 216,000 tokens: validation loss 5.33 with 8 windows, 5.76
     with 16); with hours or a GPU give more. None for `learning_rate` and `dropout` takes what suits: `scratch_rate`, or
-    `FINE_TUNING_RATE` with `init`; no dropout from scratch, the checkpoint's own with `init`. `patience` counts
-    evaluations; when it is spent the decay begins (None: only at its time).
+    `FINE_TUNING_RATE` with `init`; no dropout from scratch, the checkpoint's own with `init`; None for `weight_decay`
+    takes `SCRATCH_DECAY` or `FINE_TUNING_DECAY`. `patience` counts evaluations; when it is spent the decay begins (0 or
+    None: only at its time). `schedule` and `warmup_ratio`: see `chitchat.training.rate`.
     """
 
     init: str | None = option(
@@ -63,15 +66,42 @@ class TrainOptions(Options):
     )
     patience: int | None = option(
         4,
-        "Begin the end after this many evaluations without a better validation loss.",
+        "Begin the end after this many evaluations without a better validation loss; 0: never.",
         group=_LENGTH,
         unit="evaluations",
-        ge=1,
+        ge=0,
     )
     batch_size: int = option(8, "Windows per optimizer step, over all processes.", group=_STEPS, unit="windows", ge=1)
     grad_accumulation: int = option(1, "Parts that a step's batch is computed in.", group=_STEPS, unit="parts", ge=1)
     learning_rate: float | None = option(
         None, "Peak learning rate (default: by the width, or 1e-4 with --init).", group=_STEPS, unit="per step", gt=0
+    )
+    schedule: ScheduleKind = option(
+        "wsd",
+        "Learning rate after the warm-up: wsd stays at the peak and decays over the last 35 % of the steps; linear and "
+        "cosine decay all the way to 0; constant does not.",
+        group=_STEPS,
+    )
+    warmup_ratio: float = option(
+        WARMUP_RATIO,
+        "Warm-up, at least 100 steps or a quarter of a shorter run; 0: none.",
+        group=_STEPS,
+        unit="share of the steps",
+        ge=0,
+        lt=1,
+    )
+    max_grad_norm: float = option(
+        MAX_GRAD_NORM, "Clip gradients to this norm; 0: do not.", group=_STEPS, unit="L2 norm of all gradients", ge=0
+    )
+    weight_decay: float | None = option(
+        None,
+        "AdamW's weight decay, decoupled (default: 0.1 from scratch, 0.01 with --init).",
+        group=_STEPS,
+        unit="per learning rate",
+        ge=0,
+    )
+    adam_epsilon: float = option(
+        ADAM_EPSILON, "AdamW's epsilon, in the denominator of a step.", group=_STEPS, unit="gradient", gt=0
     )
     loss: Literal["all", "replies"] = option("all", "Turns that count in the loss.", group=_STEPS)
     seed: int = option(0, **SEED)
@@ -96,11 +126,12 @@ class TrainOptions(Options):
 class FitOptions:
     """How to train. `batch_size` counts the windows of one optimizer step over all processes and accumulation steps.
 
-    Exactly one of `epochs`, `max_minutes` and `steps` is set. `warmup` is a share of the steps (see
-    `chitchat.training.rate.warmup_steps`), `patience` a number of evaluations without a better loss, after which the
-    decay begins early (None: it never does), `eval_tokens` how many validation tokens an evaluation reads (None: as
-    many as the budget allows). `labels_per_step` is what the summed loss of a step is divided by, so that every label
-    of the run weighs the same (None: by the labels of the step, so every step does).
+    Exactly one of `epochs`, `max_minutes` and `steps` is set. `warmup_ratio` is a share of the steps (see
+    `chitchat.training.rate.warmup_steps`), `schedule` what follows the warm-up; `max_grad_norm` 0 clips nothing.
+    `patience` is a number of evaluations without a better loss, after which the decay begins early (None: it never
+    does), `eval_tokens` how many validation tokens an evaluation reads (None: as many as the budget allows).
+    `labels_per_step` is what the summed loss of a step is divided by, so that every label of the run weighs the same
+    (None: by the labels of the step, so every step does).
     """
 
     learning_rate: float
@@ -112,9 +143,11 @@ class FitOptions:
     patience: int | None = None
     eval_tokens: int | None = None
     labels_per_step: float | None = None
-    warmup: float = 0.05
-    clip: float = 1.0
+    schedule: ScheduleKind = "wsd"
+    warmup_ratio: float = WARMUP_RATIO
+    max_grad_norm: float = MAX_GRAD_NORM
     weight_decay: float = 0.01
+    adam_epsilon: float = ADAM_EPSILON
     seed: int = 0
 
 

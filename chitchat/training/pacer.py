@@ -10,7 +10,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable
 
-from chitchat.training.rate import Decision, RateSchedule, patient_end
+from chitchat.training.rate import Decision, RateSchedule
 from chitchat.training.stopwatch import Stopwatch
 from chitchat.training.workfolder import TrainingPlan
 
@@ -75,11 +75,11 @@ class Pacer:
         return Decision(step, moved, "clock") if (moved < end if late else moved > end) else None
 
     def impatient(self, step: int) -> Decision | None:
-        """The decision where patience is spent: the decay begins now; one that has begun continues as planned."""
-        end = self.schedule.end(step)
-        if self.schedule.decays(step) or step >= end or step <= self.schedule.decisions[-1].step:
+        """The decision where patience is spent: the end begins now; a decay that has begun continues as planned."""
+        end = self.schedule.patient_end(step)
+        if end is None or step <= self.schedule.decisions[-1].step:
             return None
-        return Decision(step, min(patient_end(step), end), "patience")
+        return Decision(step, end, "patience")
 
     def _steps_left(self, step: int, now: float, aim: float) -> int:
         window = self._window

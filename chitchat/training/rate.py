@@ -1,16 +1,22 @@
-"""The learning rate of every step: warm-up, stable, decay, with an end that can be moved during the run.
+"""The learning rate of every step: warm-up, then one of four schedules, with an end that can be moved during the run.
 
-A cosine needs a fixed end. Here the rate stays at its peak until the decay begins, which is planned backwards from the
-end (warm-up, stable, decay: MiniCPM, arXiv 2404.06395; Hägele et al., arXiv 2405.18392). Those papers decay over a
-tenth or a fifth of the steps, by 1 - sqrt; in runs as short as these a linear decay over a third of the steps was best,
-and better than a cosine of the same length (LOG.md). The end is a list of decisions: the planned one, and those by
-which the clock or the patience moved it. The rate of a step depends only on the decisions before it, so a resumed run
-that reads them takes the same steps.
+A cosine needs a fixed end. With wsd, the default, the rate stays at its peak until the decay begins, which is planned
+backwards from the end (warm-up, stable, decay: MiniCPM, arXiv 2404.06395; Hägele et al., arXiv 2405.18392). Those
+papers decay over a tenth or a fifth of the steps, by 1 - sqrt; in runs as short as these a linear decay over a third of
+the steps was best, and better than a cosine of the same length (LOG.md). The end is a list of decisions: the planned
+one, and those by which the clock or the patience moved it. The rate of a step depends only on the decisions before it,
+so a resumed run that reads them takes the same steps.
+
+linear and cosine decay from the warm-up to the end, constant does not. Where the end is moved, their decay continues
+from where it was: bent, without a jump.
 """
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Literal
+
+from chitchat.training.options import ScheduleKind
 
 DECAY_SHARE = 0.35  # of the steps
 Cause = Literal["plan", "clock", "patience"]
@@ -28,21 +34,38 @@ class Decision:
 class RateSchedule:
     """The share of the peak rate, step by step; `warmup` is a share of the steps, see `warmup_steps`."""
 
-    def __init__(self, decisions: list[Decision], warmup: float) -> None:
-        self.decisions, self.warmup = decisions, warmup
+    def __init__(self, decisions: list[Decision], warmup: float, kind: ScheduleKind = "wsd") -> None:
+        self.decisions, self.warmup, self.kind = decisions, warmup, kind
 
     def end(self, step: int) -> int:
         """The number of steps of the run, as decided until after `step` steps."""
         return self._before(step)[-1].end
 
     def decays(self, step: int) -> bool:
-        """Whether the decay has begun at step `step` (0-based)."""
-        return self._progress(step)[1] > 0
+        """Whether the decay has begun at step `step` (0-based), or none will come."""
+        return self.kind == "constant" or self._progress(step)[1] > 0
+
+    def patient_end(self, step: int) -> int | None:
+        """The end of a run whose patience is spent after `step` steps; None where it ends no sooner than planned.
+
+        A constant rate has nothing to wait for. The others decay for the usual share of all steps.
+        """
+        end = self.end(step)
+        if step >= end or any(decision.cause == "patience" for decision in self.decisions):
+            return None
+        if self.kind == "constant":
+            return step + 1
+        return None if self.kind == "wsd" and self.decays(step) else min(patient_end(step), end)
 
     def factor(self, step: int) -> float:
         """The share of the peak rate in step `step` (0-based): 0 in the first step of a warm-up, which only fills the
         optimizer's moments, and above 0 until the last one."""
         warm, decayed = self._progress(step)
+        match self.kind:
+            case "constant":
+                return warm
+            case "cosine":
+                return warm * (1 + math.cos(math.pi * decayed)) / 2
         return warm * (1 - decayed)
 
     def _before(self, step: int) -> list[Decision]:
@@ -59,7 +82,8 @@ class RateSchedule:
             upto = known[number + 1].step if number + 1 < len(known) else step
             length = warmup_steps(self.warmup, decision.end)
             warm = _ramp(warm, decision.step, max(length, decision.step + length // 4), upto)
-            begin = decision.step if decayed else max(decision.step, decision.end - round(DECAY_SHARE * decision.end))
+            planned = decision.end - round(DECAY_SHARE * decision.end) if self.kind == "wsd" else length
+            begin = decision.step if decayed else max(decision.step, planned)
             decayed = _ramp(decayed, begin, decision.end + 1, upto + (number + 1 == len(known)))
         return warm, decayed
 

@@ -142,14 +142,19 @@ def _context(options: TrainOptions, model: PreTrainedModel) -> int:
 def _fit_options(options: TrainOptions, model: PreTrainedModel) -> FitOptions:
     scratch = options.init is None
     default = scratch_rate(model.config.hidden_size) if scratch else FINE_TUNING_RATE
+    decay = SCRATCH_DECAY if scratch else FINE_TUNING_DECAY
     return FitOptions(
         learning_rate=options.learning_rate or default,
         batch_size=options.batch_size,
         grad_accumulation=options.grad_accumulation,
         epochs=options.epochs,
         max_minutes=options.max_minutes,
-        patience=options.patience,
-        weight_decay=SCRATCH_DECAY if scratch else FINE_TUNING_DECAY,
+        patience=options.patience or None,
+        schedule=options.schedule,
+        warmup_ratio=options.warmup_ratio,
+        max_grad_norm=options.max_grad_norm,
+        weight_decay=decay if options.weight_decay is None else options.weight_decay,
+        adam_epsilon=options.adam_epsilon,
         seed=options.seed,
     )
 

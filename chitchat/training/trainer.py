@@ -102,7 +102,7 @@ class ExactTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # the Trainer then passes the number of labels of a step
         self.run, self.folder, self.plan = run, folder, plan
-        self.schedule = RateSchedule(decisions, run.options.warmup)
+        self.schedule = RateSchedule(decisions, run.options.warmup_ratio, run.options.schedule)
         self.pacer = Pacer(plan, self.schedule, run.padded_tokens, run.stopwatch)
         self.add_callback(Schedule(plan, folder, self.pacer, run.options.patience))
         self.add_callback(Progress(self.schedule.end, run.distributed.is_main))
@@ -203,8 +203,8 @@ def _arguments(run: FitRun, plan: TrainingPlan, work: Path) -> TrainingArguments
         seed=options.seed, report_to="none", disable_tqdm=True,
         per_device_train_batch_size=options.batch_size // run.parts,
         gradient_accumulation_steps=options.grad_accumulation, average_tokens_across_devices=True,
-        learning_rate=options.learning_rate, max_grad_norm=options.clip, weight_decay=options.weight_decay,
-        optim="adamw_torch_fused", adam_beta1=BETAS[0], adam_beta2=BETAS[1],
+        learning_rate=options.learning_rate, max_grad_norm=options.max_grad_norm, weight_decay=options.weight_decay,
+        optim="adamw_torch_fused", adam_beta1=BETAS[0], adam_beta2=BETAS[1], adam_epsilon=options.adam_epsilon,
         logging_strategy="steps", logging_steps=plan.log_every, logging_nan_inf_filter=False,
         eval_strategy="steps", eval_steps=plan.eval_every, save_strategy="steps", save_steps=plan.eval_every,
         load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=False,

@@ -22,7 +22,7 @@ COMMANDS = {
     "eval": ("evaluate:evaluate", "Quality on held-out conversations and the health of replies."),
     "bench": ("bench:bench", "Latency, memory and quality of models, side by side."),
     "chat": ("chat:chat", "A conversation in the terminal."),
-    "generate": ("chat:generate", "Replies to a prompt, or conversations out of nothing."),
+    "generate": ("generate:generate", "Replies to prompts, texts that go on, or conversations out of nothing."),
     "serve": ("serve:serve", "OpenAI-compatible HTTP server over a bundle; needs no torch."),
     "info": ("info:info", "What a model is: shape, parameters, bytes, dialogue format, lineage."),
     "run": ("run:run", "The whole pipeline of a recipe; finished stages are not run again."),

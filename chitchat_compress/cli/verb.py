@@ -52,6 +52,7 @@ def _hint(one: OptionField) -> Any:
         alias=f"--{one.alias}" if one.alias else None,
         help=one.help + (f" [{notes}]" if notes else ""),
         group=_group(one.group),
+        allow_leading_hyphen=one.stdin,
         show_default=one.default is not None and one.kind is not bool,
     )
     return Annotated[one.kind | None if one.optional else one.kind, parameter]
