@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from serve.errors import ServeError
+from serve.options import PRESETS, check_option
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,10 +20,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="threads of the model (default: the physical cores)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="graph to run (default: cuda where it can)")
     parser.add_argument("--chat", action="store_true", help="talk in the terminal instead of serving")
+    parser.add_argument("--preset", choices=PRESETS, help="with --chat: the sampling options of that project's chat")
+    parser.add_argument("--history", type=int, help="with --chat: turns that the model is shown, 0 for all that fit")
+    parser.add_argument("--save", type=Path, help="with --chat: file that each exchange is appended to")
+    parser.add_argument("--quiet", action="store_true", help="with --chat: no line of figures after a reply")
     options = parser.parse_args(arguments)
     try:
         if options.chat:
-            _chat(options.bundle, options.threads, options.device)
+            _chat(options)
         else:
             from serve.server import run_server  # heavy: not for --help
 
@@ -42,16 +48,31 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _chat(path: Path, threads: int | None, device: str | None) -> None:
+def _chat(options: argparse.Namespace) -> None:
     from serve.bundle import Bundle
     from serve.engine import Engine
     from serve.terminal import run_terminal
     from serve.text import TextCodec
+    from serve.transcript import check_file
 
-    bundle = Bundle.open(path)
-    engine = Engine(bundle, threads, device=device)
+    preset = dict(PRESETS[options.preset]) if options.preset else {}
+    history = int(preset.pop("history", 0))
+    history = history if options.history is None else options.history
+    check_option("history", history)
+    if options.save is not None:
+        check_file(options.save)  # before the model is loaded
+    bundle = Bundle.open(options.bundle)
+    engine = Engine(bundle, options.threads, device=options.device)
     engine.choice.announce()
-    run_terminal(engine, TextCodec.open(bundle.tokenizer_path), bundle.sampling, model=str(path))
+    run_terminal(
+        engine,
+        TextCodec.open(bundle.tokenizer_path),
+        replace(bundle.sampling, **preset),  # type: ignore[arg-type]
+        history=history,
+        save=options.save,
+        quiet=options.quiet,
+        model=str(options.bundle),
+    )
 
 
 if __name__ == "__main__":

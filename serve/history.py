@@ -107,6 +107,11 @@ class ChatHistory:
         self.turns.append(list(turn))
         self._from_bot.append(True)
 
+    @property
+    def asked(self) -> int:
+        """How often `ask` can be taken back."""
+        return len(self._asked)
+
     def undo(self) -> bool:
         """Take back the last `ask` with its answer; what it dropped is there again. False where there was none."""
         if not self._asked:

@@ -65,6 +65,7 @@ def run_terminal(
                 _say(out, "")  # the shell's prompt begins a new line
                 break
             except KeyboardInterrupt:
+                chat.settle()
                 _say(out, "")
                 if interrupted or not patient:
                     break
@@ -136,6 +137,12 @@ class _Chat:
                 self._save_all(Path(action.text).expanduser())
             case _:
                 self.talk = action.talk
+
+    def settle(self) -> None:
+        """After a Ctrl-C between two steps: keep the exchanges that both the ids and the texts have."""
+        while self.turns.asked > len(self.talk.exchanges):
+            self.turns.undo()
+        self.talk = replace(self.talk, exchanges=self.talk.exchanges[: self.turns.asked])
 
     def _retry(self, action: Action) -> None:
         """Answer the last turn again; where no reply comes, the one before stays."""

@@ -203,6 +203,13 @@ def test_a_history_that_cannot_be_written_breaks_nothing(tmp_path: Path, monkeyp
     assert line_input.history_file() == Path("/home/somebody/.local/state/chitchat-compress/chat-history")
 
 
+def test_a_python_without_readline_reads_lines_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows, and a Python that was built without it."""
+    monkeypatch.setitem(sys.modules, "readline", None)
+    with line_input.edited_input() as read:
+        assert read is input
+
+
 def test_ctrl_c_stops_the_reply_of_a_bundle_at_a_terminal_and_the_conversation_goes_on(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:

@@ -263,6 +263,27 @@ def test_a_reply_that_is_stopped_before_its_first_token_takes_its_turn_back(code
     assert "you: a" not in printed
 
 
+class Interrupted(io.StringIO):
+    """An output during whose writing of a text Ctrl-C is pressed, once."""
+
+    pressed = False
+
+    def write(self, text: str) -> int:
+        if text == "\n" and "bot: b" in self.getvalue() and not self.pressed:
+            self.pressed = True
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+def test_ctrl_c_just_after_a_reply_keeps_the_conversation_whole(codec: TextCodec) -> None:
+    """A turn without its reply in the model's sight, because the key came between the last token and its newline."""
+    echo, out = Echo(), Interrupted()
+    talk(echo, codec, "a", "b", "c", "/show", out=out)
+    assert out.pressed
+    assert turns(echo, codec) == [["a"], ["a", "a", "b"], ["a", "a", "c"]]
+    assert out.getvalue().endswith("you: a\nbot: a\nyou: c\nbot: c\n\n")
+
+
 class Triples:
     """A generator whose every turn is three times the same letter."""
 

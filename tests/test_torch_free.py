@@ -82,6 +82,24 @@ def test_a_bundle_talks_in_the_terminal(bundle: Path) -> None:
     assert "bot: " in done.stdout
 
 
+def test_the_terminal_of_a_bundle_has_presets_and_saves(bundle: Path, tmp_path: Path) -> None:
+    """Stops a chat on an edge box that lacks what the command line has."""
+    code = "from serve.__main__ import main; sys.exit(main([sys.argv[1], '--chat', '--threads', '1', *sys.argv[2:]]))"
+    words = [str(bundle), "--preset", "gpt2-chitchat", "--save", str(tmp_path / "talk.jsonl")]
+    done = subprocess.run(
+        [*command(code), *words], input="hello\n/show\n", cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "top_k               8\n" in done.stdout
+    assert "history             3\n" in done.stdout
+    (line,) = (tmp_path / "talk.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(line)["options"]["max_new_tokens"] == 25
+    words[-1] = str(tmp_path)
+    done = subprocess.run([*command(code), *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "is a folder" in done.stderr
+
+
 def chat(client: httpx.Client, **fields: Any) -> httpx.Response:
     """One request."""
     body = {"messages": [{"role": "user", "content": "how are you"}], "max_tokens": 12, **fields}
