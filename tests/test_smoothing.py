@@ -81,6 +81,18 @@ def test_the_search_takes_the_scales_that_lose_least() -> None:
     assert scale[5] == scale.max()
 
 
+def test_a_wide_weight_is_tried_on_outputs_from_all_over() -> None:
+    """Stops a choice by the first outputs alone, and sizes of weights that are taken from some outputs only."""
+    draw = torch.Generator().manual_seed(0)
+    inputs, weight = torch.randn(64, 32, generator=draw), torch.randn(32, 512, generator=draw)
+    inputs[:, 5] *= 300
+    weight[7, -1] *= 50  # the largest weight of its channel stands among the last outputs
+    scale, share = search(inputs, weight, channel_product)
+    wide, wide_share = search(inputs, weight.repeat_interleave(4, dim=1), channel_product)
+    torch.testing.assert_close(wide, scale)
+    assert wide_share == pytest.approx(share, rel=1e-4)
+
+
 def test_a_silent_channel_keeps_its_scale() -> None:
     """Stops 0 / 0 behind a channel that a LayerNorm has switched off."""
     inputs, weight = torch.randn(64, 32), torch.randn(32, 24)
