@@ -9,23 +9,22 @@ from typing import Any
 from chitchat.errors import BadInput
 from chitchat.options import make_options
 from chitchat_compress.keywords import takes
-from chitchat_compress.options import ChatOptions, DrawOptions
+from chitchat_compress.options import ChatOptions
 
 
 @takes(ChatOptions)
 def load(
     model: str | os.PathLike[str], *, options: ChatOptions | None = None, announce: bool = False, **given: Any
 ) -> "Bot":
-    """A bundle, a checkpoint or a hub id, loaded and ready to talk; with `announce` stderr says what runs it."""
-    return open_bot(model, make_options(ChatOptions, options, given, "load"), announce)
+    """A bundle, a checkpoint or a hub id, loaded and ready to talk; with `announce` stderr says what runs it.
 
-
-def open_bot(model: str | os.PathLike[str], options: DrawOptions, announce: bool = False) -> "Bot":
-    """A model with options that are complete. Raises `BadInput` for a system turn where its format has none."""
+    Raises `BadInput` for a system turn where the model's dialogue format has none.
+    """
+    options = make_options(ChatOptions, options, given, "load")
     from bench.models.open import open_model
 
     opened = open_model(os.fspath(model), options.dialogue, options.tokenizer)
-    if isinstance(options, ChatOptions) and options.system is not None:
+    if options.system is not None:
         family = opened.dialogue.family
         raise BadInput(f"--system: the dialogue format of {model} ({family}) has no system turn; leave it out")
     bot = Bot(opened.generator(options.threads, options.device), opened.codec(), options, os.fspath(model))
@@ -49,10 +48,10 @@ def file_to_save(save: str | os.PathLike[str]) -> Path:
 class Bot:
     """A loaded model. `generator` speaks ids, `codec` turns them into text, `options` draw replies; `name` is told."""
 
-    def __init__(self, generator: Any, codec: Any, options: DrawOptions, name: str = "") -> None:
+    def __init__(self, generator: Any, codec: Any, options: ChatOptions, name: str = "") -> None:
         self.generator, self.codec, self.options = generator, codec, options
         self.name = name
-        self.history: int = options.resolved("history") if isinstance(options, ChatOptions) else 0
+        self.history: int = options.resolved("history")
 
     def reply(self, text: str) -> str:
         """The reply to one turn, with no turns before it."""
