@@ -80,10 +80,10 @@ class Moments:
         bias is free, and stays None where there is none. Raises `torch.linalg.LinAlgError` where the inputs are all 0.
         """
         before, right = weight.detach().double().cpu(), self.xy / self._rows
-        square = self.second
-        penalty = damping * float(square.diagonal().mean())
+        penalty = damping * float(self._xx.diagonal().mean()) / self._rows
+        square = self.second if bias is None else self.covariance
         if bias is not None:
-            square, right = self.covariance, right.addr_(self.mean, self.y / self._rows, alpha=-1)
+            right.addr_(self.mean, self.y / self._rows, alpha=-1)
         square.diagonal().add_(penalty)
         after = solve_positive(square, right.add_(before, alpha=penalty))
         offset = None if bias is None else (self.y / self._rows - self.mean @ after).to(bias.device, bias.dtype)
